@@ -1,0 +1,206 @@
+"""`P2OConfig`: everything `GRPOConfig` has, plus what P²O adds. The help texts are the documentation."""
+
+from dataclasses import dataclass, field
+
+from trl import GRPOConfig
+
+EVOLUTION_PRESETS = ("light", "medium", "heavy", "heavy_4")
+
+
+@dataclass
+class P2OConfig(GRPOConfig):
+    r"""
+    Configuration of [`P2OTrainer`].
+
+    Defaults are the paper's (arXiv 2603.21877) wherever it states one; everything inherited from `GRPOConfig` keeps
+    TRL's meaning and default. Section numbers refer to the paper's algorithm as implemented in `trainer.py`.
+
+    Raises:
+        ValueError: an option out of its range or of its choices, naming the option and what it may be.
+    """
+
+    # -- mining: which questions are hard this epoch --------------------------------------------------------------
+    near_hard: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether questions with exactly one success among their rollouts join the hard set, beside those "
+            "with none."
+        },
+    )
+    success_threshold: float = field(
+        default=0.0,
+        metadata={"help": "A rollout is a success when its reward is greater than this."},
+    )
+    success_reward: str | None = field(
+        default=None,
+        metadata={
+            "help": "Name of the one reward function that decides success. By default it is the weighted sum of all, "
+            "which is wrong when, say, a format reward is positive for wrong answers as well."
+        },
+    )
+
+    # -- prompt phase ---------------------------------------------------------------------------------------------
+    prompt_phase: bool = field(
+        default=True,
+        metadata={"help": "Whether to evolve templates between epochs. `False` is plain GRPO on the same footing."},
+    )
+    min_hard_questions: int = field(
+        default=100,
+        metadata={
+            "help": "The prompt phase is skipped, and the next epoch untemplated, when the hard set is smaller than "
+            "this. At least 2: one question to reflect on and one to judge by."
+        },
+    )
+    max_dev_questions: int = field(
+        default=300,
+        metadata={
+            "help": "Hard questions kept apart for scoring templates. Half of the hard set when it is smaller than "
+            "one and a half times this."
+        },
+    )
+    evolution_budget: str = field(
+        default="light",
+        metadata={
+            "help": "Rollouts one prompt phase may spend: a preset ('light', 'medium', 'heavy', 'heavy_4'; the paper "
+            "uses 'heavy_4') that grows with the dev set, or a number. Every rollout counts."
+        },
+    )
+    parents_per_iteration: int = field(
+        default=16,
+        metadata={"help": "Distinct parents drawn from the Pareto front in one iteration of evolution."},
+    )
+    feedback_minibatch_size: int = field(
+        default=3,
+        metadata={"help": "Feedback questions a parent is tried on before and after reflection."},
+    )
+    max_template_length: int = field(
+        default=2000,
+        metadata={"help": "Longest template, in characters. Longer reflections are rejected and counted."},
+    )
+    prompt_phase_batch_size: int = field(
+        default=128,
+        metadata={"help": "Rollouts or reflections generated at once, per process, in the prompt phase."},
+    )
+
+    # -- reflection ------------------------------------------------------------------------------------------------
+    reflection_prompt: str | None = field(
+        default=None,
+        metadata={
+            "help": "Wording of the reflection request, with the placeholders `<curr_param>` and `<side_info>`. "
+            "GEPA's own when not set."
+        },
+    )
+    reflection_max_tokens: int = field(
+        default=1024,
+        metadata={"help": "Longest reflection, in new tokens."},
+    )
+    reflection_temperature: float = field(
+        default=1.0,
+        metadata={"help": "Sampling temperature of the reflection model."},
+    )
+    solution_column: str = field(
+        default="solution",
+        metadata={"help": "Dataset column with the gold answer, for feedback and for the guard against leaks of it."},
+    )
+
+    # -- templates in the policy phase ------------------------------------------------------------------------------
+    same_template_per_group: bool = field(
+        default=False,
+        metadata={"help": "Whether all rollouts of a question share one template instead of each drawing its own."},
+    )
+    bare_rollouts_per_group: int = field(
+        default=0,
+        metadata={"help": "Rollouts of a templated question's group that stay untemplated, in [0, num_generations)."},
+    )
+    drop_failed_templated: bool = field(
+        default=False,
+        metadata={"help": "Whether templated rollouts without success are left out of the loss (denominators kept)."},
+    )
+    max_prompt_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Longest prompt in tokens. A bare question over it is an error at start; a template that would "
+            "exceed it is not used for that question. Defaults to what the model's positions leave beside "
+            "`max_completion_length`."
+        },
+    )
+
+    # -- context distillation ---------------------------------------------------------------------------------------
+    context_mask: str = field(
+        default="hard",
+        metadata={
+            "help": "What happens to tokens of templated rollouts whose context ratio π(y|x)/π(y|T(x,z)) is out of "
+            "range: 'hard' removes their loss, 'soft' scales it by bound/ratio, 'off' keeps it."
+        },
+    )
+    context_ratio_min: float = field(default=0.01, metadata={"help": "Lower end of the context ratio's range."})
+    context_ratio_max: float = field(default=10.0, metadata={"help": "Upper end of the context ratio's range."})
+    old_logprobs_context: str = field(
+        default="bare",
+        metadata={
+            "help": "Under which context the old log-probabilities of templated rollouts are taken: 'bare' (the "
+            "paper: the policy ratio starts at 1) or 'rollout' (importance sampling from the templated policy)."
+        },
+    )
+
+    # -- budget ------------------------------------------------------------------------------------------------------
+    max_rollouts: int | None = field(
+        default=None,
+        metadata={
+            "help": "Training stops after this many rollouts in all: policy, evolution and reflection together. "
+            "Evaluation is not counted."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choices = {
+            "context_mask": ("hard", "soft", "off"),
+            "old_logprobs_context": ("bare", "rollout"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(allowed)}.")
+        self.evolution_budget = str(self.evolution_budget)
+        if self.evolution_budget not in EVOLUTION_PRESETS and not self.evolution_budget.isdecimal():
+            raise ValueError(
+                f"evolution_budget={self.evolution_budget!r} is neither a number of rollouts nor one of "
+                f"{', '.join(EVOLUTION_PRESETS)}."
+            )
+        least = {
+            "min_hard_questions": 2,
+            "max_dev_questions": 1,
+            "parents_per_iteration": 1,
+            "feedback_minibatch_size": 1,
+            "max_template_length": 1,
+            "prompt_phase_batch_size": 1,
+            "reflection_max_tokens": 1,
+            "bare_rollouts_per_group": 0,
+            "max_prompt_length": 1,
+            "max_rollouts": 1,
+        }
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                raise ValueError(f"{name}={value} must be at least {minimum}.")
+        if self.bare_rollouts_per_group >= self.num_generations:
+            raise ValueError(
+                f"bare_rollouts_per_group={self.bare_rollouts_per_group} must be smaller than "
+                f"num_generations={self.num_generations}: at least one rollout of a group has to be templated."
+            )
+        if not 0 < self.context_ratio_min < self.context_ratio_max:
+            raise ValueError(
+                f"The context ratio's range [{self.context_ratio_min}, {self.context_ratio_max}] must satisfy "
+                "0 < context_ratio_min < context_ratio_max."
+            )
+        if self.reflection_temperature < 0:
+            raise ValueError(f"reflection_temperature={self.reflection_temperature} must not be negative.")
+        if self.reflection_prompt is not None:
+            missing = [p for p in ("<curr_param>", "<side_info>") if p not in self.reflection_prompt]
+            if missing:
+                raise ValueError(f"reflection_prompt lacks the placeholder(s) {', '.join(missing)}.")
+
+    @property
+    def evolution_calls(self) -> str | int:
+        """The budget as evolution takes it: a preset's name or a number of rollouts."""
+        return int(self.evolution_budget) if self.evolution_budget.isdecimal() else self.evolution_budget

@@ -1,0 +1,114 @@
+"""P²O's part of a checkpoint: everything the next step needs beside weights, optimizer and generators."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from p2o.hard_samples import Outcome
+from p2o.ledger import Ledger
+from p2o.templates import Template
+
+STATE_FILE = "p2o_state.json"
+STATE_VERSION = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be continued: not P²O's, of another version, or of another configuration."""
+
+
+@dataclass
+class P2OState:
+    """
+    Args:
+        epoch: index of the policy epoch the next step belongs to, or has just completed.
+        epoch_complete: whether that epoch's last step is done, so that the prompt phase comes next.
+        outcomes: mining's counts of this epoch so far, by question.
+        hard_set: questions that were hard in the epoch before.
+        templates: selected set in use.
+        assignment: for each templated question the index of each rollout's template, `None` for bare ones.
+        ledger: rollouts and tokens spent.
+        events: counted incidents that lost nothing (templates over the length limit, unscored rollouts, …).
+        trainer_step: TRL's count of forward/backward passes, its place within a generation batch.
+        pending_metrics: metrics gathered since the last log.
+    """
+
+    epoch: int = 0
+    epoch_complete: bool = False
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    hard_set: list[int] = field(default_factory=list)
+    templates: list[Template] = field(default_factory=list)
+    assignment: dict[int, list[int | None]] = field(default_factory=dict)
+    ledger: Ledger = field(default_factory=Ledger)
+    events: dict[str, int] = field(default_factory=dict)
+    trainer_step: int = 0
+    pending_metrics: dict[str, list[float]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "outcomes": {str(q): [o.successes, o.rollouts] for q, o in self.outcomes.items()},
+            "templates": [t.to_dict() for t in self.templates],
+            "assignment": {str(q): draws for q, draws in self.assignment.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "P2OState":
+        return cls(
+            **{
+                **data,
+                "outcomes": {int(q): Outcome(*o) for q, o in data["outcomes"].items()},
+                "templates": [Template.from_dict(t) for t in data["templates"]],
+                "assignment": {int(q): draws for q, draws in data["assignment"].items()},
+                "ledger": Ledger(**data["ledger"]),
+            }
+        )
+
+    def save(self, checkpoint: Path, fingerprint: dict[str, Any]) -> None:
+        write_json(
+            checkpoint / STATE_FILE,
+            {"version": STATE_VERSION, "fingerprint": fingerprint, "state": self.to_dict()},
+        )
+
+    @classmethod
+    def load(cls, checkpoint: Path, fingerprint: dict[str, Any]) -> "P2OState":
+        """
+        Raises:
+            CheckpointError: no state of ours, of another version, or made under a configuration that would continue
+                differently; each difference is named.
+        """
+        path = checkpoint / STATE_FILE
+        try:
+            data = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise CheckpointError(f"{checkpoint} is no checkpoint of P2OTrainer: it has no {STATE_FILE}.") from None
+        except json.JSONDecodeError as error:
+            raise CheckpointError(f"{path} is damaged ({error}); resume from an earlier checkpoint.") from None
+        if data.get("version") != STATE_VERSION:
+            raise CheckpointError(
+                f"{path} has version {data.get('version')}, this P²O reads version {STATE_VERSION}; continue it with "
+                "the release that wrote it."
+            )
+        was = data["fingerprint"]
+        differences = [
+            f"{name} was {was.get(name)!r}, is {fingerprint.get(name)!r}"
+            for name in sorted(was.keys() | fingerprint.keys())
+            if was.get(name) != fingerprint.get(name)
+        ]
+        if differences:
+            raise CheckpointError(
+                f"{checkpoint} was made under another configuration and cannot be continued under this one: "
+                f"{'; '.join(differences)}. Resume with the old values or start a new run."
+            )
+        return cls.from_dict(data["state"])
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes whole or not at all: a reader, or a resumed run, never meets half a file."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w") as file:
+        json.dump(data, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,144 @@
+"""Templates: how one is put in front of a question, which ones are kept, and who gets which.
+
+Pure Python, no tensors. `T(x, z)` of the paper is [`apply_template`], its greedy selection [`select_templates`], its
+assignment [`assign_templates`].
+"""
+
+import copy
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+Prompt = str | list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Template:
+    """A selected instruction.
+
+    Args:
+        text: the instruction, never empty.
+        score: mean dev reward, the weight with which it is drawn.
+        solves: ids of the dev questions it solved.
+        candidate: its index in the evolution that found it (its lineage is in the run directory).
+    """
+
+    text: str
+    score: float
+    solves: frozenset[int] = field(default_factory=frozenset)
+    candidate: int = -1
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "solves": sorted(self.solves)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Template":
+        return cls(**{**data, "solves": frozenset(data["solves"])})
+
+
+def last_user_message(prompt: Prompt) -> int | None:
+    """Index of the message that templates touch, or None for a plain-text prompt.
+
+    Raises:
+        ValueError: a chat without any user message.
+    """
+    if isinstance(prompt, str):
+        return None
+    for index in reversed(range(len(prompt))):
+        if prompt[index]["role"] == "user":
+            return index
+    raise ValueError(f"This chat has no user message to put a template in front of: {prompt!r}")
+
+
+def question_text(prompt: Prompt) -> str:
+    """The question as text: a plain prompt itself, of a chat the text of its last user message."""
+    index = last_user_message(prompt)
+    if index is None:
+        return str(prompt)
+    content = prompt[index]["content"]  # type: ignore[index]
+    if isinstance(content, str):
+        return content
+    return "\n".join(part["text"] for part in content if part.get("type") == "text")
+
+
+def apply_template(prompt: Prompt, template: str) -> Prompt:
+    """T(x, z): the stripped template and a blank line in front of the last user message; the empty one changes nothing.
+
+    The prompt given is left as it was.
+    """
+    template = template.strip()
+    if not template:
+        return prompt
+    prefix = template + "\n\n"
+    index = last_user_message(prompt)
+    if index is None:
+        return prefix + str(prompt)
+    messages = copy.deepcopy(prompt)
+    message = messages[index]  # type: ignore[index]
+    if isinstance(message["content"], str):
+        message["content"] = prefix + message["content"]  # type: ignore[index]
+    else:
+        message["content"] = [{"type": "text", "text": prefix}, *message["content"]]  # type: ignore[index]
+    return messages
+
+
+def select_templates(candidates: Sequence[Template]) -> list[Template]:
+    """Greedy set cover: again and again the candidate that solves most dev questions not yet covered.
+
+    Ties go to the higher score, then to the earlier candidate. The empty template is not selectable: it is what a bare
+    rollout has. Returns an empty list when nothing is solved at all.
+    """
+    remaining = [c for c in candidates if c.text.strip()]
+    covered: set[int] = set()
+    selected: list[Template] = []
+    while remaining:
+        best = max(remaining, key=lambda c: (len(c.solves - covered), c.score))
+        if not best.solves - covered:
+            break
+        covered |= best.solves
+        selected.append(best)
+        remaining.remove(best)
+    return selected
+
+
+def assign_templates(
+    questions: Sequence[int],
+    templates: Sequence[Template],
+    num_generations: int,
+    *,
+    rng: random.Random,
+    same_template_per_group: bool = False,
+    bare_rollouts_per_group: int = 0,
+) -> dict[int, list[int | None]]:
+    """Which template each rollout of each hard question gets next epoch.
+
+    Args:
+        questions: the hard set, dev and feedback questions alike.
+        templates: the selected set.
+        num_generations: K, rollouts of a group.
+        rng: source of the draws.
+        same_template_per_group: one draw for the whole group.
+        bare_rollouts_per_group: the first so many rollouts stay bare.
+
+    Returns:
+        For each question K indices into `templates`, `None` for a bare rollout. Empty when there are no templates.
+        Draws are with replacement and weighted by score: among the templates that solve the question if any does
+        (only dev questions can be known to be solved), else among all.
+    """
+    if not templates:
+        return {}
+    assignment: dict[int, list[int | None]] = {}
+    for question in questions:
+        solving = [i for i, t in enumerate(templates) if question in t.solves]
+        pool = solving or list(range(len(templates)))
+        # A template can solve a question and still have a mean reward of zero or less (negative rewards exist).
+        weights = [templates[i].score for i in pool]
+        if min(weights) <= 0:
+            weights = [1.0] * len(pool)
+        templated = num_generations - bare_rollouts_per_group
+        draws: list[int | None] = list(rng.choices(pool, weights, k=1 if same_template_per_group else templated))
+        if same_template_per_group:
+            draws *= templated
+        assignment[question] = [None] * bare_rollouts_per_group + draws
+    return assignment
