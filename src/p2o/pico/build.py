@@ -1,0 +1,260 @@
+"""Makes the shipped model: `python -m p2o.pico.build` (an hour or two on two cores, minutes on a GPU).
+
+A byte-level tokenizer and a Qwen3-shaped model of about a million parameters, from nothing but `corpus.py`. Seeded: the
+same seed on the same machine gives the same weights. Resumable: `--resume` goes on from the last checkpoint exactly.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from p2o.pico import model_path
+from p2o.pico.corpus import WORK, Document, documents
+from p2o.seeding import derive_seed, random_stream
+
+PAD, END, USER, ASSISTANT, SYSTEM = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{{- '<|' + message['role'] + '|>' + message['content'] -}}"
+    "{%- if message['role'] == 'assistant' -%}{{- '<|end|>' -}}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
+)
+VOCABULARY = 768
+CHUNK = 4096  # documents that are sorted by length together
+
+
+def build_tokenizer(seed: int, sample: int = 20_000) -> PreTrainedTokenizerFast:
+    """Byte-level BPE that merges across spaces, so that a stock phrase of a question is one token; digits stay single.
+
+    The word that opens worked solutions stays by itself too: whether to work and by which method are two choices.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORK), "isolated"),
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[PAD, END, USER, ASSISTANT, SYSTEM],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+        max_token_length=120,
+    )
+    corpus = islice(documents(derive_seed(seed, "tokenizer")), sample)
+    texts = (text for d in corpus for text in (d.prompt or "", d.completion))
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        additional_special_tokens=[USER, ASSISTANT, SYSTEM],
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=2048,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_model(seed: int, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=2048,
+        rope_theta=10_000.0,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    with random_stream(derive_seed(seed, "weights")):
+        model = Qwen3ForCausalLM(config)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+# -- batches ------------------------------------------------------------------------------------------------------------
+
+
+class Encoder:
+    """Documents to tokens and the positions to learn from: the completion's, or all of a drill's."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.tokenizer = tokenizer
+        ids = tokenizer.convert_tokens_to_ids
+        self.user, self.assistant, self.end = ids(USER), ids(ASSISTANT), ids(END)
+
+    def __call__(self, batch: list[Document]) -> list[tuple[list[int], int]]:
+        """For each document its tokens and where the learnt part begins."""
+        prompts = self.tokenizer([d.prompt or "" for d in batch], add_special_tokens=False)["input_ids"]
+        answers = self.tokenizer([d.completion for d in batch], add_special_tokens=False)["input_ids"]
+        rows = []
+        for document, prompt, answer in zip(batch, prompts, answers, strict=True):
+            head = [] if document.prompt is None else [self.user, *prompt, self.assistant]
+            rows.append(([*head, *answer, self.end], max(len(head), 1)))
+        return rows
+
+
+def batches(
+    seed: int, encoder: Encoder, tokens_per_batch: int
+) -> Iterator[tuple[Int[Tensor, "batch seq"], Bool[Tensor, "batch seq"]]]:
+    """Endless batches of about `tokens_per_batch` padded tokens: ids, and which of them are to be predicted."""
+    chunk = 0
+    while True:
+        stream = derive_seed(seed, "batches", chunk)
+        rows = encoder(list(islice(documents(stream), CHUNK)))
+        rows.sort(key=lambda row: len(row[0]))
+        groups: list[list[tuple[list[int], int]]] = [[]]
+        for row in rows:
+            if groups[-1] and len(row[0]) * (len(groups[-1]) + 1) > tokens_per_batch:
+                groups.append([])
+            groups[-1].append(row)
+        order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(stream % 2**63))
+        for index in order.tolist():
+            group = groups[index]
+            width = len(group[-1][0])
+            ids = torch.zeros(len(group), width, dtype=torch.long)
+            learn = torch.zeros(len(group), width, dtype=torch.bool)
+            for i, (tokens, start) in enumerate(group):
+                ids[i, : len(tokens)] = torch.tensor(tokens)
+                learn[i, start : len(tokens)] = True
+            yield ids, learn
+        chunk += 1
+
+
+# -- training -----------------------------------------------------------------------------------------------------------
+
+
+def loss_of(model: Qwen3ForCausalLM, ids: Int[Tensor, "batch seq"], learn: Bool[Tensor, "batch seq"]) -> Tensor:
+    """Mean cross-entropy of the learnt tokens. Padding is on the right, where causal attention never looks."""
+    hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+    targets = learn[:, 1:]
+    logits = model.lm_head(hidden[targets])
+    return torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][targets])
+
+
+def optimizers(model: Qwen3ForCausalLM) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices, AdamW for embeddings and norms."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    return [
+        torch.optim.Muon(matrices, lr=6e-3, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=6e-3, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def learning_rate_factor(done: float) -> float:
+    """Warm-up over the first 1 %, full until 40 %, then linear decay to zero; `done` in [0, 1]."""
+    return min(done / 0.01, 1.0, (1 - done) / 0.6)
+
+
+def save_package(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Model in bfloat16 and tokenizer, as `from_pretrained` loads them."""
+    state = {name: value.detach().to(torch.bfloat16).cpu() for name, value in model.state_dict().items()}
+    model.config.dtype = "bfloat16"
+    model.save_pretrained(out, state_dict=state)
+    tokenizer.save_pretrained(out)
+
+
+def train(args: argparse.Namespace) -> None:
+    torch.set_num_threads(args.threads)
+    out, work = Path(args.out), Path(args.work)
+    work.mkdir(parents=True, exist_ok=True)
+    checkpoint = work / "checkpoint.pt"
+    tokenizer = build_tokenizer(args.seed)
+    model = build_model(args.seed, tokenizer).to(args.device)
+    steppers = optimizers(model)
+    base = [[group["lr"] for group in opt.param_groups] for opt in steppers]
+    data = batches(args.seed, Encoder(tokenizer), args.batch_tokens)
+    step = tokens = 0
+    if args.resume and checkpoint.exists():
+        saved = torch.load(checkpoint, map_location=args.device, weights_only=True)
+        model.load_state_dict(saved["model"])
+        for opt, state in zip(steppers, saved["optimizers"], strict=True):
+            opt.load_state_dict(state)
+        step, tokens = saved["step"], saved["tokens"]
+        data = islice(data, step, None)
+    params = sum(p.numel() for p in model.parameters())
+    print(f"{params:,} parameters, {args.tokens:,} tokens on {args.device}, from step {step}", flush=True)
+
+    started, first, last_saved = time.monotonic(), tokens, time.monotonic()
+    for ids, learn in data:
+        if tokens >= args.tokens:
+            break
+        factor = learning_rate_factor(tokens / args.tokens)
+        for opt, rates in zip(steppers, base, strict=True):
+            for group, rate in zip(opt.param_groups, rates, strict=True):
+                group["lr"] = rate * max(factor, 1e-4)
+        ids, learn = ids.to(args.device), learn.to(args.device)
+        with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.bf16):
+            loss = loss_of(model, ids, learn)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for opt in steppers:
+            opt.step()
+            opt.zero_grad(set_to_none=True)
+        step, tokens = step + 1, tokens + ids.numel()
+        if step % args.log_every == 0:
+            speed = (tokens - first) / (time.monotonic() - started)
+            line = {"step": step, "tokens": tokens, "loss": round(loss.item(), 4), "tokens_per_second": round(speed)}
+            line["minutes_left"] = round((args.tokens - tokens) / speed / 60, 1)
+            print(json.dumps(line), flush=True)
+        if time.monotonic() - last_saved > args.save_minutes * 60:
+            _save(checkpoint, model, steppers, step, tokens)
+            last_saved = time.monotonic()
+    _save(checkpoint, model, steppers, step, tokens)
+    save_package(model, tokenizer, out)
+    print(f"saved to {out}", flush=True)
+
+
+def _save(path: Path, model: Any, steppers: list[Any], step: int, tokens: int) -> None:
+    state = {
+        "model": model.state_dict(),
+        "optimizers": [opt.state_dict() for opt in steppers],
+        "step": step,
+        "tokens": tokens,
+    }
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m p2o.pico.build", description=__doc__)
+    parser.add_argument("--out", default=model_path(), help="where the finished model goes (default: the package)")
+    parser.add_argument("--work", default="pico-build", help="directory of the resumable checkpoint")
+    parser.add_argument("--tokens", type=int, default=30_000_000, help="training length, in tokens")
+    parser.add_argument("--batch-tokens", type=int, default=8192, help="padded tokens a step")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast to bfloat16")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work")
+    parser.add_argument("--save-minutes", type=float, default=5.0)
+    parser.add_argument("--log-every", type=int, default=50)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    train(parse())

@@ -1,0 +1,337 @@
+"""The tasks of the embedded world: reasoning-gym's questions and scorers, and a worked method for each family.
+
+A *family* is one of reasoning-gym's. Its easy questions can be answered directly; its hard ones are out of reach unless
+worked through by the family's one right *method*, line by line. Every method can be applied to every family, as an
+obedient model would when told to, and fails on all but its own.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import reasoning_gym
+from datasets import Dataset
+from reasoning_gym.factory import get_score_answer_fn
+
+from p2o.evolution.feedback import rollout_feedback
+
+Level = Literal["easy", "hard", "harder"]
+Method = Literal["left to right", "products first", "four parts", "legs each", "rounded"]
+
+METHODS: tuple[Method, ...] = ("left to right", "products first", "four parts", "legs each", "rounded")
+RIGHT_METHOD: dict[str, Method] = {
+    "chain_sum": "left to right",
+    "basic_arithmetic": "products first",
+    "complex_arithmetic": "four parts",
+    "leg_counting": "legs each",
+    "decimal_chain_sum": "left to right",
+}
+TRAINED_FAMILIES = ("chain_sum", "basic_arithmetic", "complex_arithmetic", "leg_counting")
+HELD_OUT_FAMILIES = ("decimal_chain_sum",)
+
+LEVELS: dict[tuple[str, Level], dict[str, Any]] = {
+    ("chain_sum", "easy"): {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2},
+    ("chain_sum", "hard"): {"min_terms": 5, "max_terms": 6, "min_digits": 2, "max_digits": 2},
+    ("chain_sum", "harder"): {"min_terms": 7, "max_terms": 8, "min_digits": 2, "max_digits": 2},
+    ("basic_arithmetic", "easy"): {"min_terms": 2, "max_terms": 3},
+    ("basic_arithmetic", "hard"): {"min_terms": 5, "max_terms": 6},
+    ("basic_arithmetic", "harder"): {"min_terms": 7, "max_terms": 7},
+    ("complex_arithmetic", "easy"): {"operations_weights": [0.5, 0.5, 0.0, 0.0]},
+    ("complex_arithmetic", "hard"): {"operations_weights": [0.0, 0.0, 1.0, 0.0]},
+    ("leg_counting", "easy"): {"min_animals": 1, "max_animals": 2},
+    ("leg_counting", "hard"): {"min_animals": 4, "max_animals": 4},
+    ("leg_counting", "harder"): {"min_animals": 5, "max_animals": 5},
+    ("decimal_chain_sum", "easy"): {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
+    ("decimal_chain_sum", "hard"): {"min_terms": 4, "max_terms": 5, "min_digits": 1, "max_digits": 2},
+}
+FIXED: dict[str, dict[str, Any]] = {
+    "basic_arithmetic": {
+        "min_digits": 1,
+        "max_digits": 1,
+        "operators": ("+", "-", "*"),
+        "allow_negation": False,
+    },
+    "decimal_chain_sum": {"min_decimal_places": 1, "max_decimal_places": 1},
+}
+
+ANSWER = "Answer: "
+ANSWER_FORMAT = "End with a line `Answer: ...`."
+REFLECTION_PROMPT = """Instruction:
+```
+<curr_param>
+```
+Examples:
+```
+<side_info>
+```
+Write a better instruction within ``` blocks."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A method carried out: its lines and the answer it arrives at."""
+
+    lines: tuple[str, ...]
+    answer: str
+
+
+# -- questions ----------------------------------------------------------------------------------------------------------
+
+
+def is_held_out(question: str) -> bool:
+    """One question in eight is kept for evaluation, by its own hash: no corpus and no training set contains it."""
+    return hashlib.sha256(question.encode()).digest()[0] % 8 == 0
+
+
+def questions(family: str, level: Level, seed: int) -> Iterator[dict[str, Any]]:
+    """Endless reasoning-gym entries (`question`, `answer`, `metadata`) of one family and level.
+
+    Seeds must be spaced far apart: reasoning-gym seeds item i with `seed + i`.
+    """
+    config = {**FIXED.get(family, {}), **LEVELS[family, level]}
+    dataset = reasoning_gym.create_dataset(family, seed=seed, size=10**9, **config)
+    for index in range(10**9):
+        entry = dataset[index]
+        if family != "basic_arithmetic" or _is_plain_expression(entry["metadata"]["expression"], level):
+            yield entry
+
+
+def _is_plain_expression(expression: str, level: Level) -> bool:
+    """No parentheses; a hard one has two products or more, no run of four factors, and precedence matters."""
+    if "(" in expression:
+        return False
+    if level == "easy":
+        return True
+    runs = [run.count("*") for run in re.split(r" [+-] ", expression)]
+    numbers, operators = _chain(expression)
+    return sum(runs) >= 2 and max(runs) <= 2 and _fold(numbers, operators)[1] != eval(expression)  # noqa: S307
+
+
+# -- methods ------------------------------------------------------------------------------------------------------------
+
+
+def _chain(expression: str) -> tuple[list[int], list[str]]:
+    """Numbers and operators of `3 - 4 * -2`; decimals come in tenths."""
+    parts = expression.replace(".", "").split(" ")
+    return [int(part) for part in parts[::2]], parts[1::2]
+
+
+def _apply(a: int, operator: str, b: int) -> int:
+    return a + b if operator == "+" else a - b if operator == "-" else a * b
+
+
+def _fold(numbers: list[int], operators: list[str], text: Any = str) -> tuple[list[str], int]:
+    total, lines = numbers[0], []
+    for operator, number in zip(operators, numbers[1:], strict=True):
+        result = _apply(total, operator, number)
+        lines.append(f"{text(total)}{operator}{text(number)}={text(result)}")
+        total = result
+    return lines, total
+
+
+def _tenths(value: int) -> str:
+    return f"{'-' if value < 0 else ''}{abs(value) // 10}.{abs(value) % 10}"
+
+
+def _numbers(family: str, entry: dict[str, Any]) -> tuple[list[int], list[str]]:
+    """The question as plain numbers with operators between, which is what a method for something else sees of it."""
+    metadata = entry["metadata"]
+    if family == "leg_counting":
+        counts = list(metadata["animals"].values())
+        return counts, ["+"] * (len(counts) - 1)
+    if family == "complex_arithmetic":
+        return [int(x) for x in (*metadata["num1"], *metadata["num2"])], ["+"] * 3
+    return _chain(metadata["expression"])
+
+
+def _first_digits(numbers: list[int]) -> list[int]:
+    return [int(str(abs(n))[0]) for n in numbers]
+
+
+def format_complex(real: int, imaginary: int) -> str:
+    return f"{real}{'-' if imaginary < 0 else '+'}{abs(imaginary)}i"
+
+
+def work(family: str, entry: dict[str, Any], method: Method) -> Work:
+    """`method` carried out on the question: in full where it is the family's own, a few plausible lines elsewhere."""
+    numbers, operators = _numbers(family, entry)
+    right = RIGHT_METHOD[family] == method
+    if method == "left to right":
+        text = _tenths if family == "decimal_chain_sum" else str
+        lines, total = _fold(numbers, operators, text)
+        return Work(tuple(lines), text(total))
+    if method == "products first" and right:
+        return _products_first(numbers, operators)
+    if method == "four parts" and right:
+        return _four_parts(numbers, entry["metadata"]["operation"])
+    if method == "legs each" and right:
+        return _legs_each(entry["metadata"]["animals"], entry["metadata"]["total_legs"])
+    if method == "rounded":
+        rounded = [round(n / 10) * 10 for n in numbers[:3]]
+        lines, total = _fold(rounded, ["+" if op == "*" else op for op in operators[:2]])
+        return Work(tuple(lines), str(total))
+    digits = _first_digits(numbers)
+    digits += digits[:1] * (4 - len(digits))
+    a, b, c, d = digits[:4]
+    if method == "products first":
+        return Work((f"{a}*{b}={a * b}", f"{a * b}+{c}={a * b + c}"), str(a * b + c))
+    if method == "four parts":
+        return Work((f"{a}*{c}={a * c}", f"{b}*{d}={b * d}", f"{a * c}-{b * d}={a * c - b * d}"), str(a * c - b * d))
+    return Work((f"{a}*4={a * 4}", f"{b}*4={b * 4}", f"{a * 4}+{b * 4}={(a + b) * 4}"), str((a + b) * 4))
+
+
+def _products_first(numbers: list[int], operators: list[str]) -> Work:
+    lines: list[str] = []
+    terms, signs = [numbers[0]], []
+    for operator, number in zip(operators, numbers[1:], strict=True):
+        if operator == "*":
+            lines.append(f"{terms[-1]}*{number}={terms[-1] * number}")
+            terms[-1] *= number
+        else:
+            terms.append(number)
+            signs.append(operator)
+    sums, total = _fold(terms, signs)
+    return Work((*lines, *sums), str(total))
+
+
+def _four_parts(parts: list[int], operation: str) -> Work:
+    a, b, c, d = parts
+    if operation != "*":
+        real, imaginary = _apply(a, operation, c), _apply(b, operation, d)
+        return Work(
+            (f"{a}{operation}{c}={real}", f"{b}{operation}{d}={imaginary}"), format_complex(real, imaginary)
+        )
+    ac, bd, ad, bc = a * c, b * d, a * d, b * c
+    lines = (
+        f"{a}*{c}={ac}",
+        f"{b}*{d}={bd}",
+        f"{ac}-{bd}={ac - bd}",
+        f"{a}*{d}={ad}",
+        f"{b}*{c}={bc}",
+        f"{ad}+{bc}={ad + bc}",
+    )
+    return Work(lines, format_complex(ac - bd, ad + bc))
+
+
+def _legs_each(animals: dict[str, int], total_legs: int) -> Work:
+    from reasoning_gym.arithmetic.leg_counting import ANIMALS
+
+    lines: list[str] = []
+    total: int | None = None
+    for animal, count in animals.items():
+        legs = ANIMALS[animal]
+        lines.append(f"{count}*{legs}={count * legs}")
+        if total is not None:
+            lines.append(f"{total}+{count * legs}={total + count * legs}")
+        total = (total or 0) + count * legs
+    return Work(tuple(lines), str(total_legs))
+
+
+def direct_answer(family: str, entry: dict[str, Any]) -> str:
+    """The right answer in the words of the worked solution."""
+    return work(family, entry, RIGHT_METHOD[family]).answer
+
+
+# -- data sets ----------------------------------------------------------------------------------------------------------
+
+TRAIN_SEED, EVAL_SEED, CORPUS_SEED = 10**12, 2 * 10**12, 3 * 10**12
+SEED_SPACING = 10**8
+
+
+def _rows(cells: list[tuple[str, Level, int]], seed: int, held_out: bool, **extra: str) -> list[dict[str, Any]]:
+    rows = []
+    for number, (family, level, count) in enumerate(cells):
+        seen: set[str] = set()
+        for entry in questions(family, level, seed + number * SEED_SPACING):
+            question = entry["question"].strip()
+            if is_held_out(question) is not held_out or question in seen:
+                continue
+            if len(seen) == count:
+                break
+            seen.add(question)
+            rows.append(
+                {
+                    "prompt": [{"role": "user", "content": question}],
+                    "solution": direct_answer(family, entry),
+                    "family": family,
+                    "level": level,
+                    "entry": json.dumps(entry),
+                    **extra,
+                }
+            )
+    return rows
+
+
+def train_dataset(seed: int = 0, hard: int = 72, easy: int = 24) -> Dataset:
+    """Questions for training, spread evenly over the trained families.
+
+    Columns: `prompt` (chat), `solution`, `family`, `level`, `entry` (reasoning-gym's own, as JSON, for its scorer).
+    """
+    families = len(TRAINED_FAMILIES)
+    cells = [(f, "hard", hard // families) for f in TRAINED_FAMILIES]
+    cells += [(f, "easy", easy // families) for f in TRAINED_FAMILIES]
+    return Dataset.from_list(_rows(cells, TRAIN_SEED + seed * 10**9, held_out=False))
+
+
+def eval_dataset(seed: int = 0, per_split: int = 96) -> dict[str, Dataset]:
+    """Questions that neither training nor the base model's corpus contains, by split.
+
+    `easy` and `hard` are of the trained families and levels; `unseen` are harder levels and a family never trained on.
+    """
+    start = EVAL_SEED + seed * 10**9
+    cells: dict[str, list[tuple[str, Level]]] = {
+        "easy": [(f, "easy") for f in TRAINED_FAMILIES],
+        "hard": [(f, "hard") for f in TRAINED_FAMILIES],
+        "unseen": [
+            ("chain_sum", "harder"),
+            ("basic_arithmetic", "harder"),
+            ("leg_counting", "harder"),
+            ("decimal_chain_sum", "hard"),
+        ],
+    }
+    return {
+        split: Dataset.from_list(
+            _rows([(f, lv, per_split // len(pairs)) for f, lv in pairs], start + i * 10**10, held_out=True)
+        )
+        for i, (split, pairs) in enumerate(cells.items())
+    }
+
+
+# -- rewards and feedback -------------------------------------------------------------------------------------------------
+
+
+def extract_answer(text: str) -> str | None:
+    """What stands after the last `Answer:`, on its line; None when there is none."""
+    found = re.findall(r"^Answer:[ \t]*(\S.*?)[ \t]*$", text, flags=re.MULTILINE)
+    return found[-1] if found else None
+
+
+@cache
+def _scorer(family: str) -> Any:
+    return get_score_answer_fn(family)
+
+
+def is_correct(completion: str, family: str, entry: str) -> bool:
+    """Whether reasoning-gym's own scorer gives the completion's answer full marks (at least 0.99)."""
+    answer = extract_answer(completion)
+    return answer is not None and _scorer(family)(answer, json.loads(entry)) >= 0.99
+
+
+def accuracy_reward(completions: list[Any], family: list[str], entry: list[str], **kwargs: Any) -> list[float]:
+    """1 for a right answer, else 0; a reward function by TRL's convention."""
+    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+    return [float(is_correct(*item)) for item in zip(texts, family, entry, strict=True)]
+
+
+def feedback(completion: str, row: dict[str, Any]) -> str:
+    """Feedback for the reflection model on one rollout of a `train_dataset` row."""
+    return rollout_feedback(
+        reward=row["reward"],
+        extracted=extract_answer(completion),
+        solution=row["solution"],
+        answer_format=ANSWER_FORMAT,
+    )
