@@ -1,0 +1,515 @@
+"""The prompt phase: GEPA evolves instructions under which the present policy solves its hard questions.
+
+GEPA's own engine does the evolving. This module feeds it in batches (all parents of an iteration roll out together,
+reflect together, and their accepted children are scored together), keeps out templates that cheat, and makes the phase
+resumable: every batch of rollouts or reflections is written to a journal when it is done. Evolution is deterministic
+given those, so an interrupted phase runs again from its journal and goes on where it stopped, to the same end.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import random
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import gepa
+from gepa.core.adapter import EvaluationBatch
+from gepa.gepa_utils import remove_dominated_programs
+from gepa.proposer.reflective_mutation.reflection_lm import ReflectionProposal
+from gepa.strategies.instruction_proposal import InstructionProposalSignature
+from gepa.strategies.proposal_sampling import ProposalTask
+
+from p2o.evolution.budget import metric_call_budget, split_hard_set
+from p2o.evolution.guard import check_template, stock_runs
+from p2o.seeding import derive_seed
+
+logger = logging.getLogger(__name__)
+
+COMPONENT = "template"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A hard question.
+
+    Args:
+        id: row in the training set.
+        text: the bare question, for reflection and the guard.
+        solution: gold answer as text, "" when the data has none.
+    """
+
+    id: int
+    text: str
+    solution: str
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One completion of one question under one template; `solved` is mining's criterion of success."""
+
+    completion: str
+    reward: float
+    solved: bool
+    feedback: str
+
+
+class RolloutFn(Protocol):
+    """Samples and scores one completion for each (question, template), from a stream seeded by `seed`."""
+
+    def __call__(
+        self, requests: list[tuple[Question, str]], *, seed: int, purpose: Literal["feedback", "dev"]
+    ) -> list[Rollout]: ...
+
+
+class ReflectionFn(Protocol):
+    """Answers each reflection prompt; "" where it failed, which costs that one proposal."""
+
+    def __call__(self, prompts: list[str], *, seed: int) -> list[str]: ...
+
+
+@dataclass(frozen=True)
+class EvolutionConfig:
+    """
+    Args:
+        budget: preset or number of rollouts, see [`metric_call_budget`]. It is a bound at the start of an iteration:
+            the last one may exceed it by its own 2 · parents · minibatch + accepted · dev rollouts.
+        max_metric_calls: upper limit on top, what is left of a run's budget.
+        parents_per_iteration: distinct parents of one iteration.
+        feedback_minibatch_size: questions each parent reflects on.
+        max_dev_questions: see [`split_hard_set`].
+        max_template_length: in characters.
+        reflection_prompt_template: wording with `<curr_param>` and `<side_info>`; GEPA's own when None.
+    """
+
+    budget: str | int = "light"
+    max_metric_calls: int | None = None
+    parents_per_iteration: int = 16
+    feedback_minibatch_size: int = 3
+    max_dev_questions: int = 300
+    max_template_length: int = 2000
+    reflection_prompt_template: str | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A template that GEPA kept; the first is the empty seed. Scores are by dev question."""
+
+    index: int
+    text: str
+    parents: list[int]
+    iteration: int
+    dev_rewards: dict[int, float]
+    dev_solved: dict[int, bool]
+
+
+@dataclass(frozen=True)
+class EvolutionResult:
+    """What a prompt phase found and what it cost; `metric_calls` are rollouts, `reflections` requests to reflect."""
+
+    feedback_ids: list[int]
+    dev_ids: list[int]
+    candidates: list[Candidate]
+    metric_calls: int
+    reflections: int
+    iterations: int
+    rejections: dict[str, int] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class EvolutionProgress:
+    """Where evolution stands, for whoever watches; `best_dev_score` is a mean reward over the dev questions."""
+
+    stage: Literal["seed", "feedback", "reflection", "minibatch", "dev"]
+    iteration: int
+    metric_calls: int
+    max_metric_calls: int
+    candidates: int
+    best_dev_score: float
+    best_template: str
+    rejected: int
+
+
+def evolve(
+    questions: list[Question],
+    rollout: RolloutFn,
+    reflect: ReflectionFn,
+    config: EvolutionConfig,
+    *,
+    seed: int,
+    epoch: int,
+    run_dir: Path,
+    special_tokens: Collection[str] = (),
+    on_progress: Callable[[EvolutionProgress], None] | None = None,
+) -> EvolutionResult:
+    """Evolves templates for the hard questions; `run_dir` holds the journal from which an interrupted call goes on.
+
+    Raises:
+        ValueError: fewer than two questions.
+        Exception: whatever `rollout` or `reflect` raise; nothing done before is lost.
+    """
+    if len(questions) < 2:
+        raise ValueError(f"Evolution needs two hard questions, one to learn from and one to judge by; got {questions}.")
+    by_id = {question.id: question for question in questions}
+    rng = random.Random(derive_seed(seed, "prompt phase", epoch, "split"))
+    feedback_ids, dev_ids = split_hard_set(list(by_id), max_dev=config.max_dev_questions, rng=rng)
+    limit = metric_call_budget(config.budget, len(dev_ids))
+    if config.max_metric_calls is not None:
+        limit = min(limit, config.max_metric_calls)
+    if limit <= len(dev_ids):
+        logger.warning("No prompt phase: %d rollouts do not even score the empty template.", limit)
+        return EvolutionResult(feedback_ids, dev_ids, [], 0, 0, 0)
+
+    fingerprint = {"seed": seed, "epoch": epoch, "limit": limit, "config": asdict(config), "ids": sorted(by_id)}
+    with Journal(run_dir / "journal.jsonl", fingerprint) as journal:
+        world = _World(by_id, set(dev_ids), rollout, journal, seed, epoch)
+        reflector = _Reflector(world, reflect, config, special_tokens, stock_runs([(q.text, q.solution) for q in questions]))
+        watcher = _Watcher(world, reflector, limit, on_progress)
+        result = gepa.optimize(
+            seed_candidate={COMPONENT: ""},
+            trainset=[by_id[i] for i in feedback_ids],
+            valset=[by_id[i] for i in dev_ids],
+            adapter=world,  # type: ignore[arg-type]
+            sampling_strategy=DistinctParents(config, seed, epoch),  # type: ignore[arg-type]
+            reflection_strategy=reflector,
+            skip_perfect_score=False,  # the adapter's reflective dataset is empty where there is nothing to learn
+            max_metric_calls=limit,
+            stop_callbacks=[reflector.failed],
+            track_best_outputs=False,
+            logger=_QuietLogger(),
+            callbacks=[watcher],  # type: ignore[list-item]
+            raise_on_exception=True,
+            seed=0,
+        )
+    if reflector.error is not None:
+        raise reflector.error
+    return EvolutionResult(
+        feedback_ids=feedback_ids,
+        dev_ids=dev_ids,
+        candidates=[
+            Candidate(
+                index=index,
+                text=candidate[COMPONENT],
+                parents=[parent for parent in result.parents[index] if parent is not None],
+                iteration=watcher.found_in[index],
+                dev_rewards={dev_ids[i]: float(score) for i, score in result.val_subscores[index].items()},
+                dev_solved=world.dev_solved[candidate[COMPONENT]],
+            )
+            for index, candidate in enumerate(result.candidates)
+        ],
+        metric_calls=world.metric_calls,
+        reflections=reflector.requests,
+        iterations=watcher.iteration,
+        rejections=dict(sorted(reflector.rejections.items())),
+    )
+
+
+# -- the journal --------------------------------------------------------------------------------------------------------
+
+
+class Journal:
+    """Results of every batch in the order in which they were asked for; a second run is answered from it.
+
+    A line is written whole and flushed to disk before evolution goes on, so a kill loses at most the batch under way;
+    a torn last line is cut off. A journal of another phase (fingerprint) is started anew.
+    """
+
+    def __init__(self, path: Path, fingerprint: dict[str, Any]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        header = json.dumps({"fingerprint": hashlib.sha256(repr(fingerprint).encode()).hexdigest()})
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        if lines and lines[0].decode() != header:
+            logger.warning("%s belongs to another prompt phase and is started anew.", path)
+            lines = []
+        self.done: list[dict[str, Any]] = [json.loads(line) for line in lines[1:]]
+        self.position = 0
+        kept = [header.encode(), *lines[1:]]
+        self.file = open(path, "wb")
+        self._write(*kept)
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.file.close()
+
+    def _write(self, *lines: bytes) -> None:
+        self.file.write(b"".join(line + b"\n" for line in lines))
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def call(self, kind: str, request: Any, run: Callable[[int], Any]) -> Any:
+        """The recorded result of this, the next request, or that of `run(position)`, which is recorded.
+
+        A record of a different request means that something evolution depends on has changed; the records from there
+        on are dropped.
+        """
+        digest = hashlib.sha256(repr((kind, request)).encode()).hexdigest()[:16]
+        number, self.position = self.position, self.position + 1
+        if number < len(self.done):
+            if self.done[number]["request"] == digest:
+                return self.done[number]["result"]
+            logger.warning("The journal departs from this run at record %d; going on from there.", number)
+            self.file.seek(0)
+            lines = Path(self.file.name).read_bytes().split(b"\n")[: number + 1]
+            self.file.truncate()
+            self._write(*lines)
+            del self.done[number:]
+        result = run(number)
+        record = {"kind": kind, "request": digest, "result": result}
+        self._write(json.dumps(record).encode())
+        return result
+
+
+# -- GEPA's seams -------------------------------------------------------------------------------------------------------
+
+
+class _World:
+    """GEPA's adapter: rollouts in, scores and traces out."""
+
+    propose_new_texts = None
+
+    def __init__(
+        self,
+        questions: Mapping[int, Question],
+        dev_ids: set[int],
+        rollout: RolloutFn,
+        journal: Journal,
+        seed: int,
+        epoch: int,
+    ) -> None:
+        self.questions, self.dev_ids, self.rollout, self.journal = questions, dev_ids, rollout, journal
+        self.seed, self.epoch = seed, epoch
+        self.metric_calls = 0
+        self.dev_solved: dict[str, dict[int, bool]] = {}
+
+    def stream(self, position: int) -> int:
+        return derive_seed(self.seed, "prompt phase", self.epoch, "batch", position)
+
+    def evaluate(
+        self, batch: list[Question], candidate: dict[str, str], capture_traces: bool = False
+    ) -> EvaluationBatch[Any, Any]:
+        return self.batch_evaluate([(candidate, batch)])[0]
+
+    def batch_evaluate(
+        self, items: list[tuple[dict[str, str], list[Question]]], capture_traces: bool = True
+    ) -> list[EvaluationBatch[Any, Any]]:
+        requests = [(question, candidate[COMPONENT]) for candidate, batch in items for question in batch]
+        dev = requests[0][0].id in self.dev_ids
+        purpose: Literal["feedback", "dev"] = "dev" if dev else "feedback"
+
+        def run(position: int) -> list[Any]:
+            rollouts = self.rollout(requests, seed=self.stream(position), purpose=purpose)
+            if len(rollouts) != len(requests):
+                raise RuntimeError(f"{len(requests)} rollouts were asked for, {len(rollouts)} came back.")
+            # Nobody reads what a dev rollout said; there can be thousands of them.
+            return [[r.reward, r.solved] if dev else [r.reward, r.solved, r.completion, r.feedback] for r in rollouts]
+
+        asked = [(question.id, template) for question, template in requests]
+        results = self.journal.call(purpose, asked, run)
+        self.metric_calls += len(results)
+        batches, start = [], 0
+        for candidate, batch in items:
+            part = results[start : start + len(batch)]
+            start += len(batch)
+            if dev:
+                self.dev_solved[candidate[COMPONENT]] = {
+                    q.id: bool(r[1]) for q, r in zip(batch, part, strict=True)
+                }
+            batches.append(
+                EvaluationBatch(
+                    outputs=[r[1] for r in part],
+                    scores=[float(r[0]) for r in part],
+                    trajectories=list(zip(batch, part, strict=True)),
+                )
+            )
+        return batches
+
+    def make_reflective_dataset(
+        self, candidate: dict[str, str], eval_batch: EvaluationBatch[Any, Any], components_to_update: list[str]
+    ) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+        """The minibatch as records to reflect on; none where all of it is solved, for then there is nothing to learn."""
+        trajectories = eval_batch.trajectories or []
+        if all(result[1] for _, result in trajectories):
+            return {}
+        return {
+            COMPONENT: [
+                {"Question": question.text, "Answer given": result[2], "Feedback": result[3]}
+                for question, result in trajectories
+            ]
+        }
+
+
+class _Reflector:
+    """GEPA's reflection strategy: all reflections of an iteration in one batch, and the guard behind them."""
+
+    def __init__(
+        self,
+        world: _World,
+        reflect: ReflectionFn,
+        config: EvolutionConfig,
+        special_tokens: Collection[str],
+        stock: set[tuple[str, ...]],
+    ) -> None:
+        self.world, self.reflect_fn, self.config = world, reflect, config
+        self.special_tokens, self.stock = special_tokens, stock
+        self.solutions = {question.text: question.solution for question in world.questions.values()}
+        self.proposed = {""}
+        self.requests = 0
+        self.rejections: Counter[str] = Counter()
+        self.error: Exception | None = None
+
+    def failed(self, state: Any) -> bool:
+        """GEPA swallows what a reflection raises; it is kept, ends the phase, and is raised from there."""
+        return self.error is not None
+
+    def reflect(self, *job: Any) -> tuple[ReflectionProposal, "_Reflector"]:
+        return self.reflect_many([job])[0]
+
+    def reflect_many(self, jobs: list[Any]) -> list[tuple[ReflectionProposal, "_Reflector"]]:
+        proposals = [ReflectionProposal(new_texts={}) for _ in jobs]
+        asked = [index for index, (_, records, _) in enumerate(jobs) if records.get(COMPONENT)]
+        prompts = [
+            str(
+                InstructionProposalSignature.prompt_renderer(
+                    {
+                        "current_instruction_doc": jobs[index][0][COMPONENT],
+                        "dataset_with_feedback": jobs[index][1][COMPONENT],
+                        "prompt_template": self.config.reflection_prompt_template,
+                    }
+                )
+            )
+            for index in asked
+        ]
+        if prompts and self.error is None:
+            try:
+                answers = self.world.journal.call(
+                    "reflection",
+                    prompts,
+                    lambda position: self.reflect_fn(prompts, seed=self.world.stream(position)),
+                )
+                self.requests += len(prompts)
+                for index, answer in zip(asked, answers, strict=True):
+                    text = self._checked(answer, jobs[index][1][COMPONENT])
+                    if text is not None:
+                        proposals[index].new_texts[COMPONENT] = text
+            except Exception as error:
+                self.error = error
+        return [(proposal, self) for proposal in proposals]
+
+    def _checked(self, answer: str, records: Sequence[Mapping[str, Any]]) -> str | None:
+        text = InstructionProposalSignature.output_extractor(answer.strip())["new_instruction"].strip()
+        reason: str | None
+        if answer.strip() and "```" not in answer:
+            reason = "no_fence"
+        elif text in self.proposed - {""}:
+            reason = "duplicate"
+        else:
+            reason = check_template(
+                text,
+                questions=[(r["Question"], self.solutions[r["Question"]]) for r in records],
+                max_length=self.config.max_template_length,
+                special_tokens=self.special_tokens,
+                stock=self.stock,
+            )
+        if reason is not None:
+            self.rejections[reason] += 1
+            logger.info("Reflection rejected (%s): %.200s", reason, answer)
+            return None
+        self.proposed.add(text)
+        return text
+
+
+class DistinctParents:
+    """GEPA's sampling strategy: distinct parents from the Pareto front, each with a feedback minibatch of its own.
+
+    A parent's weight is the number of dev questions on whose front it is, after GEPA has struck out the dominated. All
+    of the front, when it is smaller than asked for. The draws of an iteration depend on its number only.
+    """
+
+    def __init__(self, config: EvolutionConfig, seed: int, epoch: int) -> None:
+        self.config, self.seed, self.epoch = config, seed, epoch
+
+    def sample_tasks(
+        self, state: Any, candidate_selector: Any, batch_sampler: Any, trainset: Any
+    ) -> list[ProposalTask[Any, Any]]:
+        rng = random.Random(derive_seed(self.seed, "prompt phase", self.epoch, "parents", state.i))
+        scores = state.program_full_scores_val_set
+        fronts = remove_dominated_programs(state.get_pareto_front_mapping(), scores)
+        weights = Counter(parent for front in fronts.values() for parent in front)
+        parents = draw_distinct(dict(sorted(weights.items())), self.config.parents_per_iteration, rng)
+        ids = list(trainset.all_ids())
+        tasks = []
+        for parent in parents:
+            batch = sorted(rng.sample(ids, min(self.config.feedback_minibatch_size, len(ids))))
+            tasks.append(ProposalTask(parent, state.program_candidates[parent], batch, trainset.fetch(batch)))
+        return tasks
+
+
+def draw_distinct(weights: Mapping[int, int], count: int, rng: random.Random) -> list[int]:
+    """Up to `count` distinct keys, one after the other, each with probability proportional to its weight."""
+    remaining, drawn = dict(weights), []
+    while remaining and len(drawn) < count:
+        (choice,) = rng.choices(list(remaining), list(remaining.values()))
+        del remaining[choice]
+        drawn.append(choice)
+    return drawn
+
+
+class _Watcher:
+    """GEPA's callbacks, turned into progress and the record of when each candidate was found."""
+
+    def __init__(
+        self,
+        world: _World,
+        reflector: _Reflector,
+        limit: int,
+        on_progress: Callable[[EvolutionProgress], None] | None,
+    ) -> None:
+        self.world, self.reflector, self.limit, self.on_progress = world, reflector, limit, on_progress
+        self.iteration = 0
+        self.found_in: dict[int, int] = {}
+        self.best_score, self.best_template = float("-inf"), ""
+
+    def _tell(self, stage: Literal["seed", "feedback", "reflection", "minibatch", "dev"]) -> None:
+        if self.on_progress is not None:
+            self.on_progress(
+                EvolutionProgress(
+                    stage=stage,
+                    iteration=self.iteration,
+                    metric_calls=self.world.metric_calls,
+                    max_metric_calls=self.limit,
+                    candidates=len(self.found_in),
+                    best_dev_score=max(self.best_score, 0.0) if not self.found_in else self.best_score,
+                    best_template=self.best_template,
+                    rejected=sum(self.reflector.rejections.values()),
+                )
+            )
+
+    def on_optimization_start(self, event: Any) -> None:
+        self._tell("seed")
+
+    def on_iteration_start(self, event: Any) -> None:
+        self.iteration = event["iteration"]
+        self._tell("feedback")
+
+    def on_proposal_end(self, event: Any) -> None:
+        self._tell("minibatch")
+
+    def on_valset_evaluated(self, event: Any) -> None:
+        self.found_in[event["candidate_idx"]] = event["iteration"]
+        if event["average_score"] > self.best_score:
+            self.best_score, self.best_template = event["average_score"], event["candidate"][COMPONENT]
+        self._tell("dev")
+
+
+class _QuietLogger:
+    def log(self, message: str) -> None:
+        logger.debug("gepa: %s", message)
