@@ -362,6 +362,10 @@ class Source:
 
     def reflection(self) -> Document:
         """GEPA's request as it will really arrive, and an instruction in answer to it."""
+        return self.reflection_and_failures()[0]
+
+    def reflection_and_failures(self) -> tuple[Document, list[str]]:
+        """A reflection and the families of the questions that failed in it."""
         rng = self.rng
         current = self.current_instruction()
         records, failed = [], []
@@ -389,7 +393,7 @@ class Source:
                 "prompt_template": world.REFLECTION_PROMPT,
             }
         )
-        return Document(str(prompt), f"```\n{self.improved(current, failed).text(rng)}\n```")
+        return Document(str(prompt), f"```\n{self.improved(current, failed).text(rng)}\n```"), failed
 
     def current_instruction(self) -> Instruction | None:
         rng = self.rng

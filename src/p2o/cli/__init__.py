@@ -1,0 +1,25 @@
+"""The command line: `p2o train`."""
+
+import argparse
+import sys
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the `p2o` command; returns the exit code (2: bad input, 130: interrupted)."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="p2o", description="Joint policy and prompt optimization on TRL and GEPA.")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.add_parser("train", help="train a model; without arguments: the embedded world", add_help=False)
+    arguments, rest = parser.parse_known_args(argv[:1])
+    if arguments.version:
+        from p2o import __version__
+
+        print(__version__)
+        return 0
+    if arguments.command is None:
+        parser.print_help()
+        return 0 if not argv else 2
+    from p2o.cli.train import train
+
+    return train([*rest, *argv[1:]])

@@ -1,0 +1,206 @@
+"""What `p2o train` is told: YAML files and options by TRL's conventions, and the data and rewards they name."""
+
+import argparse
+import importlib
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from trl import ModelConfig, TrlParser
+
+from p2o.config import P2OConfig
+
+EMBEDDED = "pico"
+EMBEDDED_RECIPE = Path(__file__).parent.parent / "pico" / "recipe.yaml"
+FILE_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+class InputError(Exception):
+    """Bad input, told in one message without a traceback."""
+
+
+@dataclass
+class RunArguments:
+    """What is trained on what; the options of training are those of [`P2OConfig`]."""
+
+    method: str = field(default="p2o", metadata={"help": "'p2o', or 'grpo' for the baseline on the same footing."})
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "Hub name, a .json/.jsonl/.csv/.parquet file, a folder, or 'pico' for the embedded tasks."},
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the hub."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_test_split: str | None = field(
+        default=None, metadata={"help": "Split to evaluate on, before, during and after. None when not set."}
+    )
+    reward_funcs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Reward functions as `module:function`, names from `trl.rewards`, or 'pico'. A file in the "
+            "working directory is a module too."
+        },
+    )
+    feedback_func: str | None = field(
+        default=None, metadata={"help": "Feedback for the reflection model, as `module:function`."}
+    )
+    num_threads: int | None = field(default=None, metadata={"help": "CPU threads for torch; its own choice if unset."})
+
+
+@dataclass
+class Run:
+    """Everything needed to train, checked.
+
+    Args:
+        config: the effective settings as one YAML mapping, from which the run can be repeated.
+        eval_datasets: small sets by name for the curve during training.
+        final_datasets: full sets by name for before and after.
+    """
+
+    arguments: RunArguments
+    training: P2OConfig
+    model: ModelConfig
+    config: dict[str, Any]
+    train_dataset: Dataset
+    eval_datasets: dict[str, Dataset]
+    final_datasets: dict[str, Dataset]
+    rewards: list[Any]
+    feedback: Any
+
+
+def parse(argv: list[str], output_dir: str) -> tuple[RunArguments, P2OConfig, ModelConfig, dict[str, Any]]:
+    """Command line over YAML over defaults. Without `--config` the embedded world's recipe is the YAML.
+
+    Raises:
+        InputError: no such file, not a mapping, unknown names, values that do not fit.
+    """
+    argv = list(argv)
+    path = str(EMBEDDED_RECIPE)
+    if "--config" in argv:
+        index = argv.index("--config")
+        if index + 1 >= len(argv):
+            raise InputError("--config needs a YAML file.")
+        path = argv[index + 1]
+        del argv[index : index + 2]
+    try:
+        settings = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise InputError(f"Cannot read the configuration {path}: {error.strerror}.") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(settings, dict):
+        raise InputError(f"{path} must be a YAML mapping of option names to values.")
+    explicit = _explicit(argv)
+    if "method" in {**settings, **explicit} and {**settings, **explicit}["method"] not in ("p2o", "grpo"):
+        raise InputError(f"Unknown method {({**settings, **explicit})['method']!r}; choose p2o or grpo.")
+    settings = {**settings, **explicit}
+    settings.setdefault("output_dir", output_dir)
+    if settings.get("method") == "grpo":
+        settings["prompt_phase"] = False
+
+    parser = _parser()
+    unknown = parser.set_defaults_with_config(**settings)
+    if unknown:
+        raise InputError(f"Unknown option(s) in {path}: {', '.join(name[2:] for name in unknown[::2])}.")
+    try:
+        arguments, training, model = parser.parse_args_into_dataclasses(args=[], look_for_args_file=False)
+    except (ValueError, TypeError) as error:
+        raise InputError(str(error)) from error
+    return arguments, training, model, settings
+
+
+def _parser() -> TrlParser:
+    return TrlParser([RunArguments, P2OConfig, ModelConfig], prog="p2o train", conflict_handler="resolve")
+
+
+def _explicit(argv: list[str]) -> dict[str, Any]:
+    """Only what the command line itself says."""
+    parser = _parser()
+    for action in parser._actions:
+        action.required = False
+        if action.dest != "help":
+            action.default = argparse.SUPPRESS
+    return vars(parser.parse_args(argv))
+
+
+def prepare(argv: list[str], output_dir: str) -> Run:
+    """Parses, loads and checks.
+
+    Raises:
+        InputError: whatever cannot work, before anything is trained.
+    """
+    arguments, training, model, settings = parse(argv, output_dir)
+    if model.model_name_or_path is None or arguments.dataset_name is None or not arguments.reward_funcs:
+        needed = {
+            "model_name_or_path": model.model_name_or_path,
+            "dataset_name": arguments.dataset_name,
+            "reward_funcs": arguments.reward_funcs,
+        }
+        raise InputError(f"The configuration names no {', no '.join(n for n, v in needed.items() if not v)}.")
+    if model.model_name_or_path == EMBEDDED:
+        from p2o.pico import model_path
+
+        model.model_name_or_path = model_path()
+    rewards = [load_function(name, "reward_funcs") for name in arguments.reward_funcs]
+    feedback = load_function(arguments.feedback_func, "feedback_func") if arguments.feedback_func else None
+    if arguments.dataset_name == EMBEDDED:
+        from p2o.pico import world
+
+        train_dataset = world.train_dataset(training.data_seed or 0)
+        final_datasets = world.eval_dataset()
+        eval_datasets = {name: final_datasets[name].select(range(0, 96, 2)) for name in ("easy", "hard")}
+    else:
+        loaded = load_questions(arguments)
+        train_dataset = split_of(loaded, arguments.dataset_train_split, arguments.dataset_name)
+        final_datasets = {}
+        if arguments.dataset_test_split:
+            test = split_of(loaded, arguments.dataset_test_split, arguments.dataset_name)
+            final_datasets = {arguments.dataset_test_split: test}
+        eval_datasets = final_datasets
+    return Run(
+        arguments, training, model, settings, train_dataset, eval_datasets, final_datasets, rewards, feedback
+    )
+
+
+def load_questions(arguments: RunArguments) -> DatasetDict:
+    name = str(arguments.dataset_name)
+    path = Path(name)
+    try:
+        if path.suffix in FILE_FORMATS:
+            if not path.exists():
+                raise InputError(f"The dataset file {name} does not exist.")
+            return load_dataset(FILE_FORMATS[path.suffix], data_files=str(path))
+        if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+            saved = load_from_disk(name)
+            return saved if isinstance(saved, DatasetDict) else DatasetDict({"train": saved})
+        return load_dataset(name, arguments.dataset_config)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a loader of any format raises is bad input here
+        raise InputError(f"Cannot load the dataset {name}: {error}") from error
+
+
+def split_of(loaded: DatasetDict, split: str, name: str | None) -> Dataset:
+    if split not in loaded:
+        raise InputError(f"The dataset {name} has no split {split!r}; it has {', '.join(loaded)}.")
+    return loaded[split]
+
+
+def load_function(name: str, option: str) -> Any:
+    """A function by `module:function`; for rewards also by its name in `trl.rewards`, or 'pico'."""
+    if name == EMBEDDED:
+        name = "p2o.pico.world:accuracy_reward" if option == "reward_funcs" else "p2o.pico.world:feedback"
+    if ":" not in name and "." not in name:
+        name = f"trl.rewards:{name}"
+    module, _, function = name.replace(":", ".").rpartition(".")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except Exception as error:  # a user's module can fail in any way
+        raise InputError(f"{option}: cannot import {name!r} ({type(error).__name__}: {error}).") from error
+    if not callable(found):
+        raise InputError(f"{option}: {name!r} is not a function.")
+    return found

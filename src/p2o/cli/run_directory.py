@@ -1,0 +1,131 @@
+"""A run directory that explains itself."""
+
+import json
+import os
+import platform
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import TrainerCallback
+
+from p2o.evolution.prompt_phase import EvolutionResult
+from p2o.state import P2OState, write_json
+from p2o.templates import question_text
+
+EXPLANATION = """# A run of P²O
+
+| file | what it is |
+|---|---|
+| `config.yaml` | effective settings; `p2o train --config config.yaml` repeats the run |
+| `versions.json` | versions of everything that matters |
+| `metrics.jsonl` | every log of training and evaluation, one JSON object a line, as trackers get it |
+| `samples.jsonl` | some rollouts of every epoch: question, template, completion, reward |
+| `hard_sets/epoch-N.json` | training rows that were hard before epoch N |
+| `templates/epoch-N.json` | the evolution before epoch N: all candidates with parents and scores, and those selected |
+| `evolution/epoch-N/journal.jsonl` | its rollouts and reflections, from which an interrupted prompt phase resumes |
+| `checkpoint-N/` | everything that step N + 1 needs |
+| `model/` | the trained model and its tokenizer, for `AutoModelForCausalLM.from_pretrained` |
+| `summary.json` | the outcome |
+
+To go on after an interruption: `p2o train --resume --output_dir {path}`
+"""
+
+SAMPLES_PER_EPOCH = 8
+
+
+class RunDirectory(TrainerCallback):
+    """Writes what happens. On resume, lines of steps that will run again are cut off first."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._sampled_epoch = -1
+
+    def create(self, config: dict[str, Any]) -> None:
+        """
+        Raises:
+            OSError: the directory cannot be made or written to.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=True, allow_unicode=True))
+        (self.path / "RUN.md").write_text(EXPLANATION.format(path=self.path))
+        packages = ("p2o-rl", "torch", "transformers", "trl", "gepa", "datasets", "accelerate", "reasoning-gym")
+        write_json(
+            self.path / "versions.json",
+            {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        )
+
+    def rewind(self, step: int) -> None:
+        """Forgets what was written after `step`."""
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            path = self.path / name
+            if path.exists():
+                kept = []
+                for line in path.read_text().splitlines():
+                    try:
+                        record = json.loads(line)
+                    except json.JSONDecodeError:
+                        continue  # torn by the kill
+                    if record["step"] <= step:
+                        kept.append(line + "\n")
+                temporary = path.with_suffix(".tmp")
+                temporary.write_text("".join(kept))
+                os.replace(temporary, path)
+
+    def append(self, name: str, record: dict[str, Any]) -> None:
+        with open(self.path / name, "a") as file:
+            file.write(json.dumps(record, default=str) + "\n")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and logs:
+            self.append("metrics.jsonl", {"step": state.global_step, **logs})
+
+    def on_rollouts(self, args: Any, state: Any, control: Any, p2o: P2OState, rollouts: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero and p2o.epoch != self._sampled_epoch:
+            self._sampled_epoch = p2o.epoch
+            stride = max(len(rollouts) // SAMPLES_PER_EPOCH, 1)
+            for prompt, template, completion, reward in rollouts[::stride][:SAMPLES_PER_EPOCH]:
+                text = completion if isinstance(completion, str) else completion[-1]["content"]
+                record = {"question": question_text(prompt), "template": template, "completion": text, "reward": reward}
+                # The step under way: it runs again when the run resumes from the one before.
+                self.append("samples.jsonl", {"step": state.global_step + 1, "epoch": p2o.epoch, **record})
+
+    def on_prompt_phase_end(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        p2o: P2OState,
+        result: EvolutionResult | None,
+        reason: str | None,
+        **kwargs: Any,
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        name = f"epoch-{p2o.epoch:03d}.json"
+        for folder in ("hard_sets", "templates"):
+            (self.path / folder).mkdir(exist_ok=True)
+        write_json(self.path / "hard_sets" / name, {"epoch": p2o.epoch, "rows": p2o.hard_set})
+        evolution = {"skipped": reason} if result is None else result.to_dict()
+        selected = [template.to_dict() for template in p2o.templates]
+        write_json(self.path / "templates" / name, {"epoch": p2o.epoch, "selected": selected, "evolution": evolution})
+
+
+def check_writable(path: Path, needed_bytes: int) -> str | None:
+    """Why a run cannot be kept in `path`, or None."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".probe"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        return f"Cannot write to {path}: {error.strerror}. Choose another --output_dir."
+    free = shutil.disk_usage(path).free
+    if free < needed_bytes:
+        return (
+            f"{path} has {free / 1e9:.1f} GB free; two checkpoints and the final model need about "
+            f"{needed_bytes / 1e9:.1f} GB. Make room or choose another --output_dir."
+        )
+    return None

@@ -1,0 +1,194 @@
+"""What the embedded world claims about itself, measured: `python -m p2o.pico.premise`.
+
+Everything is sampled from the shipped weights at temperature 1, on questions that are in no corpus.
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from p2o.evolution.reflection import TransformersReflection
+from p2o.pico import model_path, world
+from p2o.pico.corpus import HOW, WORK, Instruction, Source
+from p2o.pico.world import METHODS, RIGHT_METHOD, TRAINED_FAMILIES, Method
+from p2o.seeding import derive_seed
+from p2o.templates import question_text
+
+Instructing = Callable[[str, random.Random], Instruction | None]
+
+
+def _other_method(family: str, rng: random.Random) -> Method:
+    return rng.choice([m for m in METHODS if m != RIGHT_METHOD[family]])
+
+
+CONDITIONS: dict[str, Instructing] = {
+    "bare": lambda family, rng: None,
+    "right method": lambda family, rng: Instruction(unqualified=RIGHT_METHOD[family]),
+    "right method, care": lambda family, rng: Instruction(unqualified=RIGHT_METHOD[family], care=True),
+    "all four methods, care": lambda family, rng: Instruction(
+        qualified={f: RIGHT_METHOD[f] for f in TRAINED_FAMILIES}, care=True
+    ),
+    "care only": lambda family, rng: Instruction(care=True),
+    "vague": lambda family, rng: Instruction(vague=True),
+    "wrong method, care": lambda family, rng: Instruction(unqualified=_other_method(family, rng), care=True),
+}
+
+
+class Premise:
+    """Measurements on one model.
+
+    Args:
+        path: model directory.
+        samples: completions per question.
+        per_split: questions of each split.
+        seed: of questions and sampling.
+    """
+
+    def __init__(self, path: str, samples: int = 4, per_split: int = 96, seed: int = 0) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        self.samples, self.seed = samples, seed
+        self.data = world.eval_dataset(seed=1000 + seed, per_split=per_split)
+        self.generate = TransformersReflection(self.model, self.tokenizer, max_new_tokens=112, batch_size=256)
+
+    def completions(self, data: Dataset, condition: str) -> list[tuple[dict[str, Any], Instruction | None, str]]:
+        rng = random.Random(derive_seed(self.seed, "premise", condition))
+        rows, instructions, prompts = [], [], []
+        for row in data:
+            for _ in range(self.samples):
+                instruction = CONDITIONS[condition](row["family"], rng)
+                question = question_text(row["prompt"])
+                rows.append(row)
+                instructions.append(instruction)
+                prompts.append(question if instruction is None else f"{instruction.text(rng)}\n\n{question}")
+        texts = self.generate(prompts, seed=derive_seed(self.seed, "sampling", condition))
+        return list(zip(rows, instructions, texts, strict=True))
+
+    def success(self, split: str, condition: str) -> dict[str, float]:
+        """Share of right answers, by family and in all."""
+        right: dict[str, list[bool]] = {}
+        for row, _, text in self.completions(self.data[split], condition):
+            correct = world.is_correct(text, row["family"], row["entry"])
+            right.setdefault(row["family"], []).append(correct)
+            right.setdefault("all", []).append(correct)
+        return {family: sum(values) / len(values) for family, values in right.items()}
+
+    def follows(self, condition: str) -> float:
+        """Share of hard completions that work by the method the instruction names."""
+        followed = [
+            text.startswith(f"{WORK}{instruction.method_for(row['family'])}\n")
+            for row, instruction, text in self.completions(self.data["hard"], condition)
+            if instruction is not None
+        ]
+        return sum(followed) / len(followed)
+
+    @torch.no_grad()
+    def choices(self, questions: int = 24) -> dict[str, tuple[float, float]]:
+        """Probability of each right choice, bare and under the right instruction, averaged over hard questions."""
+        rng = random.Random(derive_seed(self.seed, "choices"))
+        sums: dict[str, list[list[float]]] = {"to work": [[], []], "by the method": [[], []], "to go on": [[], []]}
+        rows = list(self.data["hard"])
+        for row in rng.sample(rows, min(questions, len(rows))):
+            family, question = row["family"], question_text(row["prompt"])
+            solution = world.work(family, json.loads(row["entry"]), RIGHT_METHOD[family])
+            right = Instruction(unqualified=RIGHT_METHOD[family], care=True).text(rng)
+            for column, prompt in enumerate((question, f"{right}\n\n{question}")):
+                text = f"{WORK}{RIGHT_METHOD[family]}\n" + "\n".join(solution.lines) + f"\n{world.ANSWER}"
+                head = self._encode(self.generate._as_chat(prompt))
+                body = self._encode(text)
+                logits = self.model(torch.tensor([head + body])).logits[0, len(head) - 1 : -1]
+                probabilities = logits.softmax(-1)[torch.arange(len(body)), torch.tensor(body)].tolist()
+                pieces = [self.tokenizer.decode([token]) for token in body]
+                sums["to work"][column].append(probabilities[0])
+                sums["by the method"][column].append(probabilities[1])
+                # A line ends with a line break; going on is not to write the answer there.
+                ends = [p for p, piece in zip(probabilities[2:-1], pieces[2:-1], strict=True) if piece.startswith("\n")]
+                sums["to go on"][column] += ends[: len(solution.lines) - 1]
+        return {name: (_mean(bare), _mean(told)) for name, (bare, told) in sums.items()}
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def reflection(self, count: int = 200, temperature: float = 1.0) -> dict[str, float]:
+        """How the model answers GEPA's request: well-formed, naming the right method for something that failed."""
+        source = Source(derive_seed(self.seed, "reflections held out"))
+        reflect = TransformersReflection(
+            self.model, self.tokenizer, max_new_tokens=96, temperature=temperature, batch_size=128
+        )
+        prompts, failures = [], []
+        while len(prompts) < count:
+            document, failed = source.reflection_and_failures()
+            if failed:
+                prompts.append(str(document.prompt))
+                failures.append(failed)
+        answers = reflect(prompts, seed=derive_seed(self.seed, "reflection"))
+        known = [phrase for phrases in HOW.values() for phrase in phrases]
+        formed = right = method = 0
+        for answer, failed in zip(answers, failures, strict=True):
+            text = answer.strip()
+            well = text.startswith("```\n") and text.endswith("\n```") and text.count("```") == 2
+            formed += well
+            named = {m for m in METHODS for phrase in HOW[m] if phrase in text.lower()}
+            method += any(phrase in text.lower() for phrase in known)
+            right += any(RIGHT_METHOD[family] in named for family in failed)
+        return {"well-formed": formed / count, "names a method": method / count, "names a right one": right / count}
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def measure(premise: Premise) -> dict[str, Any]:
+    return {
+        "easy": {"bare": premise.success("easy", "bare")},
+        "hard": {condition: premise.success("hard", condition) for condition in CONDITIONS},
+        "unseen": {c: premise.success("unseen", c) for c in ("bare", "right method, care")},
+        "wrong method followed": premise.follows("wrong method, care"),
+        "choices": premise.choices(),
+        "reflection": premise.reflection(),
+    }
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    table = Table(title="Success at temperature 1")
+    for heading in ("questions", "instruction", "all", "by family"):
+        table.add_column(heading, justify="right" if heading == "all" else "left")
+    for split in ("easy", "hard", "unseen"):
+        for condition, success in result[split].items():
+            families = ", ".join(f"{name} {share:.1%}" for name, share in success.items() if name != "all")
+            table.add_row(split, condition, f"{success['all']:.1%}", families)
+    console.print(table)
+    choices = Table(title="Probability of each right choice on hard questions")
+    for heading in ("choice", "bare", "told", "context ratio"):
+        choices.add_column(heading, justify="left" if heading == "choice" else "right")
+    for name, (bare, told) in result["choices"].items():
+        choices.add_row(name, f"{bare:.3f}", f"{told:.3f}", f"{bare / told:.3f}")
+    console.print(choices)
+    console.print(f"Wrong methods are followed in {result['wrong method followed']:.1%} of cases.")
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in result["reflection"].items())
+    console.print(f"Reflections: {shares}.")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m p2o.pico.premise", description=__doc__)
+    parser.add_argument("--model", default=model_path())
+    parser.add_argument("--samples", type=int, default=4, help="completions per question")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    arguments = parser.parse_args()
+    result = measure(Premise(arguments.model, arguments.samples))
+    if arguments.json:
+        print(json.dumps(result, indent=1))
+    else:
+        show(result, Console(width=150))
+
+
+if __name__ == "__main__":
+    main()

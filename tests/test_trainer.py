@@ -1,0 +1,516 @@
+"""P2OTrainer against TRL's GRPOTrainer and against the definition written out."""
+
+import copy
+import random
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import GRPOConfig, GRPOTrainer
+
+from p2o import P2OConfig, P2OTrainer
+from p2o.pico import model_path, world
+from p2o.state import CheckpointError
+from p2o.templates import Template, question_text
+from p2o.trainer import QUESTION_ID
+
+K = 4
+LOSSES = ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"]
+TEMPLATE = Template("Go from left to right. Write every step.", 1.0, frozenset())
+
+
+def options(tmp_path, **changes):
+    values = {
+        "output_dir": str(tmp_path),
+        "num_generations": K,
+        "per_device_train_batch_size": 8,
+        "max_completion_length": 24,
+        "learning_rate": 1e-3,
+        "max_steps": 2,
+        "save_strategy": "no",
+        "report_to": "none",
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "use_cpu": True,
+    }
+    return {**values, **changes}
+
+
+def length_reward(completions, **kwargs):
+    """Spread enough that no group is without variance."""
+    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+    return [len(set(text)) + 0.01 * len(text) for text in texts]
+
+
+def load():
+    return AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
+
+
+def questions(count=12):
+    return world.train_dataset(hard=count, easy=0)
+
+
+def make(tmp_path, trainer=P2OTrainer, config=P2OConfig, reward=length_reward, data=None, **changes):
+    return trainer(
+        model=load(),
+        reward_funcs=reward,
+        args=config(**options(tmp_path, **changes)),
+        train_dataset=questions() if data is None else data,
+        processing_class=AutoTokenizer.from_pretrained(model_path()),
+    )
+
+
+def weights(trainer):
+    return {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_without_templates_it_is_grpo_bit_for_bit(tmp_path, loss_type):
+    changes = {"loss_type": loss_type}
+    if loss_type in ("grpo", "luspo"):
+        changes["steps_per_generation"] = 2
+    grpo = make(tmp_path / "a", GRPOTrainer, GRPOConfig, **changes)
+    grpo.train()
+    p2o = make(tmp_path / "b", min_hard_questions=2, **changes)
+    p2o.train()
+    assert_same(weights(grpo), weights(p2o))
+
+
+def test_plain_text_prompts_are_grpo_too(tmp_path):
+    data = Dataset.from_dict({"prompt": [question_text(p) for p in questions()["prompt"]]})
+    grpo = make(tmp_path / "a", GRPOTrainer, GRPOConfig, data=data)
+    grpo.train()
+    p2o = make(tmp_path / "b", data=data)
+    p2o.train()
+    assert_same(weights(grpo), weights(p2o))
+
+
+def generation_batch(trainer, templates=(TEMPLATE,), assign=None):
+    """One scored generation batch of two questions, of which the first is templated in rollouts 1 to 3."""
+    trainer.p2o.templates = list(templates)
+    trainer.p2o.assignment = {0: [None, 0, 0, 0]} if assign is None else assign
+    rows = [trainer.train_dataset[i] for i in (0, 1) for _ in range(K)]
+    trainer.model.train()
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return trainer._generate_and_score_completions(rows)
+
+
+def brute_force_logps(model, prompt, completion):
+    """log π(completion | prompt), token by token, without padding."""
+    ids = torch.tensor([prompt + completion])
+    logps = model(input_ids=ids).logits.float().log_softmax(-1)[0, len(prompt) - 1 : -1]
+    return logps[torch.arange(len(completion)), torch.tensor(completion)]
+
+
+def rows_of(output):
+    for row in range(len(output["prompt_ids"])):
+        prompt = output["prompt_ids"][row][output["prompt_mask"][row].bool()].tolist()
+        completion = output["completion_ids"][row][output["completion_mask"][row].bool()].tolist()
+        yield prompt, completion
+
+
+def bare_tokens(trainer, question):
+    chat = trainer.train_dataset[question]["prompt"]
+    return trainer._tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
+
+
+def test_rollouts_are_sampled_under_the_template_and_learnt_on_the_bare_question(tmp_path):
+    trainer = make(tmp_path)
+    output = generation_batch(trainer)
+    assert trainer._row_templates == ["", *[TEMPLATE.text] * 3, *[""] * 4]
+    for (prompt, _), question in zip(rows_of(output), [0] * K + [1] * K, strict=True):
+        assert prompt == bare_tokens(trainer, question)
+    for row, context in enumerate(trainer._row_contexts):
+        text = trainer._tokenizer.decode(context)
+        assert (TEMPLATE.text in text) == (1 <= row < K)
+
+
+@pytest.mark.parametrize("mode", ["hard", "soft", "off"])
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_loss_and_gradient_equal_the_definition(tmp_path, loss_type, mode):
+    """Ten lines of reference: π_θ(y|x) in the loss, the mask on every token's term, denominators as they were."""
+    low, high = 0.6, 1.4  # narrow, so that the mask bites
+    trainer = make(
+        tmp_path,
+        loss_type=loss_type,
+        context_mask=mode,
+        context_ratio_min=low,
+        context_ratio_max=high,
+        importance_sampling_level="sequence" if loss_type == "luspo" else "token",
+    )
+    output = generation_batch(trainer)
+    model = trainer.model
+    advantage = [a for a in (trainer._rewards().view(-1, K) - trainer._rewards().view(-1, K).mean(1, True))]
+    advantage = torch.cat([a / (g.std() + 1e-4) for a, g in zip(advantage, trainer._rewards().view(-1, K), strict=True)])
+
+    terms, lengths, masked = [], [], 0
+    for row, (prompt, completion) in enumerate(rows_of(output)):
+        logps = brute_force_logps(model, prompt, completion)
+        factor = torch.ones(len(completion))
+        if trainer._row_templates[row]:
+            with torch.no_grad():
+                ratio = (logps - brute_force_logps(model, trainer._row_contexts[row], completion)).exp()
+            outside = (ratio < low) | (ratio > high)
+            masked += int(outside.sum())
+            if mode == "hard":
+                factor = (~outside).float()
+            elif mode == "soft":
+                factor = torch.where(outside, ratio.clamp(low, high) / ratio, 1.0)
+        on_policy = (logps - logps.detach()).exp()  # 1, with the gradient of the policy ratio
+        if loss_type in ("cispo", "vespo"):
+            # Both weigh log-probabilities by a constant: min(1, ε_high) = ε_high here, and φ(1) = 1.
+            term = -min(1.0, trainer.epsilon_high if loss_type == "cispo" else 1.0) * factor * advantage[row] * logps
+        elif loss_type == "sapo":
+            signed = factor * advantage[row]
+            t = torch.where(signed > 0, trainer.args.sapo_temperature_pos, trainer.args.sapo_temperature_neg)
+            term = -torch.sigmoid(t * (on_policy - 1)) * 4 / t * signed
+        elif loss_type == "luspo":
+            term = -((logps - logps.detach()).mean().exp()) * factor * advantage[row]
+        else:
+            term = -on_policy * factor * advantage[row]
+        terms.append(term)
+        lengths.append(len(completion))
+    assert masked > 0, "the range must bite for the test to mean anything"
+    total = sum(term.sum() for term in terms)
+    if loss_type in ("grpo", "sapo"):
+        expected = sum(term.sum() / n for term, n in zip(terms, lengths, strict=True)) / len(terms)
+    elif loss_type == "luspo":
+        expected = total / len(terms)
+    elif loss_type == "dr_grpo":
+        expected = total / (len(terms) * trainer.max_completion_length)
+    else:
+        expected = total / sum(lengths)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    expected_gradient = torch.autograd.grad(expected, parameters)
+
+    trainer.current_gradient_accumulation_steps = 1
+    loss = trainer._compute_loss(model, output)
+    gradient = torch.autograd.grad(loss, parameters)
+    torch.testing.assert_close(loss, expected, atol=2e-5, rtol=2e-4)
+    for name, actual, wanted in zip(names, gradient, expected_gradient, strict=True):
+        torch.testing.assert_close(actual, wanted, atol=2e-5, rtol=2e-3, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_mask_statistics_reach_the_metrics(tmp_path):
+    trainer = make(tmp_path)
+    generation_batch(trainer)
+    metrics = trainer._metrics["train"]
+    assert metrics["p2o/templated_rollouts"] == [3 / 8]
+    assert 0 <= metrics["p2o/context_ratio/below"][0] <= 1
+
+
+def test_engine_correction_leaves_the_context_ratio_to_the_mask(tmp_path):
+    """With an engine's log-probabilities TRL would weigh the loss by π(y|x)/π(y|T(x,z)); it must not."""
+    trainer = make(tmp_path)
+    output = generation_batch(trainer)
+    templated = torch.tensor([bool(z) for z in trainer._row_templates])
+    sampled = torch.randn(output["completion_ids"].shape) * 0.1 - 1.0
+    engine = {
+        **output,
+        "advantages": torch.arange(8.0),
+        "importance_sampling_ratio": torch.full(sampled.shape, 0.3),
+        "sampling_per_token_logps": sampled.clone(),
+        "old_per_token_logps": torch.full(sampled.shape, -1.0),
+    }
+    trainer._distil(engine)
+    assert (engine["importance_sampling_ratio"][templated] == 1).all()
+    assert (engine["importance_sampling_ratio"][~templated] == 0.3).all()
+    # The context ratio is taken from the engine's own log-probabilities, without a pass of the model.
+    ratio = (-1.0 - sampled).exp()
+    expected = torch.arange(8.0).unsqueeze(1) * torch.where((ratio >= 0.01) & (ratio <= 10), 1.0, 0.0)
+    torch.testing.assert_close(engine["advantages"][templated], expected[templated])
+    # Off-policy masking reads the sampling log-probabilities: they are of one context again.
+    assert (engine["sampling_per_token_logps"][templated] == -1).all()
+    assert torch.equal(engine["sampling_per_token_logps"][~templated], sampled[~templated])
+
+
+def test_sequence_level_correction_is_neutral_too(tmp_path):
+    trainer = make(tmp_path)
+    output = generation_batch(trainer)
+    output["advantages"] = torch.ones(8)
+    output["importance_sampling_ratio"] = torch.full((8, 1), 0.3)
+    output["sampling_per_token_logps"] = torch.full(output["completion_ids"].shape, -1.0)
+    trainer._distil(output)
+    assert output["importance_sampling_ratio"].flatten().tolist() == pytest.approx([0.3, 1, 1, 1, *[0.3] * 4])
+
+
+def test_old_logprobs_under_the_rollout_context(tmp_path):
+    trainer = make(tmp_path, old_logprobs_context="rollout")
+    output = generation_batch(trainer)
+    for row, (prompt, completion) in enumerate(rows_of(output)):
+        with torch.no_grad():
+            expected = brute_force_logps(trainer.model, trainer._row_contexts[row], completion)
+        actual = output["old_per_token_logps"][row][: len(completion)]
+        torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_failed_templated_rollouts_can_be_dropped(tmp_path):
+    def alternating(completions, **kwargs):
+        return [float(i % 2) for i in range(len(completions))]
+
+    trainer = make(tmp_path, reward=alternating, drop_failed_templated=True, context_mask="off")
+    advantages = generation_batch(trainer)["advantages"]
+    assert (advantages[2] == 0).all(), "templated and failed"
+    assert (advantages[1] > 0).all() and (advantages[3] > 0).all(), "templated and successful"
+    assert (advantages[0] < 0).all() and (advantages[4] < 0).all(), "bare ones stay, failed or not"
+
+
+def test_a_template_that_does_not_fit_is_not_used(tmp_path):
+    trainer = make(tmp_path)
+    trainer.max_prompt_length = len(bare_tokens(trainer, 0)) + 3
+    generation_batch(trainer)
+    assert not any(trainer._row_templates)
+    assert trainer.p2o.events == {"template_too_long_for_question": 3}
+    assert trainer._row_contexts[1] == bare_tokens(trainer, 0)
+
+
+def test_mining_counts_success_per_question(tmp_path):
+    def by_row(completions, **kwargs):
+        return [1.0, 0, 0, 0, 1, 1, 0, 0]
+
+    trainer = make(tmp_path, reward=by_row)
+    generation_batch(trainer, assign={})
+    assert {q: (o.successes, o.rollouts) for q, o in trainer.mined.outcomes.items()} == {0: (1, 4), 1: (2, 4)}
+    assert trainer.mined.hard_set() == [0]
+
+
+def test_success_may_be_one_reward_among_several(tmp_path):
+    def accuracy(completions, **kwargs):
+        return [0.0] * len(completions)
+
+    def formatting(completions, **kwargs):
+        return [1.0] * len(completions)
+
+    both = make(tmp_path / "a", reward=[accuracy, formatting])
+    generation_batch(both, assign={})
+    assert both.mined.hard_set() == []
+    one = make(tmp_path / "b", reward=[accuracy, formatting], success_reward="accuracy", reward_weights=[1.0, 0.2])
+    generation_batch(one, assign={})
+    assert one.mined.hard_set() == [0, 1]
+
+
+def test_unscored_rollouts_are_no_failures(tmp_path):
+    def reward(completions, **kwargs):
+        return [None] * K + [None, 1.0, 0.0, 1.0]
+
+    trainer = make(tmp_path, reward=reward)
+    generation_batch(trainer, assign={})
+    assert {q: (o.successes, o.rollouts) for q, o in trainer.mined.outcomes.items()} == {1: (2, 3)}
+    assert trainer.p2o.events == {"unscored_rollouts": 5}
+
+
+def test_evaluation_is_bare_and_leaves_the_generators_alone(tmp_path):
+    trainer = make(tmp_path, num_generations_eval=1, per_device_eval_batch_size=8)
+    trainer.p2o.templates, trainer.p2o.assignment = [TEMPLATE], {i: [0] * K for i in range(12)}
+    trainer.eval_dataset = questions(8)
+    seen = []
+    trainer.reward_funcs[0] = lambda prompts, completions, **kwargs: [seen.extend(prompts), [1.0] * len(prompts)][1]
+    torch.manual_seed(0)
+    state = torch.random.get_rng_state()
+    first = trainer.evaluate()
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert seen and all(TEMPLATE.text not in question_text(prompt) for prompt in seen)
+    assert trainer.evaluate()["eval_completions/mean_length"] == first["eval_completions/mean_length"]
+    assert trainer.p2o.ledger.total_rollouts == 0
+    assert trainer.p2o.ledger.rollouts["evaluation"] == 16
+
+
+def test_reward_functions_see_the_datasets_columns_only(tmp_path):
+    seen = {}
+
+    def reward(completions, **kwargs):
+        seen.update(kwargs)
+        return length_reward(completions)
+
+    generation_batch(make(tmp_path, reward=reward))
+    assert QUESTION_ID not in seen and {"solution", "family", "entry"} <= seen.keys()
+
+
+def test_a_users_rollout_func_is_given_templated_prompts(tmp_path):
+    asked = []
+
+    def rollout(prompts, trainer):
+        asked.extend(question_text(p) for p in prompts)
+        return {"prompt_ids": [[5]] * len(prompts), "completion_ids": [[6, 7, 1]] * len(prompts), "logprobs": None}
+
+    trainer = P2OTrainer(
+        model=load(),
+        reward_funcs=length_reward,
+        args=P2OConfig(**options(tmp_path)),
+        train_dataset=questions(),
+        processing_class=AutoTokenizer.from_pretrained(model_path()),
+        rollout_func=rollout,
+    )
+    output = generation_batch(trainer)
+    assert [text.startswith(TEMPLATE.text) for text in asked] == [False, True, True, True, *[False] * 4]
+    assert next(iter(rows_of(output)))[0] == bare_tokens(trainer, 0)
+
+
+# -- bad input ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (None, "needs a train_dataset"),
+        (Dataset.from_dict({"question": ["a"]}), "no `prompt` column; it has question"),
+        (Dataset.from_dict({"prompt": []}), "is empty"),
+        (Dataset.from_dict({"prompt": ["a", "  "]}), "row 1, field `prompt`: empty"),
+        (Dataset.from_dict({"prompt": [[{"role": "system", "content": "x"}]] * 2}), "row 0, field `prompt`: .*no user"),
+        (Dataset.from_dict({"prompt": ["a"]}), "1 questions, fewer than the 2 of one generation batch"),
+        (Dataset.from_dict({"prompt": ["a", "b"], "image": ["x", "y"]}), "images"),
+        (Dataset.from_dict({"prompt": ["a", "b " * 2500]}), "row 1: .* tokens"),
+    ],
+)
+def test_bad_questions_are_refused_before_training(tmp_path, data, message):
+    with pytest.raises(ValueError, match=message):
+        P2OTrainer(
+            model=load(),
+            reward_funcs=length_reward,
+            args=P2OConfig(**options(tmp_path)),
+            train_dataset=data,
+            processing_class=AutoTokenizer.from_pretrained(model_path()),
+        )
+
+
+def test_a_streamed_dataset_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="streaming"):
+        make(tmp_path, data=questions().to_iterable_dataset())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"context_mask": "sharp"}, "choose one of hard, soft, off"),
+        ({"old_logprobs_context": "x"}, "choose one of bare, rollout"),
+        ({"evolution_budget": "huge"}, "light, medium, heavy, heavy_4"),
+        ({"min_hard_questions": 1}, "at least 2"),
+        ({"bare_rollouts_per_group": K}, "smaller than num_generations"),
+        ({"context_ratio_min": 2.0, "context_ratio_max": 1.0}, "context_ratio_min < context_ratio_max"),
+        ({"reflection_prompt": "Improve <curr_param>"}, "<side_info>"),
+        ({"num_generations": 1}, "2"),
+        ({"per_device_train_batch_size": 6}, "divisible"),
+    ],
+)
+def test_bad_options_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        P2OConfig(**options(tmp_path, **changes))
+
+
+def test_names_swap_in_pairs(tmp_path):
+    with pytest.raises(ValueError, match="P2OConfig"):
+        make(tmp_path, config=GRPOConfig)
+
+
+def test_an_unknown_success_reward_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="length_reward"):
+        make(tmp_path, success_reward="accuracy")
+
+
+@pytest.mark.parametrize("failure", ["raise", "length", "nan"])
+def test_failing_reward_functions_lose_nothing(tmp_path, failure):
+    def reward(completions, trainer_state, **kwargs):
+        if trainer_state.global_step == 1:
+            if failure == "raise":
+                raise RuntimeError("the verifier is gone")
+            if failure == "length":
+                return [1.0]
+            return [float("nan")] * len(completions)
+        return length_reward(completions)
+
+    trainer = make(tmp_path, reward=reward, save_strategy="steps", save_steps=50, max_steps=3)
+    if failure == "nan":
+        trainer.train()
+        assert trainer.p2o.events["unscored_rollouts"] == 8
+        return
+    with pytest.raises((RuntimeError, ValueError)) as caught:
+        trainer.train()
+    assert "resume from" in caught.value.__notes__[0]
+
+    # What was saved goes on as if nothing had happened.
+    resumed = make(tmp_path, save_strategy="steps", save_steps=50, max_steps=3)
+    resumed.train(resume_from_checkpoint=True)
+    straight = make(tmp_path / "straight", max_steps=3)
+    straight.train()
+    assert_same(weights(straight), weights(resumed))
+
+
+def test_resuming_another_configuration_is_refused(tmp_path):
+    make(tmp_path, save_strategy="steps", save_steps=1, max_steps=1).train()
+    with pytest.raises(CheckpointError, match="temperature was 1.0, is 0.5"):
+        make(tmp_path, temperature=0.5).train(resume_from_checkpoint=True)
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        make(tmp_path / "elsewhere").train(resume_from_checkpoint=True)
+    state = next(tmp_path.glob("checkpoint-1/p2o_state.json"))
+    state.write_text(state.read_text().replace('"version": 1', '"version": 0'))
+    with pytest.raises(CheckpointError, match="version 0"):
+        make(tmp_path).train(resume_from_checkpoint=True)
+    state.write_text("{")
+    with pytest.raises(CheckpointError, match="damaged"):
+        make(tmp_path).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("changes", [{}, {"steps_per_generation": 4, "num_iterations": 2}])
+def test_resume_is_exact_at_every_step(tmp_path, changes):
+    """Also within a generation batch, whose remaining rollouts belong to the checkpoint."""
+    settings = {"max_steps": 5, "gradient_accumulation_steps": 1, **changes}
+    straight = make(tmp_path / "a", **settings)
+    straight.train()
+    make(tmp_path / "b", save_strategy="steps", save_steps=1, **settings).train()
+    for step in (1, 2, 3, 4):
+        resumed = make(tmp_path / "b", **settings)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "b" / f"checkpoint-{step}"))
+        assert_same(weights(straight), weights(resumed))
+
+
+def test_order_of_questions_does_not_depend_on_having_lived_through_earlier_epochs(tmp_path):
+    trainer = make(tmp_path)
+    lived = iter(make(tmp_path)._get_train_sampler())
+    epochs = []
+    for epoch in range(3):
+        trainer.p2o.epoch = epoch
+        epochs.append(list(trainer._get_train_sampler()))
+    reference = super(P2OTrainer, trainer)._get_train_sampler()
+    assert epochs == [list(reference) for _ in range(3)]
+    assert epochs[0] != epochs[1]
+    assert list(lived) == epochs[0]
+
+
+def test_checkpoints_appear_whole(tmp_path, monkeypatch):
+    """Whatever fails while a checkpoint is written, what is called a checkpoint is complete."""
+    trainer = make(tmp_path, save_strategy="steps", save_steps=1, max_steps=2)
+    save_state = trainer._save_state
+    calls = []
+
+    def fails_second(checkpoint):
+        calls.append(copy.copy(checkpoint))
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        save_state(checkpoint)
+
+    monkeypatch.setattr(trainer, "_save_state", fails_second)
+    with pytest.raises(OSError, match="No space"):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
+    make(tmp_path, max_steps=2).train(resume_from_checkpoint=True)
+
+
+def test_the_prompt_phase_leaves_the_policy_phases_generators_alone(tmp_path):
+    trainer = make(tmp_path)
+    states = random.getstate(), torch.random.get_rng_state()
+    requests = [(trainer._question(0), "Think."), (trainer._question(1), "")]
+    first = trainer._rollouts(requests, seed=1, purpose="dev")
+    trainer.reflect(["Improve this."], seed=1)
+    assert random.getstate() == states[0]
+    assert torch.equal(torch.random.get_rng_state(), states[1])
+    assert trainer._rollouts(requests, seed=1, purpose="dev") == first
