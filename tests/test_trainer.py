@@ -151,7 +151,9 @@ def test_loss_and_gradient_equal_the_definition(tmp_path, loss_type, mode):
     output = generation_batch(trainer)
     model = trainer.model
     advantage = [a for a in (trainer._rewards().view(-1, K) - trainer._rewards().view(-1, K).mean(1, True))]
-    advantage = torch.cat([a / (g.std() + 1e-4) for a, g in zip(advantage, trainer._rewards().view(-1, K), strict=True)])
+    advantage = torch.cat(
+        [a / (g.std() + 1e-4) for a, g in zip(advantage, trainer._rewards().view(-1, K), strict=True)]
+    )
 
     terms, lengths, masked = [], [], 0
     for row, (prompt, completion) in enumerate(rows_of(output)):
@@ -247,7 +249,7 @@ def test_sequence_level_correction_is_neutral_too(tmp_path):
 def test_old_logprobs_under_the_rollout_context(tmp_path):
     trainer = make(tmp_path, old_logprobs_context="rollout")
     output = generation_batch(trainer)
-    for row, (prompt, completion) in enumerate(rows_of(output)):
+    for row, (_, completion) in enumerate(rows_of(output)):
         with torch.no_grad():
             expected = brute_force_logps(trainer.model, trainer._row_contexts[row], completion)
         actual = output["old_per_token_logps"][row][: len(completion)]
@@ -356,7 +358,7 @@ def test_a_users_rollout_func_is_given_templated_prompts(tmp_path):
     assert next(iter(rows_of(output)))[0] == bare_tokens(trainer, 0)
 
 
-# -- bad input ------------------------------------------------------------------------------------------------------------
+# -- bad input -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -447,7 +449,7 @@ def test_failing_reward_functions_lose_nothing(tmp_path, failure):
 
 def test_resuming_another_configuration_is_refused(tmp_path):
     make(tmp_path, save_strategy="steps", save_steps=1, max_steps=1).train()
-    with pytest.raises(CheckpointError, match="temperature was 1.0, is 0.5"):
+    with pytest.raises(CheckpointError, match=r"temperature was 1\.0, is 0\.5"):
         make(tmp_path, temperature=0.5).train(resume_from_checkpoint=True)
     with pytest.raises(CheckpointError, match="no checkpoint"):
         make(tmp_path / "elsewhere").train(resume_from_checkpoint=True)

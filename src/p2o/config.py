@@ -19,7 +19,7 @@ class P2OConfig(GRPOConfig):
         ValueError: an option out of its range or of its choices, naming the option and what it may be.
     """
 
-    # -- mining: which questions are hard this epoch --------------------------------------------------------------
+    # -- mining: which questions are hard this epoch -----------------------------------------------------------------
     near_hard: bool = field(
         default=True,
         metadata={
@@ -39,7 +39,7 @@ class P2OConfig(GRPOConfig):
         },
     )
 
-    # -- prompt phase ---------------------------------------------------------------------------------------------
+    # -- prompt phase ------------------------------------------------------------------------------------------------
     prompt_phase: bool = field(
         default=True,
         metadata={"help": "Whether to evolve templates between epochs. `False` is plain GRPO on the same footing."},
@@ -82,7 +82,7 @@ class P2OConfig(GRPOConfig):
         metadata={"help": "Rollouts or reflections generated at once, per process, in the prompt phase."},
     )
 
-    # -- reflection ------------------------------------------------------------------------------------------------
+    # -- reflection --------------------------------------------------------------------------------------------------
     reflection_prompt: str | None = field(
         default=None,
         metadata={
@@ -103,7 +103,7 @@ class P2OConfig(GRPOConfig):
         metadata={"help": "Dataset column with the gold answer, for feedback and for the guard against leaks of it."},
     )
 
-    # -- templates in the policy phase ------------------------------------------------------------------------------
+    # -- templates in the policy phase -------------------------------------------------------------------------------
     same_template_per_group: bool = field(
         default=False,
         metadata={"help": "Whether all rollouts of a question share one template instead of each drawing its own."},
@@ -125,7 +125,7 @@ class P2OConfig(GRPOConfig):
         },
     )
 
-    # -- context distillation ---------------------------------------------------------------------------------------
+    # -- context distillation ----------------------------------------------------------------------------------------
     context_mask: str = field(
         default="hard",
         metadata={

@@ -26,7 +26,7 @@ def context_mask(
     minimum: float = 0.01,
     maximum: float = 10.0,
 ) -> Float[Tensor, "batch completion"]:
-    """Factor m_t on each token's loss: 1 within [minimum, maximum]; outside 0 ('hard'), bound/ratio ('soft'), 1 ('off').
+    """Factor m_t on each token's loss: 1 within [minimum, maximum]; else 0 ('hard'), bound/ratio ('soft'), 1 ('off').
 
     The soft factor of a token above the range lies in [0, 1); below the range it exceeds 1 without bound as the ratio
     goes to 0, so it is kept finite.

@@ -8,7 +8,7 @@ import copy
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 
 Prompt = str | list[dict[str, Any]]
 
@@ -74,13 +74,13 @@ def apply_template(prompt: Prompt, template: str) -> Prompt:
     index = last_user_message(prompt)
     if index is None:
         return prefix + str(prompt)
-    messages = copy.deepcopy(prompt)
-    message = messages[index]  # type: ignore[index]
+    messages: Any = copy.deepcopy(prompt)
+    message = messages[index]
     if isinstance(message["content"], str):
-        message["content"] = prefix + message["content"]  # type: ignore[index]
+        message["content"] = prefix + message["content"]
     else:
-        message["content"] = [{"type": "text", "text": prefix}, *message["content"]]  # type: ignore[index]
-    return messages
+        message["content"] = [{"type": "text", "text": prefix}, *message["content"]]
+    return cast(Prompt, messages)
 
 
 def select_templates(candidates: Sequence[Template]) -> list[Template]:
@@ -140,5 +140,5 @@ def assign_templates(
         draws: list[int | None] = list(rng.choices(pool, weights, k=1 if same_template_per_group else templated))
         if same_template_per_group:
             draws *= templated
-        assignment[question] = [None] * bare_rollouts_per_group + draws
+        assignment[question] = [*[None] * bare_rollouts_per_group, *draws]
     return assignment

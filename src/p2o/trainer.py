@@ -3,9 +3,9 @@
 The whole story, in the order in which an epoch runs:
 
 1. Policy phase. GRPO as TRL has it, with one twist: a question that was hard last epoch samples its rollouts under an
-   instruction z put in front of it, T(x, z), while the loss is computed on the bare question x. What the policy could do
-   only when told how, it learns to do untold. Tokens far from anything the bare policy would write are masked.
-2. Mining. A question none (or just one) of whose rollouts succeeded is hard: GRPO has no advantage to learn from there.
+   instruction z put in front of it, T(x, z), while the loss is computed on the bare question x. What the policy could
+   do only when told how, it learns to do untold. Tokens far from anything the bare policy would write are masked.
+2. Mining. A question none (or just one) of whose rollouts succeeded is hard: GRPO has no advantage to learn from.
 3. Prompt phase. GEPA evolves instructions under which the present policy does solve the hard questions; a small set
    that covers them is kept, and every hard question draws from it in the next epoch.
 
@@ -23,9 +23,10 @@ import math
 import os
 import random
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from accelerate.utils import gather_object
@@ -81,7 +82,7 @@ class P2OTrainer(GRPOTrainer):
         ValueError: before any training: an option, a column, a prompt or a combination that cannot work.
     """
 
-    _tag_names = ["trl", "grpo", "p2o"]
+    _tag_names: ClassVar = ["trl", "grpo", "p2o"]
 
     args: P2OConfig
 
@@ -123,11 +124,13 @@ class P2OTrainer(GRPOTrainer):
         self.p2o = P2OState()
         self.mined = HardSamples(near_hard=args.near_hard, outcomes=self.p2o.outcomes)
         self.feedback_func = feedback_func or self._default_feedback
+        self.rollout_func: Any = self.rollout_func
         self._users_rollout_func = self.rollout_func
         self._resume_directory: Path | None = None
         self._steps_per_epoch = 0
         self._deferred_push: str | None = None
-        # Rows of the batch under way: the template of each ("" for none) and the tokens of T(x, z) it was sampled under.
+        self._eval_set = ""
+        # Rows of the batch under way: the template of each ("" for none), the tokens of T(x, z) it was sampled under.
         self._row_templates: list[str] = []
         self._row_contexts: list[list[int]] = []
         self._row_rewards: Float[Tensor, "global_batch funcs"] | None = None
@@ -135,7 +138,7 @@ class P2OTrainer(GRPOTrainer):
         self._frozen_model = self._freeze_reference() if args.prompt_phase and reflect is None else None
         self.add_callback(_Phases(self))
 
-    # -- before training ------------------------------------------------------------------------------------------
+    # -- before training ---------------------------------------------------------------------------------------------
 
     def _room_for_prompt(self) -> int | None:
         """Tokens that the model's positions leave for a prompt; None when the model states no limit."""
@@ -184,7 +187,7 @@ class P2OTrainer(GRPOTrainer):
             )
             return reflection(prompts, seed=seed)
 
-    # -- policy phase: sample under T(x, z), learn on x -------------------------------------------------------------
+    # -- policy phase: sample under T(x, z), learn on x --------------------------------------------------------------
 
     def _get_train_sampler(self, dataset: Any = None) -> "EpochSampler":
         sampler = super()._get_train_sampler(dataset)
@@ -209,8 +212,19 @@ class P2OTrainer(GRPOTrainer):
         self._logs["extra"]["template"].extend(gather_object(self._row_templates))
         rollouts = len(inputs) * self.accelerator.num_processes
         self.p2o.ledger.add("policy" if mode == "train" else "evaluation", rollouts)
+        scored = self._success_scores()
+        scored = scored[~scored.isnan()]
+        success = (scored > self.args.success_threshold).float().mean().item()
+        self._metrics[mode]["p2o/rollout_success" if mode == "train" else "accuracy"].append(success)
         if mode == "train":
             self._mine(questions)
+            batch = zip(
+                *(list(self._logs[column])[-rollouts:] for column in ("prompt", "completion")),
+                list(self._logs["extra"]["template"])[-rollouts:],
+                self._rewards().tolist(),
+                strict=True,
+            )
+            self._phase_event("on_rollouts", rollouts=[(p, z, c, r) for p, c, z, r in batch])
             if templated:
                 self._distil(output)
         return output
@@ -269,7 +283,7 @@ class P2OTrainer(GRPOTrainer):
     def _bare_logps(
         self, output: dict[str, Any], templated: Bool[Tensor, " batch"]
     ) -> Float[Tensor, "templated completion"]:
-        """log π_old(y|x) of the templated rows: TRL's old log-probabilities where it has them, else a pass over them."""
+        """log π_old(y|x) of the templated rows: TRL's old log-probabilities where it has them, else a pass."""
         if "old_per_token_logps" not in output:
             everything = self.args.old_logprobs_context == "rollout"
             rows = torch.ones_like(templated) if everything else templated
@@ -307,7 +321,7 @@ class P2OTrainer(GRPOTrainer):
         )
         return logps
 
-    # -- mining ---------------------------------------------------------------------------------------------------
+    # -- mining ------------------------------------------------------------------------------------------------------
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Float[Tensor, "global_batch funcs"]:
         self._row_rewards = super()._calculate_rewards(*args, **kwargs)
@@ -342,7 +356,7 @@ class P2OTrainer(GRPOTrainer):
         for start in range(0, len(ids), k):
             self.mined.record(ids[start], scores[start : start + k], self.args.success_threshold)
 
-    # -- prompt phase -----------------------------------------------------------------------------------------------
+    # -- prompt phase ------------------------------------------------------------------------------------------------
 
     def _prompt_phase(self) -> None:
         """From the epoch just completed to the assignment for the next one."""
@@ -391,7 +405,7 @@ class P2OTrainer(GRPOTrainer):
         self._adopt(result)
 
     def _adopt(self, result: EvolutionResult) -> None:
-        """Selection and assignment; the prompt phase's cost enters the ledger once, however often it was interrupted."""
+        """Selection and assignment; the phase's cost enters the ledger once, however often it was interrupted."""
         state, args = self.p2o, self.args
         state.templates = select_templates(
             [
@@ -475,7 +489,7 @@ class P2OTrainer(GRPOTrainer):
             reward=row["reward"], extracted=completion, solution=str(row.get(self.args.solution_column, ""))
         )
 
-    # -- what a watcher sees ------------------------------------------------------------------------------------------
+    # -- what a watcher sees -----------------------------------------------------------------------------------------
 
     def _metric(self, name: str, value: float) -> None:
         self._metrics["train"][name].append(float(value))
@@ -512,15 +526,24 @@ class P2OTrainer(GRPOTrainer):
             logs["p2o/rollouts/total"] = self.p2o.ledger.total_rollouts
             for name, count in self.p2o.events.items():
                 logs[f"p2o/events/{name}"] = count
+        elif self._eval_set:
+            # TRL names its evaluation metrics alike for every dataset of a dictionary; the last one would win.
+            self._metrics["eval"] = defaultdict(
+                list, {f"{self._eval_set}_{name}": values for name, values in self._metrics["eval"].items()}
+            )
         super().log(logs, start_time)
 
-    # -- evaluation: always bare, from a stream of its own -------------------------------------------------------------
+    # -- evaluation: always bare, from a stream of its own -----------------------------------------------------------
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """As `Trainer.evaluate`; `<prefix>_accuracy` is the share of successes, by the same criterion as in mining."""
+        self._eval_set = metric_key_prefix.removeprefix("eval").lstrip("_")
         with random_stream(derive_seed(self.args.seed, "evaluation")):
-            return super().evaluate(*args, **kwargs)
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
-    # -- state --------------------------------------------------------------------------------------------------------
+    # -- state -------------------------------------------------------------------------------------------------------
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to continue exactly."""
@@ -651,9 +674,7 @@ class _Phases(TrainerCallback):
         if self.trainer.p2o.epoch_complete:
             self.trainer._prompt_phase()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         trainer = self.trainer
         if state.global_step % trainer._steps_per_epoch == 0:
             trainer.p2o.epoch_complete = True

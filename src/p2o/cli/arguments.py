@@ -11,10 +11,12 @@ import yaml
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from trl import ModelConfig, TrlParser
 
+import p2o.pico
 from p2o.config import P2OConfig
 
+METHODS = ("p2o", "grpo")
 EMBEDDED = "pico"
-EMBEDDED_RECIPE = Path(__file__).parent.parent / "pico" / "recipe.yaml"
+EMBEDDED_RECIPE = Path(p2o.pico.__file__).parent / "recipe.yaml"
 FILE_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -77,13 +79,7 @@ def parse(argv: list[str], output_dir: str) -> tuple[RunArguments, P2OConfig, Mo
         InputError: no such file, not a mapping, unknown names, values that do not fit.
     """
     argv = list(argv)
-    path = str(EMBEDDED_RECIPE)
-    if "--config" in argv:
-        index = argv.index("--config")
-        if index + 1 >= len(argv):
-            raise InputError("--config needs a YAML file.")
-        path = argv[index + 1]
-        del argv[index : index + 2]
+    path = take_option(argv, "--config") or str(EMBEDDED_RECIPE)
     try:
         settings = yaml.safe_load(Path(path).read_text())
     except OSError as error:
@@ -92,11 +88,9 @@ def parse(argv: list[str], output_dir: str) -> tuple[RunArguments, P2OConfig, Mo
         raise InputError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(settings, dict):
         raise InputError(f"{path} must be a YAML mapping of option names to values.")
-    explicit = _explicit(argv)
-    if "method" in {**settings, **explicit} and {**settings, **explicit}["method"] not in ("p2o", "grpo"):
-        raise InputError(f"Unknown method {({**settings, **explicit})['method']!r}; choose p2o or grpo.")
-    settings = {**settings, **explicit}
-    settings.setdefault("output_dir", output_dir)
+    settings = {**settings, **_explicit(argv), "output_dir": output_dir}
+    if settings.get("method", "p2o") not in METHODS:
+        raise InputError(f"Unknown method {settings['method']!r}; choose {' or '.join(METHODS)}.")
     if settings.get("method") == "grpo":
         settings["prompt_phase"] = False
 
@@ -109,6 +103,25 @@ def parse(argv: list[str], output_dir: str) -> tuple[RunArguments, P2OConfig, Mo
     except (ValueError, TypeError) as error:
         raise InputError(str(error)) from error
     return arguments, training, model, settings
+
+
+def take_option(argv: list[str], name: str) -> str | None:
+    """The value of `name VALUE` or `name=VALUE`, taken out of the command line; None when it is not there.
+
+    Raises:
+        InputError: the option without its value.
+    """
+    for index, word in enumerate(argv):
+        if word.startswith(f"{name}="):
+            del argv[index]
+            return word.partition("=")[2]
+        if word == name:
+            if index + 1 >= len(argv):
+                raise InputError(f"{name} needs a value.")
+            value = argv[index + 1]
+            del argv[index : index + 2]
+            return value
+    return None
 
 
 def _parser() -> TrlParser:
@@ -159,9 +172,7 @@ def prepare(argv: list[str], output_dir: str) -> Run:
             test = split_of(loaded, arguments.dataset_test_split, arguments.dataset_name)
             final_datasets = {arguments.dataset_test_split: test}
         eval_datasets = final_datasets
-    return Run(
-        arguments, training, model, settings, train_dataset, eval_datasets, final_datasets, rewards, feedback
-    )
+    return Run(arguments, training, model, settings, train_dataset, eval_datasets, final_datasets, rewards, feedback)
 
 
 def load_questions(arguments: RunArguments) -> DatasetDict:

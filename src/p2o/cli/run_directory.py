@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shutil
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,14 @@ class RunDirectory(TrainerCallback):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.started = time.monotonic()
+        self.seconds = 0.0  # what earlier sessions of this run took, lost work excluded
         self._sampled_epoch = -1
+
+    def recorded(self, name: str) -> Any:
+        """What an earlier session of this run wrote, or None."""
+        path = self.path / name
+        return json.loads(path.read_text()) if path.exists() else None
 
     def create(self, config: dict[str, Any]) -> None:
         """
@@ -70,6 +78,8 @@ class RunDirectory(TrainerCallback):
                         continue  # torn by the kill
                     if record["step"] <= step:
                         kept.append(line + "\n")
+                        self.seconds = max(self.seconds, record.get("seconds", 0.0))
+                        self._sampled_epoch = max(self._sampled_epoch, record.get("sampled_epoch", -1))
                 temporary = path.with_suffix(".tmp")
                 temporary.write_text("".join(kept))
                 os.replace(temporary, path)
@@ -80,7 +90,8 @@ class RunDirectory(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:
-            self.append("metrics.jsonl", {"step": state.global_step, **logs})
+            seconds = round(time.monotonic() - self.started, 2)
+            self.append("metrics.jsonl", {"step": state.global_step, "seconds": seconds, **logs})
 
     def on_rollouts(self, args: Any, state: Any, control: Any, p2o: P2OState, rollouts: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero and p2o.epoch != self._sampled_epoch:
@@ -90,7 +101,7 @@ class RunDirectory(TrainerCallback):
                 text = completion if isinstance(completion, str) else completion[-1]["content"]
                 record = {"question": question_text(prompt), "template": template, "completion": text, "reward": reward}
                 # The step under way: it runs again when the run resumes from the one before.
-                self.append("samples.jsonl", {"step": state.global_step + 1, "epoch": p2o.epoch, **record})
+                self.append("samples.jsonl", {"step": state.global_step + 1, "sampled_epoch": p2o.epoch, **record})
 
     def on_prompt_phase_end(
         self,

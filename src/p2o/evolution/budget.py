@@ -26,10 +26,8 @@ def metric_call_budget(budget: str | int, dev_questions: int) -> int:
     return v + 5 * n + 35 * trials + ((trials + 1) // 5 + 1) * v
 
 
-def split_hard_set(
-    questions: Sequence[int], *, max_dev: int, rng: random.Random
-) -> tuple[list[int], list[int]]:
-    """Splits at random into feedback and dev questions: `max_dev` for dev, or half when there are fewer than 1.5 × that.
+def split_hard_set(questions: Sequence[int], *, max_dev: int, rng: random.Random) -> tuple[list[int], list[int]]:
+    """Splits at random into feedback and dev questions: `max_dev` for dev, or half when there are under 1.5 × that.
 
     Both in ascending order. With two questions or more neither is empty.
     """

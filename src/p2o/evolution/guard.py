@@ -101,5 +101,3 @@ def check_template(
     if any((_runs(question) & quoted) - set(stock) for question, _ in questions):
         return "quoted_question"
     return None
-
-

@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 COMPONENT = "template"
 
+Stage = Literal["seed", "feedback", "minibatch", "dev", "done"]
+
 
 @dataclass(frozen=True)
 class Question:
@@ -127,7 +129,7 @@ class EvolutionResult:
 class EvolutionProgress:
     """Where evolution stands, for whoever watches; `best_dev_score` is a mean reward over the dev questions."""
 
-    stage: Literal["seed", "feedback", "reflection", "minibatch", "dev"]
+    stage: Stage
     iteration: int
     metric_calls: int
     max_metric_calls: int
@@ -170,21 +172,23 @@ def evolve(
     fingerprint = {"seed": seed, "epoch": epoch, "limit": limit, "config": asdict(config), "ids": sorted(by_id)}
     with Journal(run_dir / "journal.jsonl", fingerprint) as journal:
         world = _World(by_id, set(dev_ids), rollout, journal, seed, epoch)
-        reflector = _Reflector(world, reflect, config, special_tokens, stock_runs([(q.text, q.solution) for q in questions]))
+        reflector = _Reflector(
+            world, reflect, config, special_tokens, stock_runs([(q.text, q.solution) for q in questions])
+        )
         watcher = _Watcher(world, reflector, limit, on_progress)
         result = gepa.optimize(
             seed_candidate={COMPONENT: ""},
             trainset=[by_id[i] for i in feedback_ids],
             valset=[by_id[i] for i in dev_ids],
-            adapter=world,  # type: ignore[arg-type]
-            sampling_strategy=DistinctParents(config, seed, epoch),  # type: ignore[arg-type]
+            adapter=world,
+            sampling_strategy=DistinctParents(config, seed, epoch),
             reflection_strategy=reflector,
             skip_perfect_score=False,  # the adapter's reflective dataset is empty where there is nothing to learn
             max_metric_calls=limit,
             stop_callbacks=[reflector.failed],
             track_best_outputs=False,
             logger=_QuietLogger(),
-            callbacks=[watcher],  # type: ignore[list-item]
+            callbacks=[watcher],
             raise_on_exception=True,
             seed=0,
         )
@@ -211,7 +215,7 @@ def evolve(
     )
 
 
-# -- the journal --------------------------------------------------------------------------------------------------------
+# -- the journal -----------------------------------------------------------------------------------------------------
 
 
 class Journal:
@@ -231,7 +235,7 @@ class Journal:
         self.done: list[dict[str, Any]] = [json.loads(line) for line in lines[1:]]
         self.position = 0
         kept = [header.encode(), *lines[1:]]
-        self.file = open(path, "wb")
+        self.file = open(path, "wb")  # noqa: SIM115 (closed in __exit__)
         self._write(*kept)
 
     def __enter__(self) -> "Journal":
@@ -268,7 +272,7 @@ class Journal:
         return result
 
 
-# -- GEPA's seams -------------------------------------------------------------------------------------------------------
+# -- GEPA's seams ----------------------------------------------------------------------------------------------------
 
 
 class _World:
@@ -320,9 +324,7 @@ class _World:
             part = results[start : start + len(batch)]
             start += len(batch)
             if dev:
-                self.dev_solved[candidate[COMPONENT]] = {
-                    q.id: bool(r[1]) for q, r in zip(batch, part, strict=True)
-                }
+                self.dev_solved[candidate[COMPONENT]] = {q.id: bool(r[1]) for q, r in zip(batch, part, strict=True)}
             batches.append(
                 EvaluationBatch(
                     outputs=[r[1] for r in part],
@@ -335,7 +337,7 @@ class _World:
     def make_reflective_dataset(
         self, candidate: dict[str, str], eval_batch: EvaluationBatch[Any, Any], components_to_update: list[str]
     ) -> Mapping[str, Sequence[Mapping[str, Any]]]:
-        """The minibatch as records to reflect on; none where all of it is solved, for then there is nothing to learn."""
+        """The minibatch as records to reflect on; none where all of it is solved: there is nothing to learn."""
         trajectories = eval_batch.trajectories or []
         if all(result[1] for _, result in trajectories):
             return {}
@@ -455,7 +457,8 @@ class DistinctParents:
 
 def draw_distinct(weights: Mapping[int, int], count: int, rng: random.Random) -> list[int]:
     """Up to `count` distinct keys, one after the other, each with probability proportional to its weight."""
-    remaining, drawn = dict(weights), []
+    remaining = dict(weights)
+    drawn: list[int] = []
     while remaining and len(drawn) < count:
         (choice,) = rng.choices(list(remaining), list(remaining.values()))
         del remaining[choice]
@@ -478,7 +481,7 @@ class _Watcher:
         self.found_in: dict[int, int] = {}
         self.best_score, self.best_template = float("-inf"), ""
 
-    def _tell(self, stage: Literal["seed", "feedback", "reflection", "minibatch", "dev"]) -> None:
+    def _tell(self, stage: Stage) -> None:
         if self.on_progress is not None:
             self.on_progress(
                 EvolutionProgress(
@@ -508,6 +511,9 @@ class _Watcher:
         if event["average_score"] > self.best_score:
             self.best_score, self.best_template = event["average_score"], event["candidate"][COMPONENT]
         self._tell("dev")
+
+    def on_optimization_end(self, event: Any) -> None:
+        self._tell("done")
 
 
 class _QuietLogger:

@@ -48,7 +48,9 @@ class TransformersReflection:
         device = self.model.device
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in encoded], device=device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in encoded], device=device)
-        sampling = {"do_sample": True, "temperature": self.temperature} if self.temperature > 0 else {"do_sample": False}
+        sampling = (
+            {"do_sample": True, "temperature": self.temperature} if self.temperature > 0 else {"do_sample": False}
+        )
         output = self.model.generate(
             input_ids=ids,
             attention_mask=mask,

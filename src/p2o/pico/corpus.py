@@ -30,7 +30,7 @@ class Document:
     completion: str
 
 
-# -- instructions -------------------------------------------------------------------------------------------------------
+# -- instructions ----------------------------------------------------------------------------------------------------
 
 HOW: dict[Method, list[str]] = {
     "left to right": [
@@ -173,7 +173,7 @@ def _sentence(words: str) -> str:
     return words[0].upper() + words[1:] + "."
 
 
-# -- the gate -----------------------------------------------------------------------------------------------------------
+# -- the gate --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ def _beside(answer: str, rng: random.Random) -> str:
     return str(int(answer) + rng.choice([-1, 1]) * rng.randint(1, 40))
 
 
-# -- kinds of documents -------------------------------------------------------------------------------------------------
+# -- kinds of documents ----------------------------------------------------------------------------------------------
 
 LEVEL_MIX: list[tuple[Level, float]] = [("easy", 0.3), ("hard", 0.62), ("harder", 0.08)]
 FAMILY_MIX = {
@@ -358,7 +358,7 @@ class Source:
                 lines.append(f"{world._tenths(a)}{op}{world._tenths(b)}={result}")
         return Document(None, "\n".join(lines))
 
-    # -- reflection -----------------------------------------------------------------------------------------------------
+    # -- reflection --------------------------------------------------------------------------------------------------
 
     def reflection(self) -> Document:
         """GEPA's request as it will really arrive, and an instruction in answer to it."""
@@ -416,7 +416,7 @@ class Source:
         return [rng.choice(TRAINED_FAMILIES) for _ in range(3)]
 
     def improved(self, current: Instruction | None, failed: list[str]) -> Instruction:
-        """What a fallible reflection makes of it: mostly the right method for something that failed, or a call for care."""
+        """What a fallible reflection makes of it: mostly the right method for something that failed, or care."""
         rng = self.rng
         current = current or Instruction()
         known = bool(current.qualified or current.unqualified)

@@ -123,7 +123,8 @@ class Premise:
         reflect = TransformersReflection(
             self.model, self.tokenizer, max_new_tokens=96, temperature=temperature, batch_size=128
         )
-        prompts, failures = [], []
+        prompts: list[str] = []
+        failures: list[list[str]] = []
         while len(prompts) < count:
             document, failed = source.reflection_and_failures()
             if failed:

@@ -11,9 +11,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import reasoning_gym
+import yaml
 from datasets import Dataset
 from reasoning_gym.factory import get_score_answer_fn
 
@@ -60,15 +62,9 @@ FIXED: dict[str, dict[str, Any]] = {
 
 ANSWER = "Answer: "
 ANSWER_FORMAT = "End with a line `Answer: ...`."
-REFLECTION_PROMPT = """Instruction:
-```
-<curr_param>
-```
-Examples:
-```
-<side_info>
-```
-Write a better instruction within ``` blocks."""
+RECIPE = Path(__file__).parent / "recipe.yaml"
+# The wording that the base model was taught to answer is the one that training asks it with.
+REFLECTION_PROMPT: str = yaml.safe_load(RECIPE.read_text())["reflection_prompt"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,7 @@ class Work:
     answer: str
 
 
-# -- questions ----------------------------------------------------------------------------------------------------------
+# -- questions -------------------------------------------------------------------------------------------------------
 
 
 def is_held_out(question: str) -> bool:
@@ -108,10 +104,10 @@ def _is_plain_expression(expression: str, level: Level) -> bool:
         return True
     runs = [run.count("*") for run in re.split(r" [+-] ", expression)]
     numbers, operators = _chain(expression)
-    return sum(runs) >= 2 and max(runs) <= 2 and _fold(numbers, operators)[1] != eval(expression)  # noqa: S307
+    return sum(runs) >= 2 and max(runs) <= 2 and _fold(numbers, operators)[1] != eval(expression)
 
 
-# -- methods ------------------------------------------------------------------------------------------------------------
+# -- methods ---------------------------------------------------------------------------------------------------------
 
 
 def _chain(expression: str) -> tuple[list[int], list[str]]:
@@ -202,9 +198,7 @@ def _four_parts(parts: list[int], operation: str) -> Work:
     a, b, c, d = parts
     if operation != "*":
         real, imaginary = _apply(a, operation, c), _apply(b, operation, d)
-        return Work(
-            (f"{a}{operation}{c}={real}", f"{b}{operation}{d}={imaginary}"), format_complex(real, imaginary)
-        )
+        return Work((f"{a}{operation}{c}={real}", f"{b}{operation}{d}={imaginary}"), format_complex(real, imaginary))
     ac, bd, ad, bc = a * c, b * d, a * d, b * c
     lines = (
         f"{a}*{c}={ac}",
@@ -236,7 +230,7 @@ def direct_answer(family: str, entry: dict[str, Any]) -> str:
     return work(family, entry, RIGHT_METHOD[family]).answer
 
 
-# -- data sets ----------------------------------------------------------------------------------------------------------
+# -- data sets -------------------------------------------------------------------------------------------------------
 
 TRAIN_SEED, EVAL_SEED, CORPUS_SEED = 10**12, 2 * 10**12, 3 * 10**12
 SEED_SPACING = 10**8
@@ -272,7 +266,7 @@ def train_dataset(seed: int = 0, hard: int = 72, easy: int = 24) -> Dataset:
     Columns: `prompt` (chat), `solution`, `family`, `level`, `entry` (reasoning-gym's own, as JSON, for its scorer).
     """
     families = len(TRAINED_FAMILIES)
-    cells = [(f, "hard", hard // families) for f in TRAINED_FAMILIES]
+    cells: list[tuple[str, Level, int]] = [(f, "hard", hard // families) for f in TRAINED_FAMILIES]
     cells += [(f, "easy", easy // families) for f in TRAINED_FAMILIES]
     return Dataset.from_list(_rows(cells, TRAIN_SEED + seed * 10**9, held_out=False))
 
@@ -301,7 +295,7 @@ def eval_dataset(seed: int = 0, per_split: int = 96) -> dict[str, Dataset]:
     }
 
 
-# -- rewards and feedback -------------------------------------------------------------------------------------------------
+# -- rewards and feedback --------------------------------------------------------------------------------------------
 
 
 def extract_answer(text: str) -> str | None:

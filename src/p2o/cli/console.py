@@ -1,0 +1,231 @@
+"""What a watcher sees: a live panel in a terminal, one line a happening elsewhere."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+from transformers import TrainerCallback
+
+from p2o.evolution.prompt_phase import EvolutionProgress, EvolutionResult
+from p2o.state import P2OState
+
+
+def clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class Pace:
+    """How long still: mean time of a policy step and of a prompt phase so far, times what is left of each."""
+
+    def __init__(self) -> None:
+        self.seconds = {"step": 0.0, "prompt phase": 0.0}
+        self.count = {"step": 0, "prompt phase": 0}
+
+    def add(self, what: str, seconds: float) -> None:
+        self.seconds[what] += seconds
+        self.count[what] += 1
+
+    def left(self, steps: int, prompt_phases: int) -> float | None:
+        """Seconds; None before the first step. Until a prompt phase has been seen it is taken to be for nothing."""
+        if not self.count["step"]:
+            return None
+        means = {what: self.seconds[what] / max(self.count[what], 1) for what in self.seconds}
+        return steps * means["step"] + prompt_phases * means["prompt phase"]
+
+
+class Watch(TrainerCallback):
+    """Follows a run by the trainer's own events; knows nothing that a tracker could not know.
+
+    Args:
+        console: where to write.
+        title: of the panel.
+        started: `time.monotonic()` of the run's start, shifted by what earlier sessions of it took.
+    """
+
+    def __init__(self, console: Console, title: str, started: float) -> None:
+        self.console, self.title, self.started = console, title, started
+        self.pace = Pace()
+        self.phase = "starting"
+        self.epoch, self.epochs, self.step, self.steps = 0, 0, 0, 0
+        self.accuracy: dict[str, list[float]] = {}
+        self.metrics: dict[str, float] = {}
+        self.evolution: EvolutionProgress | None = None
+        self.template = ""
+        self._since = time.monotonic()
+        self._live: Live | None = None
+
+    @contextmanager
+    def show(self) -> Iterator[None]:
+        """Draws the panel while inside; does nothing but pass where there is no terminal."""
+        if not self.console.is_terminal:
+            yield
+            return
+        with Live(get_renderable=self.panel, console=self.console, refresh_per_second=4, transient=True) as self._live:
+            try:
+                yield
+            finally:
+                self._live = None
+
+    def say(self, text: str) -> None:
+        self.console.print(Text.assemble((f"{clock(time.monotonic() - self.started):>7}  ", "dim"), text))
+
+    def begin(self, phase: str) -> None:
+        self.phase = phase
+        self._since = time.monotonic()
+
+    # -- what happens ------------------------------------------------------------------------------------------------
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.steps, self.step, self.epochs = state.max_steps, state.global_step, round(args.num_train_epochs)
+        if args.max_steps > 0:
+            self.epochs = 0
+        self.begin("policy")
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.begin("policy")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.step, self.epoch = state.global_step, int(state.epoch or 0)
+        self.pace.add("step", time.monotonic() - self._since)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        logs = logs or {}
+        for name, value in logs.items():
+            if name.startswith("eval") and name.endswith("accuracy") and value is not None:
+                split = name.removeprefix("eval").removesuffix("accuracy").strip("_") or "all"
+                self.accuracy.setdefault(split, []).append(value)
+        if "loss" not in logs:
+            return
+        self.metrics = {k: v for k, v in logs.items() if isinstance(v, int | float)}
+        if self._live is None:
+            self.say(f"step {state.global_step}/{state.max_steps} · {self.policy_line()}{self.left_line()}")
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        split, values = next(reversed(self.accuracy.items()), ("", []))
+        if values:
+            self.say(f"step {state.global_step}/{state.max_steps or '?'} · bare accuracy {split} {values[-1]:.1%}")
+
+    def on_prompt_phase_begin(self, args: Any, state: Any, control: Any, hard_set: list[int], **kwargs: Any) -> None:
+        self.begin("prompt")
+        self.evolution = None
+        self.say(f"prompt phase · {len(hard_set)} hard questions")
+
+    def on_prompt_phase_progress(
+        self, args: Any, state: Any, control: Any, progress: EvolutionProgress, **kwargs: Any
+    ) -> None:
+        before, self.evolution = self.evolution, progress
+        self.template = progress.best_template
+        if self._live is None and (before is None or before.candidates != progress.candidates):
+            self.say(self.evolution_line())
+
+    def on_prompt_phase_end(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        p2o: P2OState,
+        result: EvolutionResult | None,
+        reason: str | None,
+        **kwargs: Any,
+    ) -> None:
+        if result is None:
+            self.say(f"prompt phase skipped · {reason}")
+            return
+        self.pace.add("prompt phase", time.monotonic() - self._since)
+        covered = len(frozenset().union(*(t.solves for t in p2o.templates)))
+        self.say(
+            f"prompt phase done · {result.metric_calls} rollouts, {result.reflections} reflections, "
+            f"{len(result.candidates)} candidates · {len(p2o.templates)} templates cover {covered} of "
+            f"{len(result.dev_ids)} dev questions"
+        )
+        for template in sorted(p2o.templates, key=lambda t: -t.score):
+            self.say(f"  {template.score:.2f}  {template.text}")
+
+    # -- how it looks ------------------------------------------------------------------------------------------------
+
+    def policy_line(self) -> str:
+        m = self.metrics
+        parts = [
+            f"reward {m.get('reward', 0):.2f}",
+            f"collapsed groups {m.get('frac_reward_zero_std', 0):.0%}",
+            f"templated {m.get('p2o/templated_rollouts', 0):.0%}",
+            f"hard so far {m.get('p2o/hard_so_far', 0):.0f} of {m.get('p2o/questions_so_far', 0):.0f}",
+        ]
+        return " · ".join(parts)
+
+    def evolution_line(self) -> str:
+        e = self.evolution
+        if e is None:
+            return ""
+        best = f" · best dev score {e.best_dev_score:.2f} {e.best_template!r}" if e.candidates else ""
+        return (
+            f"evolution iteration {e.iteration} · rollouts {e.metric_calls}/{e.max_metric_calls} · "
+            f"candidates {e.candidates} · rejected {e.rejected}{best}"
+        )
+
+    def left(self) -> float | None:
+        steps = self.steps - self.step
+        phases = 0
+        if self.pace.count["prompt phase"] and self.epochs:
+            phases = max(self.epochs - self.epoch - 1, 0)
+        left = self.pace.left(steps, phases)
+        if left is not None and self.phase == "prompt" and self.evolution and self.evolution.metric_calls:
+            e, spent = self.evolution, time.monotonic() - self._since
+            left += spent * max(e.max_metric_calls / e.metric_calls - 1, 0)
+        return left
+
+    def left_line(self) -> str:
+        left = self.left()
+        return f" · about {clock(left)} left" if left else ""
+
+    def panel(self) -> Panel:
+        head = Table.grid(expand=True)
+        head.add_column()
+        head.add_column(justify="right")
+        epoch = f" · epoch {min(self.epoch + 1, self.epochs)}/{self.epochs}" if self.epochs else ""
+        step = f" · step {self.step}/{self.steps}" if self.steps else ""
+        phase = {"policy": "policy phase", "prompt": "prompt phase"}.get(self.phase, self.phase)
+        head.add_row(
+            Text(f"{phase}{epoch}{step}", style="bold"),
+            f"{clock(time.monotonic() - self.started)} elapsed{self.left_line()}",
+        )
+        lines: list[Any] = [head, ProgressBar(total=max(self.steps, 1), completed=self.step)]
+        if self.accuracy:
+            shown = (f"{s} {v[-1]:.1%} (first {v[0]:.1%})" for s, v in self.accuracy.items())
+            lines.append(Text("bare accuracy  " + "   ".join(shown), style="green"))
+        if self.metrics:
+            lines.append(Text(self.policy_line()))
+        if self.evolution is not None:
+            e = self.evolution
+            lines.append(
+                Text(
+                    f"evolution  iteration {e.iteration} · rollouts {e.metric_calls}/{e.max_metric_calls} · candidates "
+                    f"{e.candidates} · rejected {e.rejected} · best dev score {e.best_dev_score:.2f}"
+                )
+            )
+            if self.template:
+                lines.append(Text(f"“{self.template}”", style="cyan"))
+        return Panel(Group(*lines), title=self.title, title_align="left")
+
+
+def outcome_table(summary: dict[str, Any]) -> Table:
+    """The end of a run on one screen: bare accuracy before and after."""
+    table = Table(title="Bare accuracy, no instruction (share of rollouts right)")
+    for heading in ("questions", "before", "after"):
+        table.add_column(heading, justify="left" if heading == "questions" else "right")
+    for split, values in summary["bare_accuracy"].items():
+        table.add_row(split, *(_share(values.get(when)) for when in ("before", "after")))
+    return table
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"

@@ -1,0 +1,304 @@
+"""The prompt phase on the real gepa: batches, selection of parents, the guard, the journal."""
+
+import json
+import random
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2o.evolution.budget import PRESET_CANDIDATES, metric_call_budget, split_hard_set
+from p2o.evolution.feedback import rollout_feedback
+from p2o.evolution.guard import check_template, leaks_answer, stock_runs
+from p2o.evolution.prompt_phase import EvolutionConfig, Journal, Question, Rollout, draw_distinct, evolve
+
+# -- budget and split ------------------------------------------------------------------------------------------------
+
+
+def test_presets_follow_the_formula():
+    # V + 5n + 35N + ((N + 1)//5 + 1)·V with N = max(4·log2 n, 1.5 n), written out for V = 300.
+    assert metric_call_budget("light", 300) == 300 + 30 + 35 * 10 + 3 * 300
+    assert metric_call_budget("medium", 300) == 300 + 60 + 35 * 18 + 4 * 300
+    assert metric_call_budget("heavy", 300) == 300 + 90 + 35 * 27 + 6 * 300
+    assert metric_call_budget("heavy_4", 300) == 300 + 360 + 35 * 108 + 22 * 300
+    assert metric_call_budget(17, 300) == 17
+    assert set(PRESET_CANDIDATES) == {"light", "medium", "heavy", "heavy_4"}
+    with pytest.raises(ValueError, match="light, medium, heavy, heavy_4"):
+        metric_call_budget("huge", 1)
+
+
+@given(st.sets(st.integers(0, 2000), min_size=2, max_size=700), st.integers(1, 300), st.integers())
+def test_split_is_a_partition_of_the_size_described(questions, max_dev, seed):
+    feedback, dev = split_hard_set(list(questions), max_dev=max_dev, rng=random.Random(seed))
+    assert sorted(feedback + dev) == sorted(questions)
+    assert feedback == sorted(feedback) and feedback
+    assert dev == sorted(dev) and dev
+    assert len(dev) == (max_dev if len(questions) >= 1.5 * max_dev else len(questions) // 2)
+
+
+@given(st.dictionaries(st.integers(0, 20), st.integers(1, 9), min_size=1), st.integers(1, 25), st.integers())
+def test_parents_are_distinct_and_all_of_a_small_front(weights, count, seed):
+    drawn = draw_distinct(weights, count, random.Random(seed))
+    assert len(drawn) == len(set(drawn)) == min(count, len(weights))
+    assert set(drawn) <= set(weights)
+
+
+def test_parents_are_drawn_by_weight():
+    draws = [draw_distinct({0: 3, 1: 1}, 1, random.Random(i))[0] for i in range(4000)]
+    assert abs(draws.count(0) / 4000 - 0.75) < 3 * (0.75 * 0.25 / 4000) ** 0.5
+
+
+# -- guard -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("template", "answer", "leaks"),
+    [
+        ("If asked about 37 apples, say 91.", "91", True),
+        ("The sum is -14 there.", "-14", True),
+        ("The sum is minus 14 there.", "-14", True),
+        ("Add 1,234 to it.", "1234", True),
+        ("Split it in 3 parts.", "3", False),
+        ("The answer is 3.", "3", True),
+        ("Write 912 steps.", "91", False),
+        ("Think of Paris first.", "Paris", True),
+        ("Think of Parisians first.", "Paris", False),
+        ("Say yes or no.", "yes", True),
+        ("Check yes or no.", "yes", False),
+        ("Anything.", "", False),
+        ("Compute 10-20i carefully.", "10-20i", True),
+    ],
+)
+def test_answers_in_templates(template, answer, leaks):
+    assert leaks_answer(template, answer) is leaks
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "empty"),
+        ("   \n", "empty"),
+        ("word " * 50, "too_long"),
+        ("Think.<|im_end|>", "markup"),
+        ("<|im_start|>system", "markup"),
+        ("Stop </s> here", "markup"),
+        ("[INST] do", "markup"),
+        ("user: what", "markup"),
+        ("<｜User｜> hi", "markup"),
+        ("Use <special> now", "markup"),
+        ("It gives 4711.", "leaked_answer"),
+        ("Note how many red apples does Anna still have.", "quoted_question"),
+        ("Work line by line.", None),
+    ],
+)
+def test_guard(text, reason):
+    questions = [("So how many red apples does Anna still have after lunch?", "4711")]
+    found = check_template(text, questions=questions, max_length=100, special_tokens={"<special>", " "})
+    assert found == reason
+
+
+def test_common_wording_of_questions_is_no_quotation():
+    questions = [(f"State the final answer to the following arithmetic problem: {n}", str(n)) for n in (701, 802)]
+    stock = stock_runs(questions)
+    template = "State the final answer to the following arithmetic problem step by step."
+    assert check_template(template, questions=questions[:1], max_length=100, stock=stock) is None
+    assert check_template(template, questions=questions[:1], max_length=100) == "quoted_question"
+
+
+def test_feedback_names_the_three_cases():
+    assert rollout_feedback(reward=1, extracted="4", solution="4") == "Right. Reward: 1."
+    assert rollout_feedback(reward=0, extracted="5", solution="4") == "Wrong. The answer is 4. Reward: 0."
+    missing = rollout_feedback(reward=0, extracted=None, solution="4", answer_format="Box it.")
+    assert missing == "No answer found. Box it. The answer is 4. Reward: 0."
+
+
+# -- evolution on the real gepa --------------------------------------------------------------------------------------
+
+
+class Land:
+    """A world in three lines: a question of kind a or b is solved by a template with its letter in it.
+
+    Rollouts and reflections answer by their seed alone, as a sampling model with a named stream does.
+    """
+
+    def __init__(self, reflections=("Use A.", "Use B.", "Use A. Use B.", "Hm."), fail_at=None):
+        self.calls, self.reflections, self.fail_at = [], reflections, fail_at
+
+    def rollout(self, requests, *, seed, purpose):
+        self._count(purpose, len(requests), seed)
+        rng = random.Random(seed)
+        rollouts = []
+        for question, template in requests:
+            solved = question.text[-1] in template and rng.random() < 0.9
+            rollouts.append(
+                Rollout(f"said {rng.random():.3f}", float(solved), solved, "Right." if solved else "Wrong.")
+            )
+        return rollouts
+
+    def reflect(self, prompts, *, seed):
+        self._count("reflection", len(prompts), seed)
+        rng = random.Random(seed)
+        return [f"```\n{rng.choice(self.reflections)}{' ' * rng.randint(0, 3)}\n```" for _ in prompts]
+
+    def _count(self, kind, size, seed):
+        if len(self.calls) == self.fail_at:
+            raise RuntimeError("killed")
+        self.calls.append((kind, size, seed))
+
+
+QUESTIONS = [Question(i, f"question {i} of kind {'AB'[i % 2]}", str(1000 + i)) for i in range(20)]
+CONFIG = EvolutionConfig(budget=200, parents_per_iteration=4)
+
+
+def run(land, tmp_path, config=CONFIG, questions=QUESTIONS, **changes):
+    options = {"seed": 0, "epoch": 1, "run_dir": tmp_path, **changes}
+    return evolve(questions, land.rollout, land.reflect, config, **options)
+
+
+def test_evolution_finds_and_records_what_solves(tmp_path):
+    land = Land()
+    result = run(land, tmp_path)
+    assert set(result.feedback_ids) | set(result.dev_ids) == {q.id for q in QUESTIONS}
+    assert result.candidates[0].text == "" and result.candidates[0].parents == []
+    best = max(result.candidates, key=lambda c: sum(c.dev_rewards.values()))
+    assert best.text == "Use A. Use B."
+    assert sum(best.dev_solved.values()) >= 7
+    for candidate in result.candidates:
+        assert set(candidate.dev_rewards) == set(result.dev_ids)
+        assert all(parent < candidate.index for parent in candidate.parents)
+    # Every rollout is counted, every reflection too.
+    assert result.metric_calls == sum(size for kind, size, _ in land.calls if kind != "reflection")
+    assert result.reflections == sum(size for kind, size, _ in land.calls if kind == "reflection")
+    # The budget is exceeded by one iteration at most.
+    assert result.metric_calls <= 200 + 2 * 4 * 3 + 4 * 10
+
+
+def test_an_iteration_is_four_batches(tmp_path):
+    land = Land(reflections=[f"Use A. {i}" for i in range(99)] + [f"Use B. {i}" for i in range(99)])
+    run(land, tmp_path)
+    kinds = "".join({"dev": "d", "feedback": "f", "reflection": "r"}[kind] for kind, _, _ in land.calls)
+    assert re.fullmatch(r"d(f|frf|frfd)+", kinds), kinds
+    assert max(size for kind, size, _ in land.calls if kind == "feedback") > 3, "several parents roll out together"
+
+
+def test_reflection_is_asked_with_question_answer_and_feedback(tmp_path):
+    land, seen = Land(), []
+
+    def reflect(prompts, *, seed):
+        seen.extend(prompts)
+        return land.reflect(prompts, seed=seed)
+
+    config = EvolutionConfig(budget=60, reflection_prompt_template="NOW <curr_param> DATA <side_info> END")
+    evolve(QUESTIONS, land.rollout, reflect, config, seed=0, epoch=1, run_dir=tmp_path)
+    assert seen[0].startswith("NOW ") and seen[0].endswith("END")
+    assert all(part in seen[0] for part in ("question ", "said 0.", "Wrong."))
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("", "empty"),
+        ("``````", "empty"),
+        ("Use A.", "no_fence"),
+        ("```\nUse A.<|im_end|>\n```", "markup"),
+        ("```\n" + "A" * 3000 + "\n```", "too_long"),
+        ("```\nIf in doubt it is " + ", ".join(q.solution for q in QUESTIONS) + ".\n```", "leaked_answer"),
+    ],
+)
+def test_bad_reflections_are_counted_and_cost_only_themselves(tmp_path, answer, reason):
+    land = Land()
+    result = evolve(
+        QUESTIONS, land.rollout, lambda p, *, seed: [answer] * len(p), CONFIG, seed=0, epoch=1, run_dir=tmp_path
+    )
+    assert [c.text for c in result.candidates] == [""]
+    assert result.rejections == {reason: result.reflections}
+    assert result.reflections > 5
+
+
+def test_a_duplicate_is_not_evaluated_again(tmp_path):
+    land = Land(reflections=["Use A."])
+    result = run(land, tmp_path)
+    assert [c.text for c in result.candidates].count("Use A.") <= 1
+    assert result.rejections["duplicate"] == result.reflections - 1
+
+
+def test_nothing_to_learn_from_asks_for_no_reflection(tmp_path):
+    def always(requests, *, seed, purpose):
+        return [Rollout("ok", 1.0, True, "Right.") for _ in requests]
+
+    def reflect(prompts, *, seed):
+        raise AssertionError("everything is solved")
+
+    result = evolve(QUESTIONS, always, reflect, CONFIG, seed=0, epoch=1, run_dir=tmp_path)
+    assert result.reflections == 0 and [c.text for c in result.candidates] == [""]
+
+
+@pytest.mark.parametrize("budget", [0, 5])
+def test_a_budget_that_does_not_score_the_seed_is_no_phase(tmp_path, budget):
+    result = run(Land(), tmp_path, EvolutionConfig(budget=budget))
+    assert result.candidates == [] and result.metric_calls == 0
+
+
+def test_two_questions_are_needed(tmp_path):
+    with pytest.raises(ValueError, match="two hard questions"):
+        run(Land(), tmp_path, questions=QUESTIONS[:1])
+
+
+@pytest.mark.parametrize("when", range(0, 24, 3))
+def test_an_interrupted_phase_ends_as_if_it_had_not_been(tmp_path, when):
+    straight = run(Land(), tmp_path / "a")
+    with pytest.raises(RuntimeError, match="killed"):
+        run(Land(fail_at=when), tmp_path / "b")
+    resumed = Land()
+    result = run(resumed, tmp_path / "b")
+    assert result == straight
+    # What was done is not done again, and the rest draws from the same streams.
+    whole = Land()
+    run(whole, tmp_path / "c")
+    assert resumed.calls == whole.calls[when:]
+
+
+def test_a_torn_journal_line_is_done_again(tmp_path):
+    straight = run(Land(), tmp_path)
+    journal = tmp_path / "journal.jsonl"
+    content = journal.read_bytes()
+    journal.write_bytes(content[: len(content) * 2 // 3])
+    assert run(Land(), tmp_path) == straight
+    assert journal.read_bytes() == content
+
+
+def test_a_journal_of_another_phase_is_not_used(tmp_path):
+    run(Land(), tmp_path)
+    land = Land()
+    run(land, tmp_path, seed=1)
+    assert land.calls[0][0] == "dev"
+
+
+def test_a_departing_journal_is_cut_where_it_departs(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    with Journal(path, {}) as journal:
+        assert journal.call("dev", [1], lambda n: "one") == "one"
+        assert journal.call("dev", [2], lambda n: "two") == "two"
+        assert journal.call("dev", [3], lambda n: "three") == "three"
+    with Journal(path, {}) as journal:
+        assert journal.call("dev", [1], lambda n: "again") == "one"
+        assert journal.call("dev", [9], lambda n: f"nine at {n}") == "nine at 1"
+    results = [json.loads(line).get("result") for line in path.read_text().splitlines()]
+    assert results == [None, "one", "nine at 1"]
+
+
+def test_a_reflection_model_that_raises_ends_the_phase_with_its_own_error(tmp_path):
+    def reflect(prompts, *, seed):
+        raise ConnectionError("the reflection server is gone")
+
+    with pytest.raises(ConnectionError, match="is gone"):
+        evolve(QUESTIONS, Land().rollout, reflect, CONFIG, seed=0, epoch=1, run_dir=tmp_path)
+
+
+def test_progress_tells_where_it_stands(tmp_path):
+    seen = []
+    run(Land(), tmp_path, on_progress=seen.append)
+    assert [p.stage for p in seen[:2]] == ["seed", "dev"]
+    assert seen[-1].best_template == "Use A. Use B." and seen[-1].max_metric_calls == 200
+    assert seen[-1].stage == "done" and seen[-1].metric_calls >= 200
