@@ -91,6 +91,9 @@ def parse(argv: list[str], output_dir: str) -> tuple[RunArguments, P2OConfig, Mo
     settings = {**settings, **_explicit(argv), "output_dir": output_dir}
     if settings.get("method", "p2o") not in METHODS:
         raise InputError(f"Unknown method {settings['method']!r}; choose {' or '.join(METHODS)}.")
+    missing = [name for name in ("model_name_or_path", "dataset_name", "reward_funcs") if not settings.get(name)]
+    if missing:
+        raise InputError(f"The configuration names no {', no '.join(missing)}.")
     if settings.get("method") == "grpo":
         settings["prompt_phase"] = False
 
@@ -145,18 +148,11 @@ def prepare(argv: list[str], output_dir: str) -> Run:
         InputError: whatever cannot work, before anything is trained.
     """
     arguments, training, model, settings = parse(argv, output_dir)
-    if model.model_name_or_path is None or arguments.dataset_name is None or not arguments.reward_funcs:
-        needed = {
-            "model_name_or_path": model.model_name_or_path,
-            "dataset_name": arguments.dataset_name,
-            "reward_funcs": arguments.reward_funcs,
-        }
-        raise InputError(f"The configuration names no {', no '.join(n for n, v in needed.items() if not v)}.")
     if model.model_name_or_path == EMBEDDED:
         from p2o.pico import model_path
 
         model.model_name_or_path = model_path()
-    rewards = [load_function(name, "reward_funcs") for name in arguments.reward_funcs]
+    rewards = [load_function(name, "reward_funcs") for name in arguments.reward_funcs or []]
     feedback = load_function(arguments.feedback_func, "feedback_func") if arguments.feedback_func else None
     if arguments.dataset_name == EMBEDDED:
         from p2o.pico import world

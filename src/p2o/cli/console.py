@@ -23,6 +23,15 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
+def bare_accuracies(metrics: dict[str, Any]) -> dict[str, float]:
+    """The accuracies among evaluation metrics by dataset: `eval_hard_accuracy` is that of "hard"."""
+    return {
+        name.removeprefix("eval").removesuffix("accuracy").strip("_") or "all": value
+        for name, value in metrics.items()
+        if name.endswith("accuracy") and value is not None
+    }
+
+
 class Pace:
     """How long still: mean time of a policy step and of a prompt phase so far, times what is left of each."""
 
@@ -99,20 +108,16 @@ class Watch(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         logs = logs or {}
-        for name, value in logs.items():
-            if name.startswith("eval") and name.endswith("accuracy") and value is not None:
-                split = name.removeprefix("eval").removesuffix("accuracy").strip("_") or "all"
-                self.accuracy.setdefault(split, []).append(value)
         if "loss" not in logs:
             return
         self.metrics = {k: v for k, v in logs.items() if isinstance(v, int | float)}
         if self._live is None:
             self.say(f"step {state.global_step}/{state.max_steps} · {self.policy_line()}{self.left_line()}")
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        split, values = next(reversed(self.accuracy.items()), ("", []))
-        if values:
-            self.say(f"step {state.global_step}/{state.max_steps or '?'} · bare accuracy {split} {values[-1]:.1%}")
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any], **kwargs: Any) -> None:
+        for split, value in bare_accuracies(metrics).items():
+            self.accuracy.setdefault(split, []).append(value)
+            self.say(f"bare accuracy {split} {value:.1%}")
 
     def on_prompt_phase_begin(self, args: Any, state: Any, control: Any, hard_set: list[int], **kwargs: Any) -> None:
         self.begin("prompt")

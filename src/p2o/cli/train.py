@@ -8,13 +8,21 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.utils.logging import disable_progress_bar
+from trl import get_peft_config, get_quantization_config
 
 from p2o.cli.arguments import InputError, Run, prepare, take_option
+from p2o.cli.console import Watch, bare_accuracies, clock, outcome_table
 from p2o.cli.run_directory import RunDirectory, check_writable
+from p2o.state import write_json
+from p2o.trainer import P2OTrainer, newest_checkpoint
 
 RUNS = Path("runs")
 
@@ -23,6 +31,9 @@ def train(argv: list[str]) -> int:
     """Runs the command; returns its exit code (0: done, 1: failed, 2: bad input, 130: interrupted)."""
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    # What the libraries say to programmers, and bars that cross ours, are not for a watcher.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl")
+    disable_progress_bar()
     try:
         resume = take_flag(argv, "--resume")
         directory, argv = run_directory(argv, resume)
@@ -60,58 +71,39 @@ def run_directory(argv: list[str], resume: bool) -> tuple[Path, list[str]]:
     if named is None:
         method = argv[argv.index("--method") + 1] if "--method" in argv[:-1] else "p2o"
         stem = RUNS / f"{method}-{datetime.now():%Y%m%d-%H%M%S}"
-        named = str(next(p for p in (stem, *(Path(f"{stem}-{i}") for i in range(2, 10**6))) if not p.exists()))
+        names = chain([stem], (Path(f"{stem}-{i}") for i in count(2)))
+        named = str(next(path for path in names if not path.exists()))
     elif (Path(named) / "config.yaml").exists():
         raise InputError(f"{named} already holds a run: go on with --resume, or choose another --output_dir.")
     return Path(named), argv
 
 
 def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) -> int:
-    # Imported late: bad input should be answered before torch and TRL have been waited for.
-    import torch
-    from transformers import PrinterCallback, ProgressCallback, TrainerCallback
-    from trl import get_kbit_device_map, get_peft_config, get_quantization_config
-
-    from p2o.cli.console import Watch, clock, outcome_table
-    from p2o.state import write_json
-    from p2o.trainer import P2OTrainer, newest_checkpoint
-
-    class Interruption(TrainerCallback):
-        """Ctrl-C in the policy phase: the step under way is finished and saved. Elsewhere all is saved already."""
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if interrupt.asked:
-                control.should_save = control.should_training_stop = True
-
+    _refuse_unless_writable(directory, 0)
     if run.arguments.num_threads:
         torch.set_num_threads(run.arguments.num_threads)
-    quantization = get_quantization_config(run.model)
     run.training.model_init_kwargs = {
         "revision": run.model.model_revision,
-        "trust_remote_code": run.model.trust_remote_code,
+        "trust_remote_code": run.training.trust_remote_code,
         "attn_implementation": run.model.attn_implementation,
         "dtype": run.model.dtype,
-        **({"device_map": get_kbit_device_map(), "quantization_config": quantization} if quantization else {}),
         **(run.training.model_init_kwargs or {}),
     }
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            trainer = P2OTrainer(
-                model=run.model.model_name_or_path,
-                reward_funcs=run.rewards,
-                args=run.training,
-                train_dataset=run.train_dataset,
-                eval_dataset=run.eval_datasets or None,
-                feedback_func=run.feedback,
-                peft_config=get_peft_config(run.model),
-            )
+        trainer = P2OTrainer(
+            model=run.model.model_name_or_path,
+            reward_funcs=run.rewards,
+            args=run.training,
+            train_dataset=run.train_dataset,
+            eval_dataset=run.eval_datasets or None,
+            feedback_func=run.feedback,
+            peft_config=get_peft_config(run.model),
+            quantization_config=get_quantization_config(run.model),
+        )
     except (ValueError, OSError) as error:
         raise InputError(str(error)) from error
-    bytes_of_weights = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
-    problem = check_writable(directory.path, needed_bytes=7 * bytes_of_weights)
-    if problem:
-        raise InputError(problem)
+    # Two checkpoints with weights and two moments each, and the final model.
+    _refuse_unless_writable(directory, 7 * sum(p.numel() * p.element_size() for p in trainer.model.parameters()))
     checkpoint = newest_checkpoint(directory.path) if resume else None
     step = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
     if resume:
@@ -124,7 +116,7 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
     interrupt = Interrupt()
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
-    for added in (directory, watch, Interruption()):
+    for added in (directory, watch, interrupt):
         trainer.add_callback(added)
 
     where = f"resumed from step {step}" if checkpoint else "a new run" if not resume else "from the start"
@@ -134,7 +126,7 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
             before = directory.recorded("before.json")
             if before is None and run.final_datasets:
                 watch.begin("evaluation before")
-                before = _accuracies(trainer.evaluate(run.final_datasets))
+                before = bare_accuracies(trainer.evaluate(run.final_datasets))
                 write_json(directory.path / "before.json", before)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             if interrupt.asked:
@@ -142,7 +134,7 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
             after = {}
             if run.final_datasets:
                 watch.begin("evaluation after")
-                after = _accuracies(trainer.evaluate(run.final_datasets))
+                after = bare_accuracies(trainer.evaluate(run.final_datasets))
             trainer.save_model(str(directory.path / "model"))
     except KeyboardInterrupt:
         console.print(f"Interrupted; nothing is lost. Go on with: p2o train --resume --output_dir {directory.path}")
@@ -182,17 +174,24 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
     return 0
 
 
-def _accuracies(metrics: dict[str, float]) -> dict[str, float]:
-    """`eval_hard_accuracy` and its like, by dataset."""
-    ending = "_accuracy"
-    return {k.removeprefix("eval_").removesuffix(ending): v for k, v in metrics.items() if k.endswith(ending)}
+def _refuse_unless_writable(directory: RunDirectory, needed_bytes: int) -> None:
+    problem = check_writable(directory.path, needed_bytes)
+    if problem:
+        raise InputError(problem)
 
 
-class Interrupt:
-    """Ctrl-C or SIGTERM: asked politely where a step should be finished first; else, and the second time, at once."""
+class Interrupt(TrainerCallback):
+    """Ctrl-C or SIGTERM: a policy step is finished and saved first; elsewhere, and the second time, it is at once.
+
+    Elsewhere everything is saved already: an evolution has its journal, an evaluation changes nothing.
+    """
 
     def __init__(self) -> None:
         self.asked = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.asked:
+            control.should_save = control.should_training_stop = True
 
     @contextmanager
     def handled(self, politely: Any) -> Iterator[None]:

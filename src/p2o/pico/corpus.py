@@ -295,7 +295,7 @@ class Source:
         """An instruction as a question of this family may come under: mostly the right one."""
         rng = self.rng
         right = RIGHT_METHOD[family]
-        care = rng.random() < 0.6
+        care = rng.random() < 0.7
         kind = rng.random()
         if kind < 0.30:
             return Instruction(unqualified=right, care=care, vague=rng.random() < 0.05)
@@ -437,7 +437,7 @@ class Source:
         return Instruction(qualified=methods, care=care)
 
 
-MIX = {"bare": 0.37, "instructed": 0.49, "reflection": 0.07, "drill": 0.07}
+MIX = {"bare": 0.34, "instructed": 0.53, "reflection": 0.06, "drill": 0.07}
 
 
 def documents(seed: int) -> Iterator[Document]:

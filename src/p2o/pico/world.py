@@ -36,12 +36,12 @@ TRAINED_FAMILIES = ("chain_sum", "basic_arithmetic", "complex_arithmetic", "leg_
 HELD_OUT_FAMILIES = ("decimal_chain_sum",)
 
 LEVELS: dict[tuple[str, Level], dict[str, Any]] = {
-    ("chain_sum", "easy"): {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2},
-    ("chain_sum", "hard"): {"min_terms": 5, "max_terms": 6, "min_digits": 2, "max_digits": 2},
-    ("chain_sum", "harder"): {"min_terms": 7, "max_terms": 8, "min_digits": 2, "max_digits": 2},
+    ("chain_sum", "easy"): {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
+    ("chain_sum", "hard"): {"min_terms": 5, "max_terms": 5, "min_digits": 2, "max_digits": 2},
+    ("chain_sum", "harder"): {"min_terms": 6, "max_terms": 7, "min_digits": 2, "max_digits": 2},
     ("basic_arithmetic", "easy"): {"min_terms": 2, "max_terms": 3},
-    ("basic_arithmetic", "hard"): {"min_terms": 5, "max_terms": 6},
-    ("basic_arithmetic", "harder"): {"min_terms": 7, "max_terms": 7},
+    ("basic_arithmetic", "hard"): {"min_terms": 5, "max_terms": 5},
+    ("basic_arithmetic", "harder"): {"min_terms": 6, "max_terms": 6},
     ("complex_arithmetic", "easy"): {"operations_weights": [0.5, 0.5, 0.0, 0.0]},
     ("complex_arithmetic", "hard"): {"operations_weights": [0.0, 0.0, 1.0, 0.0]},
     ("leg_counting", "easy"): {"min_animals": 1, "max_animals": 2},

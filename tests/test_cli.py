@@ -1,0 +1,261 @@
+"""`p2o train` as its users meet it: whole runs in small, what they leave behind, and what they say to bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from p2o.cli import main
+from p2o.cli.console import Pace, bare_accuracies, clock
+from p2o.pico import world
+
+SMALL = {
+    "model_name_or_path": "pico",
+    "reward_funcs": ["pico"],
+    "feedback_func": "pico",
+    "num_generations": 4,
+    "num_generations_eval": 2,
+    "per_device_train_batch_size": 16,
+    "per_device_eval_batch_size": 32,
+    "num_train_epochs": 2,
+    "learning_rate": 1e-3,
+    "max_completion_length": 48,
+    "min_hard_questions": 2,
+    "evolution_budget": 40,
+    "parents_per_iteration": 2,
+    "reflection_prompt": world.REFLECTION_PROMPT,
+    "reflection_max_tokens": 48,
+    "logging_steps": 1,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "use_cpu": True,
+    "report_to": "none",
+    "num_threads": 1,
+}
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A configuration file of a small run on the user's own data, and a function that changes it."""
+    for name, rows in (
+        ("train", world.train_dataset(hard=12, easy=4)),
+        ("test", world.eval_dataset(per_split=4)["hard"]),
+    ):
+        rows.to_json(tmp_path / f"{name}.jsonl")
+
+    def write(**changes):
+        settings = {**SMALL, "dataset_name": str(tmp_path / "train.jsonl"), **changes}
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump({k: v for k, v in settings.items() if v is not None}))
+        return str(path)
+
+    return write
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_explains_itself(tmp_path, config, capsys):
+    run = tmp_path / "run"
+    assert main(["train", "--config", config(), "--output_dir", str(run), "--learning_rate", "2e-3"]) == 0
+    said = capsys.readouterr().out
+    for happening in ("prompt phase · ", "evolution iteration", "collapsed groups", "templates cover", "left"):
+        assert happening in said
+
+    assert yaml.safe_load((run / "config.yaml").read_text())["learning_rate"] == 2e-3
+    assert {"trl", "gepa", "torch", "p2o-rl"} <= json.loads((run / "versions.json").read_text()).keys()
+    metrics = lines(run / "metrics.jsonl")
+    assert [m["step"] for m in metrics if "loss" in m] == list(range(1, 9))
+    assert {"p2o/hard_set", "p2o/rollouts/total", "frac_reward_zero_std", "reward"} <= metrics[4].keys()
+    hard = json.loads((run / "hard_sets" / "epoch-001.json").read_text())["rows"]
+    templates = json.loads((run / "templates" / "epoch-001.json").read_text())
+    evolution = templates["evolution"]
+    assert set(evolution["feedback_ids"]) | set(evolution["dev_ids"]) == set(hard)
+    assert evolution["candidates"][0]["text"] == "" and all("parents" in c for c in evolution["candidates"])
+    assert {t["text"] for t in templates["selected"]} <= {c["text"] for c in evolution["candidates"]}
+    samples = lines(run / "samples.jsonl")
+    assert {s["sampled_epoch"] for s in samples} == {0, 1}
+    assert all(s["question"] and isinstance(s["completion"], str) and "reward" in s for s in samples)
+
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == 8 and summary["epochs"] == 2 and summary["method"] == "p2o"
+    assert summary["rollouts"]["policy"] == 8 * 16
+    assert summary["rollouts"]["evolution_dev"] + summary["rollouts"]["evolution_feedback"] == evolution["metric_calls"]
+    assert summary["rollouts"]["total"] == sum(
+        summary["rollouts"][p] for p in ("policy", "evolution_dev", "evolution_feedback", "reflection")
+    )
+    assert summary["wall_seconds"] > 0 and summary["peak_rss_bytes"] > 1e8
+    assert metrics[-1]["p2o/rollouts/total"] <= summary["rollouts"]["total"]
+
+    # Any user of transformers can load what came out.
+    model = AutoModelForCausalLM.from_pretrained(run / "model")
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    chat = [{"role": "user", "content": "Calculate 3 + 4."}]
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    assert model.generate(**ids, max_new_tokens=4).shape[1] > ids["input_ids"].shape[1]
+
+
+def test_grpo_is_the_same_run_without_prompt_phases(tmp_path, config, capsys):
+    run = tmp_path / "run"
+    options = ["--output_dir", str(run), "--method", "grpo", "--num_train_epochs", "9", "--max_rollouts", "100"]
+    assert main(["train", "--config", config(), *options]) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["method"] == "grpo" and summary["templates"] == []
+    # It stops at the end of the step that spends the budget.
+    assert summary["rollouts"]["policy"] == summary["rollouts"]["total"] == 112
+    assert not (run / "evolution").exists()
+
+
+def test_own_data_own_rewards_and_evaluation(tmp_path, config, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_rewards.py").write_text(
+        "def brevity(completions, **kwargs):\n    return [float(len(c[0]['content']) < 20) for c in completions]\n"
+    )
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").rename(data / f"{name}.jsonl")
+    path = config(
+        dataset_name=str(data),
+        dataset_test_split="test",
+        reward_funcs=["my_rewards:brevity", "p2o.pico.world.accuracy_reward"],
+        reward_weights=[0.1, 1.0],
+        success_reward="brevity",
+        feedback_func=None,
+        max_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+    )
+    assert main(["train", "--config", path, "--output_dir", "run"]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    accuracy = summary["bare_accuracy"]["test"]
+    assert 0 < accuracy["before"] <= 1 and 0 < accuracy["after"] <= 1
+    evaluated = [m for m in lines(tmp_path / "run" / "metrics.jsonl") if "eval_test_accuracy" in m]
+    assert len(evaluated) == 3, "before, at step 1, after"
+
+
+def test_interrupted_by_the_user_and_resumed(tmp_path, config, capsys):
+    path, straight, run = config(num_train_epochs=3), tmp_path / "straight", tmp_path / "run"
+    assert main(["train", "--config", path, "--output_dir", str(straight)]) == 0
+    command = [sys.executable, "-c", "import sys; from p2o.cli import main; sys.exit(main())", "train"]
+    process = subprocess.Popen(
+        [*command, "--config", path, "--output_dir", str(run)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + 300
+    while not ((run / "metrics.jsonl").exists() and len(lines(run / "metrics.jsonl")) >= 2):
+        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 130, said
+    assert f"p2o train --resume --output_dir {run}" in said
+    assert list(run.glob("checkpoint-*")), "the step under way was saved"
+
+    assert main(["train", "--resume", "--output_dir", str(run)]) == 0
+    assert "resumed from step" in capsys.readouterr().out
+    weights = [(d / "model" / "model.safetensors").read_bytes() for d in (straight, run)]
+    assert weights[0] == weights[1]
+    steps = [[m["step"] for m in lines(d / "metrics.jsonl") if "loss" in m] for d in (straight, run)]
+    assert steps[0] == steps[1], "nothing is written twice"
+    summaries = [json.loads((d / "summary.json").read_text()) for d in (straight, run)]
+    assert summaries[0]["rollouts"] == summaries[1]["rollouts"], "nothing is counted twice"
+    sampled = [[s["completion"] for s in lines(d / "samples.jsonl")] for d in (straight, run)]
+    assert sampled[0] == sampled[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "missing.yaml"], "Cannot read the configuration missing.yaml"),
+        (["--config"], "--config needs a value"),
+        (["--method", "ppo"], "choose p2o or grpo"),
+        (["--resume"], "no run in runs/ to resume"),
+        (["--resume", "--output_dir", "nowhere"], "nowhere holds no run"),
+        (["--dataset_name", "missing.jsonl"], "missing.jsonl does not exist"),
+        (["--reward_funcs", "no_such_module:f"], "cannot import 'no_such_module:f'"),
+        (["--reward_funcs", "p2o.pico.world:no_such"], "no_such"),
+        (["--context_mask", "sharp"], "choose one of hard, soft, off"),
+        (["--num_generations", "1"], "2"),
+        (["--num_generations", "5"], "divisible"),
+        (["--evolution_budget", "much"], "evolution_budget='much'"),
+        (["--output_dir", "/proc/nowhere"], "Cannot write to /proc/nowhere"),
+        (["--model_name_or_path", "/nowhere/model"], "/nowhere/model"),
+        (["--max_completion_length", "2040"], "longer than 8 tokens"),
+    ],
+)
+def test_bad_input_is_one_clear_error_before_training(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert not list(tmp_path.glob("runs/*/config.yaml")), "nothing was begun"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- a\n", "must be a YAML mapping"),
+        ("a: [", "not valid YAML"),
+        ("model_name: pico\n", "Unknown option(s)"),
+        ("model_name_or_path: pico\n", "names no dataset_name, no reward_funcs"),
+    ],
+)
+def test_bad_configurations(tmp_path, capsys, content, message):
+    (tmp_path / "bad.yaml").write_text(content)
+    assert main(["train", "--config", str(tmp_path / "bad.yaml"), "--output_dir", str(tmp_path / "run")]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ('{"question": "a"}\n', "no `prompt` column"),
+        ('{"prompt": "a"}\n' * 3 + '{"prompt": ""}\n', "row 3, field `prompt`: empty"),
+        ('{"prompt": "a"}\n' * 3, "3 questions, fewer than the 4"),
+        ('{"prompt": \n', "Cannot load the dataset"),
+    ],
+)
+def test_bad_data(tmp_path, config, capsys, rows, message):
+    (tmp_path / "bad.jsonl").write_text(rows)
+    path = config(dataset_name=str(tmp_path / "bad.jsonl"))
+    assert main(["train", "--config", path, "--output_dir", str(tmp_path / "run")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_is_not_overwritten(tmp_path, config, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("")
+    assert main(["train", "--config", config(), "--output_dir", str(tmp_path / "run")]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_version_and_help(capsys):
+    assert main(["--version"]) == 0
+    assert main([]) == 0
+    assert "train" in capsys.readouterr().out
+
+
+def test_time_left():
+    assert [clock(s) for s in (0, 59.6, 61, 3700)] == ["0:00", "1:00", "1:01", "1:01:40"]
+    pace = Pace()
+    assert pace.left(5, 1) is None
+    pace.add("step", 2.0)
+    pace.add("step", 4.0)
+    assert pace.left(10, 3) == 30
+    pace.add("prompt phase", 7.0)
+    assert pace.left(10, 3) == 30 + 21
+
+
+def test_accuracies_by_dataset():
+    metrics = {"eval_hard_accuracy": 0.5, "eval_hard_loss": 1.0, "eval_accuracy": 0.25, "eval_x_accuracy": None}
+    assert bare_accuracies(metrics) == {"hard": 0.5, "all": 0.25}
