@@ -1,12 +1,15 @@
 """P2OTrainer against TRL's GRPOTrainer and against the definition written out."""
 
 import copy
+import itertools
 import random
+import zlib
 
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from p2o import P2OConfig, P2OTrainer
@@ -516,3 +519,135 @@ def test_the_prompt_phase_leaves_the_policy_phases_generators_alone(tmp_path):
     assert random.getstate() == states[0]
     assert torch.equal(torch.random.get_rng_state(), states[1])
     assert trainer._rollouts(requests, seed=1, purpose="dev") == first
+
+
+# -- alternation ------------------------------------------------------------------------------------------------------
+
+
+class Events(TrainerCallback):
+    def __init__(self):
+        self.rollouts, self.phases = [], []
+
+    def on_rollouts(self, args, state, control, p2o, rollouts, **kwargs):
+        self.rollouts.append((p2o.epoch, rollouts))
+
+    def on_prompt_phase_end(self, args, state, control, p2o, result, reason, **kwargs):
+        self.phases.append((p2o.epoch, result, reason))
+
+
+def coin(completions, **kwargs):
+    """Right by chance: one completion in four."""
+    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+    return [float(zlib.crc32(text.encode()) % 4 == 0) for text in texts]
+
+
+def alternate(tmp_path, reward=coin, data=None, reflect=None, **changes):
+    numbers = itertools.count()
+    settings = {
+        "num_train_epochs": 2,
+        "max_steps": -1,
+        "max_completion_length": 8,
+        "min_hard_questions": 2,
+        "evolution_budget": 60,
+        "parents_per_iteration": 2,
+        "reflection_max_tokens": 8,
+        **changes,
+    }
+    trainer = P2OTrainer(
+        model=load(),
+        reward_funcs=reward,
+        args=P2OConfig(**options(tmp_path, **settings)),
+        train_dataset=questions(8) if data is None else data,
+        processing_class=AutoTokenizer.from_pretrained(model_path()),
+        reflect=reflect or (lambda prompts, *, seed: [f"```\nTry way {next(numbers)}.\n```" for _ in prompts]),
+    )
+    events = Events()
+    trainer.add_callback(events)
+    trainer.train()
+    return trainer, events
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_hard_questions_are_templated_in_the_next_epoch(tmp_path, plain):
+    data = questions(8)
+    if plain:
+        data = Dataset.from_dict({"prompt": [question_text(p) for p in data["prompt"]], "solution": data["solution"]})
+    trainer, events = alternate(tmp_path, data=data)
+    ((epoch, result, _),) = events.phases
+    assert epoch == 1
+    used = set()
+    for epoch, rollouts in events.rollouts:
+        for prompt, template, _, _ in rollouts:
+            assert template == "" or epoch == 1
+            assert "Try way" not in question_text(prompt), "the loss is on the bare question"
+            used.add(template)
+    assigned = {z for draws in trainer.p2o.assignment.values() for z in draws}
+    assert used == {"", *(trainer.p2o.templates[z].text for z in assigned)}
+    assert set(trainer.p2o.assignment) == set(result.feedback_ids) | set(result.dev_ids) == set(trainer.p2o.hard_set)
+    # Templates that solved a dev question are drawn for it, in proportion to their scores.
+    for question in result.dev_ids:
+        solving = {i for i, t in enumerate(trainer.p2o.templates) if question in t.solves}
+        assert not solving or set(trainer.p2o.assignment[question]) <= solving
+    spent = trainer.p2o.ledger.rollouts
+    assert spent["policy"] == 2 * 8 * K
+    assert spent["evolution_dev"] + spent["evolution_feedback"] == result.metric_calls
+    assert spent["reflection"] == result.reflections > 0
+
+
+def test_when_nothing_is_solved_the_next_epoch_is_bare_and_training_goes_on(tmp_path, caplog):
+    trainer, events = alternate(tmp_path, reward=lambda completions, **kwargs: [0.0] * len(completions))
+    assert len(trainer.p2o.hard_set) == 8
+    assert trainer.p2o.templates == [] and trainer.p2o.assignment == {}
+    assert "No template solved any dev question" in caplog.text
+    assert trainer.state.global_step == trainer.state.max_steps
+    assert all(not template for _, rollouts in events.rollouts for _, template, _, _ in rollouts)
+
+
+def test_a_small_hard_set_skips_the_prompt_phase(tmp_path, caplog):
+    trainer, events = alternate(tmp_path, min_hard_questions=9)
+    assert events.phases == [(1, None, "too few hard questions")]
+    assert "fewer than min_hard_questions=9" in caplog.text
+    assert trainer.p2o.ledger.rollouts["evolution_dev"] == 0
+
+
+def test_bare_rollouts_and_one_template_per_group(tmp_path):
+    trainer, _ = alternate(tmp_path, bare_rollouts_per_group=1, same_template_per_group=True)
+    assert trainer.p2o.assignment
+    for draws in trainer.p2o.assignment.values():
+        assert draws[0] is None and len(set(draws[1:])) == 1 and draws[1] is not None
+
+
+def test_an_unscored_rollout_in_evolution_is_counted_not_fatal(tmp_path):
+    def reward(completions, **kwargs):
+        return [None if i == 0 else value for i, value in enumerate(coin(completions))]
+
+    trainer, events = alternate(tmp_path, reward=reward)
+    # One in each policy batch (4 of them) and one in each batch of evolution.
+    assert trainer.p2o.events["unscored_rollouts"] > 4
+    assert events.phases[0][1] is not None
+
+
+def test_the_rollout_budget_covers_the_prompt_phase(tmp_path):
+    trainer, events = alternate(tmp_path, max_rollouts=70, num_train_epochs=9)
+    assert events.phases[0][1].metric_calls <= 70 - 32 + 2 * 2 * 3 + 2 * 4
+    assert 70 <= trainer.p2o.ledger.total_rollouts <= 70 + 32
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_reflection_is_by_the_model_as_it_was_before_training(tmp_path, lora):
+    """Self-reflection with the current policy makes templates collapse; the frozen start answers the same for ever."""
+    peft = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM") if lora else None
+    trainer = P2OTrainer(
+        model=load(),
+        reward_funcs=length_reward,
+        args=P2OConfig(**options(tmp_path, reflection_max_tokens=12, reflection_temperature=0.0)),
+        train_dataset=questions(),
+        processing_class=AutoTokenizer.from_pretrained(model_path()),
+        peft_config=peft,
+    )
+    before = trainer.reflect(["Improve this."] * 2, seed=0)
+    with torch.no_grad():
+        for name, parameter in trainer.model.named_parameters():
+            if parameter.requires_grad and (not lora or "lora" in name):
+                parameter.add_(torch.randn_like(parameter))
+    assert trainer.reflect(["Improve this."] * 2, seed=0) == before

@@ -170,7 +170,11 @@ class P2OTrainer(GRPOTrainer):
         model = self.accelerator.unwrap_model(self.model)
         if hasattr(model, "peft_config"):
             return None  # the base without its adapter is the reference; see _reference_reflection
-        return copy.deepcopy(model).requires_grad_(False).eval()
+        frozen = copy.deepcopy(model).requires_grad_(False).eval()
+        # TRL and accelerate patch `forward` on the instance with closures over the policy, which a copy would share: it
+        # would reflect with the policy's weights.
+        vars(frozen).pop("forward", None)
+        return frozen.to(torch.bfloat16) if self.args.bf16 else frozen
 
     def _reference_reflection(self, prompts: list[str], *, seed: int) -> list[str]:
         with contextlib.ExitStack() as stack:
@@ -722,7 +726,7 @@ def check_questions(dataset: Any, args: P2OConfig) -> Any:
     """
     if dataset is None:
         raise ValueError("P2OTrainer needs a train_dataset.")
-    if not hasattr(dataset, "add_column"):
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "add_column"):
         raise ValueError(
             f"train_dataset is a {type(dataset).__name__}; P²O comes back to questions by row and needs a "
             "`datasets.Dataset` (load it without streaming=True)."

@@ -56,8 +56,6 @@ class TransformersReflection:
             attention_mask=mask,
             max_new_tokens=self.max_new_tokens,
             pad_token_id=pad,
-            top_k=0,
-            top_p=1.0,
             **sampling,
         )
         return self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
