@@ -2,7 +2,8 @@
 
     python benchmarks/kill_and_resume.py --kills 50
 
-The runs are the embedded world in small: three epochs with two prompt phases between them, in float32 on one thread.
+The runs are the embedded world in small: three epochs with two prompt phases between, in float32 on one thread. The reward
+is a hash of the completion, so that whatever the model can do there are successes, hard questions and templates.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import shutil
 import signal
 import tempfile
 import time
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,11 @@ class Kill:
     phase: str
     checkpoint: str
     identical: bool
+
+
+def chance(completions: list[Any], **kwargs: Any) -> list[float]:
+    """1 for one completion in five, by its text."""
+    return [float(zlib.crc32(c[-1]["content"].encode()) % 5 == 0) for c in completions]
 
 
 def run_to_the_end(directory: str, resume: bool) -> None:
@@ -55,7 +62,7 @@ def run_to_the_end(directory: str, resume: bool) -> None:
 
     trainer = P2OTrainer(
         model=AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32),
-        reward_funcs=world.accuracy_reward,
+        reward_funcs=chance,
         args=P2OConfig(
             output_dir=directory,
             num_generations=4,

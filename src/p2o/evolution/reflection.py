@@ -1,5 +1,7 @@
 """Reflection models: text in, text out, in batches."""
 
+from typing import Any
+
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -48,9 +50,10 @@ class TransformersReflection:
         device = self.model.device
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in encoded], device=device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in encoded], device=device)
-        sampling = (
-            {"do_sample": True, "temperature": self.temperature} if self.temperature > 0 else {"do_sample": False}
-        )
+        # Nothing of the model's own generation settings: what is sampled from is the model.
+        sampling: dict[str, Any] = {"do_sample": False}
+        if self.temperature > 0:
+            sampling = {"do_sample": True, "temperature": self.temperature, "top_k": 0, "top_p": 1.0}
         output = self.model.generate(
             input_ids=ids,
             attention_mask=mask,
