@@ -2,8 +2,8 @@
 
     python benchmarks/kill_and_resume.py --kills 50
 
-The runs are the embedded world in small: three epochs with two prompt phases between, in float32 on one thread. The reward
-is a hash of the completion, so that whatever the model can do there are successes, hard questions and templates.
+The runs are the embedded world in small: three epochs with two prompt phases, in float32 on one thread. The reward is a
+hash of the completion, so that whatever the model can do there are successes, hard questions and templates.
 """
 
 import argparse

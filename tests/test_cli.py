@@ -1,5 +1,6 @@
 """`p2o train` as its users meet it: whole runs in small, what they leave behind, and what they say to bad input."""
 
+import io
 import json
 import os
 import signal
@@ -9,10 +10,12 @@ import time
 
 import pytest
 import yaml
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from p2o.cli import main
-from p2o.cli.console import Pace, bare_accuracies, clock
+from p2o.cli.console import Pace, Watch, bare_accuracies, clock
+from p2o.evolution.prompt_phase import EvolutionProgress
 from p2o.pico import world
 
 SMALL = {
@@ -259,3 +262,27 @@ def test_time_left():
 def test_accuracies_by_dataset():
     metrics = {"eval_hard_accuracy": 0.5, "eval_hard_loss": 1.0, "eval_accuracy": 0.25, "eval_x_accuracy": None}
     assert bare_accuracies(metrics) == {"hard": 0.5, "all": 0.25}
+
+
+def test_the_panel_shows_everything_that_is_promised():
+    console = Console(width=120, record=True, force_terminal=True, file=io.StringIO())
+    watch = Watch(console, "P²O", started=time.monotonic() - 65)
+    watch.phase, watch.epoch, watch.epochs, watch.step, watch.steps = "prompt", 1, 4, 12, 48
+    watch.pace.add("step", 2.0)
+    watch.accuracy = {"easy": [0.7, 0.8], "hard": [0.01, 0.25]}
+    watch.metrics = {"reward": 0.5, "frac_reward_zero_std": 0.75, "p2o/hard_so_far": 3, "p2o/questions_so_far": 16}
+    watch.evolution = EvolutionProgress("dev", 3, 120, 240, 5, 0.6, "Go step by step.", 2)
+    watch.template = "Go step by step."
+    console.print(watch.panel())
+    text = console.export_text()
+    for part in (
+        "prompt phase · epoch 2/4 · step 12/48",
+        "1:05 elapsed · about 1:",
+        "easy 80.0% (first 70.0%)",
+        "hard 25.0% (first 1.0%)",
+        "collapsed groups 75%",
+        "hard so far 3 of 16",
+        "rollouts 120/240 · candidates 5 · rejected 2 · best dev score 0.60",
+        "“Go step by step.”",
+    ):
+        assert part in text, text

@@ -83,6 +83,20 @@ class P2OTrainer(GRPOTrainer):
     """
 
     _tag_names: ClassVar = ["trl", "grpo", "p2o"]
+    # What TRL's model card says of the method.
+    _name = "P2O"
+    _paper: ClassVar = {
+        "title": "P²O: Joint Policy and Prompt Optimization",
+        "id": "2603.21877",
+        "citation": (
+            "@article{lu2026p2o,\n"
+            "    title  = {{P²O: Joint Policy and Prompt Optimization}},\n"
+            "    author = {Lu and others},\n"
+            "    year   = 2026,\n"
+            "    eprint = {arXiv:2603.21877},\n"
+            "}"
+        ),
+    }
 
     args: P2OConfig
 

@@ -110,7 +110,8 @@ class Watch(TrainerCallback):
         logs = logs or {}
         if "loss" not in logs:
             return
-        self.metrics = {k: v for k, v in logs.items() if isinstance(v, int | float)}
+        # Steps that learn from rollouts of an earlier one bring no reward of their own.
+        self.metrics.update({k: v for k, v in logs.items() if isinstance(v, int | float)})
         if self._live is None:
             self.say(f"step {state.global_step}/{state.max_steps} · {self.policy_line()}{self.left_line()}")
 
@@ -203,7 +204,9 @@ class Watch(TrainerCallback):
             Text(f"{phase}{epoch}{step}", style="bold"),
             f"{clock(time.monotonic() - self.started)} elapsed{self.left_line()}",
         )
-        lines: list[Any] = [head, ProgressBar(total=max(self.steps, 1), completed=self.step)]
+        bar = Table.grid(expand=True)  # a bar by itself does not end its line
+        bar.add_row(ProgressBar(total=max(self.steps, 1), completed=self.step))
+        lines: list[Any] = [head, bar]
         if self.accuracy:
             shown = (f"{s} {v[-1]:.1%} (first {v[0]:.1%})" for s, v in self.accuracy.items())
             lines.append(Text("bare accuracy  " + "   ".join(shown), style="green"))
