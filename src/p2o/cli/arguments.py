@@ -91,9 +91,6 @@ def parse(argv: list[str], output_dir: str) -> tuple[RunArguments, P2OConfig, Mo
     settings = {**settings, **_explicit(argv), "output_dir": output_dir}
     if settings.get("method", "p2o") not in METHODS:
         raise InputError(f"Unknown method {settings['method']!r}; choose {' or '.join(METHODS)}.")
-    missing = [name for name in ("model_name_or_path", "dataset_name", "reward_funcs") if not settings.get(name)]
-    if missing:
-        raise InputError(f"The configuration names no {', no '.join(missing)}.")
     if settings.get("method") == "grpo":
         settings["prompt_phase"] = False
 
@@ -101,6 +98,9 @@ def parse(argv: list[str], output_dir: str) -> tuple[RunArguments, P2OConfig, Mo
     unknown = parser.set_defaults_with_config(**settings)
     if unknown:
         raise InputError(f"Unknown option(s) in {path}: {', '.join(name[2:] for name in unknown[::2])}.")
+    missing = [name for name in ("model_name_or_path", "dataset_name", "reward_funcs") if not settings.get(name)]
+    if missing:
+        raise InputError(f"The configuration names no {', no '.join(missing)}.")
     try:
         arguments, training, model = parser.parse_args_into_dataclasses(args=[], look_for_args_file=False)
     except (ValueError, TypeError) as error:
