@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from p2o.evolution.budget import PRESET_CANDIDATES, metric_call_budget, split_hard_set
 from p2o.evolution.feedback import rollout_feedback
 from p2o.evolution.guard import check_template, leaks_answer, stock_runs
-from p2o.evolution.prompt_phase import EvolutionConfig, Journal, Question, Rollout, draw_distinct, evolve
+from p2o.evolution.prompt_phase import EvolutionConfig, Journal, Question, Reflection, Rollout, draw_distinct, evolve
 
 # -- budget and split ------------------------------------------------------------------------------------------------
 
@@ -131,15 +131,14 @@ class Land:
         rollouts = []
         for question, template in requests:
             solved = question.text[-1] in template and rng.random() < 0.9
-            rollouts.append(
-                Rollout(f"said {rng.random():.3f}", float(solved), solved, "Right." if solved else "Wrong.")
-            )
+            said, feedback = f"said {rng.random():.3f}", "Right." if solved else "Wrong."
+            rollouts.append(Rollout(said, float(solved), solved, feedback, 10 + len(template), 5))
         return rollouts
 
     def reflect(self, prompts, *, seed):
         self._count("reflection", len(prompts), seed)
         rng = random.Random(seed)
-        return [f"```\n{rng.choice(self.reflections)}{' ' * rng.randint(0, 3)}\n```" for _ in prompts]
+        return [Reflection(f"```\n{rng.choice(self.reflections)}\n```", 100, 20) for _ in prompts]
 
     def _count(self, kind, size, seed):
         if len(self.calls) == self.fail_at:
@@ -170,6 +169,14 @@ def test_evolution_finds_and_records_what_solves(tmp_path):
     # Every rollout is counted, every reflection too.
     assert result.metric_calls == sum(size for kind, size, _ in land.calls if kind != "reflection")
     assert result.reflections == sum(size for kind, size, _ in land.calls if kind == "reflection")
+    assert result.spent.prompt_tokens["reflection"] == 100 * result.reflections
+    assert result.spent.completion_tokens["reflection"] == 20 * result.reflections
+    rollout_tokens = [result.spent.completion_tokens[f"evolution_{kind}"] for kind in ("dev", "feedback")]
+    assert sum(rollout_tokens) == 5 * result.metric_calls
+    # The seed's dev rollouts read 10 tokens each, the others their template as well.
+    assert result.spent.prompt_tokens["evolution_dev"] == sum(
+        (10 + len(candidate.text)) * len(result.dev_ids) for candidate in result.candidates
+    )
     # The budget is exceeded by one iteration at most.
     assert result.metric_calls <= 200 + 2 * 4 * 3 + 4 * 10
 
@@ -209,7 +216,13 @@ def test_reflection_is_asked_with_question_answer_and_feedback(tmp_path):
 def test_bad_reflections_are_counted_and_cost_only_themselves(tmp_path, answer, reason):
     land = Land()
     result = evolve(
-        QUESTIONS, land.rollout, lambda p, *, seed: [answer] * len(p), CONFIG, seed=0, epoch=1, run_dir=tmp_path
+        QUESTIONS,
+        land.rollout,
+        lambda p, *, seed: [Reflection(answer)] * len(p),
+        CONFIG,
+        seed=0,
+        epoch=1,
+        run_dir=tmp_path,
     )
     assert [c.text for c in result.candidates] == [""]
     assert result.rejections == {reason: result.reflections}

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from p2o import P2OConfig, P2OTrainer
+from p2o.evolution.prompt_phase import Reflection
 from p2o.pico import model_path, world
 from p2o.state import CheckpointError
 from p2o.templates import Template, question_text
@@ -204,6 +205,28 @@ def test_loss_and_gradient_equal_the_definition(tmp_path, loss_type, mode):
     torch.testing.assert_close(loss, expected, atol=2e-5, rtol=2e-4)
     for name, actual, wanted in zip(names, gradient, expected_gradient, strict=True):
         torch.testing.assert_close(actual, wanted, atol=2e-5, rtol=2e-3, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("mask_truncated", [False, True])
+def test_every_token_is_counted_by_what_it_was_for(tmp_path, mask_truncated):
+    trainer = make(tmp_path, mask_truncated_completions=mask_truncated, max_completion_length=10)
+    lengths = []
+    trainer.reward_funcs[0] = lambda completion_ids, **kwargs: [
+        float(lengths.append(len(i)) or 1) for i in completion_ids
+    ]
+    output = generation_batch(trainer)
+    assert 10 in lengths and min(lengths) < 10, "some are truncated, some are not"
+    ledger, read = trainer.p2o.ledger, sum(map(len, trainer._row_contexts))
+    assert ledger.rollouts["policy"] == 8
+    assert ledger.prompt_tokens["policy"] == read > int(output["prompt_mask"].sum())
+    assert ledger.completion_tokens["policy"] == sum(lengths)
+    # The context ratio takes two passes over the templated rows, one bare and one under the template.
+    kept = output["completion_mask"].sum(1)[1:K].sum().item()
+    templated = sum(map(len, trainer._row_contexts[1:K])) + kept
+    assert ledger.forward_tokens == templated + output["prompt_mask"][1:K].sum().item() + kept
+    trainer.current_gradient_accumulation_steps = 1
+    trainer._compute_loss(trainer.model, output)
+    assert ledger.forward_backward_tokens == output["prompt_mask"].sum().item() + output["completion_mask"].sum().item()
 
 
 def test_mask_statistics_reach_the_metrics(tmp_path):
@@ -536,9 +559,9 @@ class Events(TrainerCallback):
 
 
 def coin(completions, **kwargs):
-    """Right by chance: one completion in four."""
+    """Right by chance: one completion in three."""
     texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-    return [float(zlib.crc32(text.encode()) % 4 == 0) for text in texts]
+    return [float(zlib.crc32(text.encode()) % 3 == 0) for text in texts]
 
 
 def alternate(tmp_path, reward=coin, data=None, reflect=None, **changes):
@@ -557,9 +580,10 @@ def alternate(tmp_path, reward=coin, data=None, reflect=None, **changes):
         model=load(),
         reward_funcs=reward,
         args=P2OConfig(**options(tmp_path, **settings)),
-        train_dataset=questions(8) if data is None else data,
+        train_dataset=questions(16) if data is None else data,
         processing_class=AutoTokenizer.from_pretrained(model_path()),
-        reflect=reflect or (lambda prompts, *, seed: [f"```\nTry way {next(numbers)}.\n```" for _ in prompts]),
+        reflect=reflect
+        or (lambda prompts, *, seed: [Reflection(f"```\nTry way {next(numbers)}.\n```") for _ in prompts]),
     )
     events = Events()
     trainer.add_callback(events)
@@ -569,10 +593,10 @@ def alternate(tmp_path, reward=coin, data=None, reflect=None, **changes):
 
 @pytest.mark.parametrize("plain", [False, True])
 def test_hard_questions_are_templated_in_the_next_epoch(tmp_path, plain):
-    data = questions(8)
+    data = questions(24)
     if plain:
         data = Dataset.from_dict({"prompt": [question_text(p) for p in data["prompt"]], "solution": data["solution"]})
-    trainer, events = alternate(tmp_path, data=data)
+    trainer, events = alternate(tmp_path, data=data, evolution_budget=150)
     ((epoch, result, _),) = events.phases
     assert epoch == 1
     used = set()
@@ -589,14 +613,14 @@ def test_hard_questions_are_templated_in_the_next_epoch(tmp_path, plain):
         solving = {i for i, t in enumerate(trainer.p2o.templates) if question in t.solves}
         assert not solving or set(trainer.p2o.assignment[question]) <= solving
     spent = trainer.p2o.ledger.rollouts
-    assert spent["policy"] == 2 * 8 * K
+    assert spent["policy"] == 2 * 24 * K
     assert spent["evolution_dev"] + spent["evolution_feedback"] == result.metric_calls
     assert spent["reflection"] == result.reflections > 0
 
 
 def test_when_nothing_is_solved_the_next_epoch_is_bare_and_training_goes_on(tmp_path, caplog):
     trainer, events = alternate(tmp_path, reward=lambda completions, **kwargs: [0.0] * len(completions))
-    assert len(trainer.p2o.hard_set) == 8
+    assert len(trainer.p2o.hard_set) == 16
     assert trainer.p2o.templates == [] and trainer.p2o.assignment == {}
     assert "No template solved any dev question" in caplog.text
     assert trainer.state.global_step == trainer.state.max_steps
@@ -604,9 +628,9 @@ def test_when_nothing_is_solved_the_next_epoch_is_bare_and_training_goes_on(tmp_
 
 
 def test_a_small_hard_set_skips_the_prompt_phase(tmp_path, caplog):
-    trainer, events = alternate(tmp_path, min_hard_questions=9)
+    trainer, events = alternate(tmp_path, min_hard_questions=17)
     assert events.phases == [(1, None, "too few hard questions")]
-    assert "fewer than min_hard_questions=9" in caplog.text
+    assert "fewer than min_hard_questions=17" in caplog.text
     assert trainer.p2o.ledger.rollouts["evolution_dev"] == 0
 
 
@@ -622,15 +646,15 @@ def test_an_unscored_rollout_in_evolution_is_counted_not_fatal(tmp_path):
         return [None if i == 0 else value for i, value in enumerate(coin(completions))]
 
     trainer, events = alternate(tmp_path, reward=reward)
-    # One in each policy batch (4 of them) and one in each batch of evolution.
-    assert trainer.p2o.events["unscored_rollouts"] > 4
+    # One in each policy batch (16 of them) and one in each batch of evolution.
+    assert trainer.p2o.events["unscored_rollouts"] > 16
     assert events.phases[0][1] is not None
 
 
 def test_the_rollout_budget_covers_the_prompt_phase(tmp_path):
-    trainer, events = alternate(tmp_path, max_rollouts=70, num_train_epochs=9)
-    assert events.phases[0][1].metric_calls <= 70 - 32 + 2 * 2 * 3 + 2 * 4
-    assert 70 <= trainer.p2o.ledger.total_rollouts <= 70 + 32
+    trainer, events = alternate(tmp_path, max_rollouts=90, num_train_epochs=9)
+    assert events.phases[0][1].metric_calls <= 90 - 64 + 2 * 2 * 3 + 2 * 8
+    assert 90 <= trainer.p2o.ledger.total_rollouts <= 90 + 64
 
 
 @pytest.mark.parametrize("lora", [False, True])

@@ -1,4 +1,4 @@
-"""Every rollout, by what it was spent on. A comparison that hides the prompt phase is no comparison."""
+"""Everything spent, by what it was spent on. A comparison that hides the prompt phase is no comparison."""
 
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -7,14 +7,39 @@ Purpose = Literal["policy", "evolution_feedback", "evolution_dev", "reflection",
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 
 
+def _zeros() -> dict[str, int]:
+    return dict.fromkeys(PURPOSES, 0)
+
+
 @dataclass
 class Ledger:
-    """Rollouts by purpose, over all processes; part of every checkpoint, so that a resumed run counts nothing twice."""
+    """Spending over all processes; part of every checkpoint, so that a resumed run counts nothing twice.
 
-    rollouts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PURPOSES, 0))
+    Args:
+        rollouts: generated completions by purpose; a reflection is one.
+        prompt_tokens: tokens read in order to generate them, templates included.
+        completion_tokens: tokens generated.
+        forward_tokens: prompt and completion tokens of passes without a gradient: old and reference log-probabilities,
+            the context ratio, evaluation losses.
+        forward_backward_tokens: prompt and completion tokens of passes that were learnt from.
+    """
 
-    def add(self, purpose: Purpose, rollouts: int) -> None:
+    rollouts: dict[str, int] = field(default_factory=_zeros)
+    prompt_tokens: dict[str, int] = field(default_factory=_zeros)
+    completion_tokens: dict[str, int] = field(default_factory=_zeros)
+    forward_tokens: int = 0
+    forward_backward_tokens: int = 0
+
+    def add(self, purpose: Purpose, rollouts: int, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
         self.rollouts[purpose] += rollouts
+        self.prompt_tokens[purpose] += prompt_tokens
+        self.completion_tokens[purpose] += completion_tokens
+
+    def merge(self, other: "Ledger") -> None:
+        for purpose in PURPOSES:
+            self.add(purpose, other.rollouts[purpose], other.prompt_tokens[purpose], other.completion_tokens[purpose])
+        self.forward_tokens += other.forward_tokens
+        self.forward_backward_tokens += other.forward_backward_tokens
 
     @property
     def total_rollouts(self) -> int:

@@ -46,6 +46,7 @@ from p2o.evolution.prompt_phase import (
     EvolutionProgress,
     EvolutionResult,
     Question,
+    Reflection,
     ReflectionFn,
     Rollout,
     evolve,
@@ -190,7 +191,7 @@ class P2OTrainer(GRPOTrainer):
         vars(frozen).pop("forward", None)
         return frozen.to(torch.bfloat16) if self.args.bf16 else frozen
 
-    def _reference_reflection(self, prompts: list[str], *, seed: int) -> list[str]:
+    def _reference_reflection(self, prompts: list[str], *, seed: int) -> list[Reflection]:
         with contextlib.ExitStack() as stack:
             model = self._frozen_model
             if model is None:
@@ -229,13 +230,20 @@ class P2OTrainer(GRPOTrainer):
             raise
         self._logs["extra"]["template"].extend(gather_object(self._row_templates))
         rollouts = len(inputs) * self.accelerator.num_processes
-        self.p2o.ledger.add("policy" if mode == "train" else "evaluation", rollouts)
+        read = sum(map(len, self._row_contexts)) or int(output["prompt_mask"].sum())
+        lengths = output["completion_mask"].sum(1)
+        # Truncated completions, whose mask TRL clears on request, have the full length.
+        lengths[lengths == 0] = output["completion_mask"].size(1)
+        spent = torch.tensor([read, int(lengths.sum())], device=self.accelerator.device)
+        tokens = self.accelerator.reduce(spent, reduction="sum").tolist()
+        self.p2o.ledger.add("policy" if mode == "train" else "evaluation", rollouts, *tokens)
         scored = self._success_scores()
         scored = scored[~scored.isnan()]
         success = (scored > self.args.success_threshold).float().mean().item()
         self._metrics[mode]["p2o/rollout_success" if mode == "train" else "accuracy"].append(success)
         if mode == "train":
             self._mine(questions)
+            self._metric("p2o/templated_rollouts", sum(map(bool, self._row_templates)) / len(inputs))
             batch = zip(
                 *(list(self._logs[column])[-rollouts:] for column in ("prompt", "completion")),
                 list(self._logs["extra"]["template"])[-rollouts:],
@@ -296,7 +304,7 @@ class P2OTrainer(GRPOTrainer):
         output["advantages"] = token_advantages(advantages, factor, templated)
         if self.args.old_logprobs_context == "rollout":
             output["old_per_token_logps"][templated] = sampled
-        self._log_context(ContextStatistics.of(ratio, output["completion_mask"][templated], low, high), templated)
+        self._log_context(ContextStatistics.of(ratio, output["completion_mask"][templated], low, high))
 
     def _bare_logps(
         self, output: dict[str, Any], templated: Bool[Tensor, " batch"]
@@ -327,6 +335,17 @@ class P2OTrainer(GRPOTrainer):
         return self._logps(
             ids.to(device), mask.to(device), output["completion_ids"][templated], output["completion_mask"][templated]
         )
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Any, attention_mask: Any, *args: Any, **kw: Any
+    ) -> Any:
+        # Every pass of TRL's and ours over sampled tokens comes through here.
+        tokens = self.accelerator.reduce(attention_mask.sum(), reduction="sum").item()
+        if torch.is_grad_enabled():
+            self.p2o.ledger.forward_backward_tokens += tokens
+        else:
+            self.p2o.ledger.forward_tokens += tokens
+        return super()._get_per_token_logps_and_entropies(model, input_ids, attention_mask, *args, **kw)
 
     @torch.no_grad()
     def _logps(self, prompt_ids: Tensor, prompt_mask: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
@@ -446,10 +465,7 @@ class P2OTrainer(GRPOTrainer):
             same_template_per_group=args.same_template_per_group,
             bare_rollouts_per_group=args.bare_rollouts_per_group,
         )
-        dev = sum(len(candidate.dev_rewards) for candidate in result.candidates)
-        state.ledger.add("evolution_dev", dev)
-        state.ledger.add("evolution_feedback", result.metric_calls - dev)
-        state.ledger.add("reflection", result.reflections)
+        state.ledger.merge(result.spent)
         self._metric("p2o/templates", len(state.templates))
         self._metric("p2o/candidates", len(result.candidates))
         self._metric("p2o/evolution_rollouts", result.metric_calls)
@@ -494,12 +510,13 @@ class P2OTrainer(GRPOTrainer):
         self._pending_metrics.clear()
         rewards, successes = self._rewards().tolist(), self._successes().tolist()
         rollouts = []
-        for row, text, reward, solved in zip(inputs, texts, rewards, successes, strict=True):
+        lengths = [(len(context), len(ids)) for context, ids in zip(contexts, completion_ids, strict=True)]
+        for row, text, reward, solved, tokens in zip(inputs, texts, rewards, successes, lengths, strict=True):
             if math.isnan(reward):
                 self._event("unscored_rollouts")
                 reward = 0.0
             feedback = self.feedback_func(text, {**row, "reward": reward})
-            rollouts.append(Rollout(completion=text, reward=reward, solved=solved, feedback=feedback))
+            rollouts.append(Rollout(text, reward, solved, feedback, *tokens))
         return rollouts
 
     def _default_feedback(self, completion: str, row: dict[str, Any]) -> str:
@@ -516,13 +533,12 @@ class P2OTrainer(GRPOTrainer):
         """Counts an incident that lost nothing; it shows in the metrics as `p2o/events/<name>`."""
         self.p2o.events[name] = self.p2o.events.get(name, 0) + count
 
-    def _log_context(self, local: ContextStatistics, templated: Bool[Tensor, " batch"]) -> None:
+    def _log_context(self, local: ContextStatistics) -> None:
         sums = torch.tensor([local.tokens, local.below, local.above, local.log_ratio], dtype=torch.float64)
         tokens, below, above, log_ratio = sums.tolist()
         self._metric("p2o/context_ratio/below", below / max(tokens, 1))
         self._metric("p2o/context_ratio/above", above / max(tokens, 1))
         self._metric("p2o/context_ratio/mean_log", log_ratio / max(tokens, 1))
-        self._metric("p2o/templated_rollouts", templated.float().mean().item())
 
     def _phase_event(self, event: str, **kwargs: Any) -> None:
         for callback in self.callback_handler.callbacks:
@@ -539,9 +555,12 @@ class P2OTrainer(GRPOTrainer):
             logs["p2o/hard_so_far"] = len(self.mined.hard_set())
             logs["p2o/questions_so_far"] = len(outcomes)
             logs["p2o/templated_questions"] = len(self.p2o.assignment)
-            for purpose, count in self.p2o.ledger.rollouts.items():
-                logs[f"p2o/rollouts/{purpose}"] = count
+            for unit in ("rollouts", "prompt_tokens", "completion_tokens"):
+                for purpose, count in getattr(self.p2o.ledger, unit).items():
+                    logs[f"p2o/{unit}/{purpose}"] = count
             logs["p2o/rollouts/total"] = self.p2o.ledger.total_rollouts
+            logs["p2o/trained_tokens/forward"] = self.p2o.ledger.forward_tokens
+            logs["p2o/trained_tokens/forward_backward"] = self.p2o.ledger.forward_backward_tokens
             for name, count in self.p2o.events.items():
                 logs[f"p2o/events/{name}"] = count
         elif self._eval_set:

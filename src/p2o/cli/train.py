@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
@@ -155,6 +156,7 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
         "steps": trainer.state.global_step,
         "epochs": state.epoch + 1,
         "rollouts": {**state.ledger.rollouts, "total": state.ledger.total_rollouts},
+        "tokens": {k: v for k, v in asdict(state.ledger).items() if k != "rollouts"},
         "templates": [t.to_dict() for t in state.templates],
         "events": state.events,
         "wall_seconds": round(time.monotonic() - started, 1),

@@ -26,6 +26,7 @@ from gepa.strategies.proposal_sampling import ProposalTask
 
 from p2o.evolution.budget import metric_call_budget, split_hard_set
 from p2o.evolution.guard import check_template, stock_runs
+from p2o.ledger import Ledger
 from p2o.seeding import derive_seed
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,17 @@ class Rollout:
     reward: float
     solved: bool
     feedback: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Reflection:
+    """What the reflection model answered; "" where it failed, which costs that one proposal."""
+
+    text: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
 
 class RolloutFn(Protocol):
@@ -69,9 +81,9 @@ class RolloutFn(Protocol):
 
 
 class ReflectionFn(Protocol):
-    """Answers each reflection prompt; "" where it failed, which costs that one proposal."""
+    """Answers each reflection prompt, in their order."""
 
-    def __call__(self, prompts: list[str], *, seed: int) -> list[str]: ...
+    def __call__(self, prompts: list[str], *, seed: int) -> list[Reflection]: ...
 
 
 @dataclass(frozen=True)
@@ -111,15 +123,23 @@ class Candidate:
 
 @dataclass(frozen=True)
 class EvolutionResult:
-    """What a prompt phase found and what it cost; `metric_calls` are rollouts, `reflections` requests to reflect."""
+    """What a prompt phase found and what it spent."""
 
     feedback_ids: list[int]
     dev_ids: list[int]
     candidates: list[Candidate]
-    metric_calls: int
-    reflections: int
+    spent: Ledger
     iterations: int
     rejections: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def metric_calls(self) -> int:
+        """Rollouts on questions, GEPA's unit of budget."""
+        return self.spent.rollouts["evolution_feedback"] + self.spent.rollouts["evolution_dev"]
+
+    @property
+    def reflections(self) -> int:
+        return self.spent.rollouts["reflection"]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -167,7 +187,7 @@ def evolve(
         limit = min(limit, config.max_metric_calls)
     if limit <= len(dev_ids):
         logger.warning("No prompt phase: %d rollouts do not even score the empty template.", limit)
-        return EvolutionResult(feedback_ids, dev_ids, [], 0, 0, 0)
+        return EvolutionResult(feedback_ids, dev_ids, [], Ledger(), 0)
 
     fingerprint = {"seed": seed, "epoch": epoch, "limit": limit, "config": asdict(config), "ids": sorted(by_id)}
     with Journal(run_dir / "journal.jsonl", fingerprint) as journal:
@@ -208,8 +228,7 @@ def evolve(
             )
             for index, candidate in enumerate(result.candidates)
         ],
-        metric_calls=world.metric_calls,
-        reflections=reflector.requests,
+        spent=world.spent,
         iterations=watcher.iteration,
         rejections=dict(sorted(reflector.rejections.items())),
     )
@@ -291,8 +310,12 @@ class _World:
     ) -> None:
         self.questions, self.dev_ids, self.rollout, self.journal = questions, dev_ids, rollout, journal
         self.seed, self.epoch = seed, epoch
-        self.metric_calls = 0
+        self.spent = Ledger()
         self.dev_solved: dict[str, dict[int, bool]] = {}
+
+    @property
+    def metric_calls(self) -> int:
+        return self.spent.rollouts["evolution_feedback"] + self.spent.rollouts["evolution_dev"]
 
     def stream(self, position: int) -> int:
         return derive_seed(self.seed, "prompt phase", self.epoch, "batch", position)
@@ -314,11 +337,16 @@ class _World:
             if len(rollouts) != len(requests):
                 raise RuntimeError(f"{len(requests)} rollouts were asked for, {len(rollouts)} came back.")
             # Nobody reads what a dev rollout said; there can be thousands of them.
-            return [[r.reward, r.solved] if dev else [r.reward, r.solved, r.completion, r.feedback] for r in rollouts]
+            said = [[] if dev else [r.completion, r.feedback] for r in rollouts]
+            return [
+                [r.reward, r.solved, r.prompt_tokens, r.completion_tokens, *s]
+                for r, s in zip(rollouts, said, strict=True)
+            ]
 
         asked = [(question.id, template) for question, template in requests]
         results = self.journal.call(purpose, asked, run)
-        self.metric_calls += len(results)
+        tokens = (sum(r[2] for r in results), sum(r[3] for r in results))
+        self.spent.add("evolution_dev" if dev else "evolution_feedback", len(results), *tokens)
         batches, start = [], 0
         for candidate, batch in items:
             part = results[start : start + len(batch)]
@@ -343,7 +371,7 @@ class _World:
             return {}
         return {
             COMPONENT: [
-                {"Question": question.text, "Answer given": result[2], "Feedback": result[3]}
+                {"Question": question.text, "Answer given": result[4], "Feedback": result[5]}
                 for question, result in trajectories
             ]
         }
@@ -364,7 +392,6 @@ class _Reflector:
         self.special_tokens, self.stock = special_tokens, stock
         self.solutions = {question.text: question.solution for question in world.questions.values()}
         self.proposed = {""}
-        self.requests = 0
         self.rejections: Counter[str] = Counter()
         self.error: Exception | None = None
 
@@ -395,10 +422,14 @@ class _Reflector:
                 answers = self.world.journal.call(
                     "reflection",
                     prompts,
-                    lambda position: self.reflect_fn(prompts, seed=self.world.stream(position)),
+                    lambda position: [
+                        [r.text, r.prompt_tokens, r.completion_tokens]
+                        for r in self.reflect_fn(prompts, seed=self.world.stream(position))
+                    ],
                 )
-                self.requests += len(prompts)
-                for index, answer in zip(asked, answers, strict=True):
+                tokens = (sum(a[1] for a in answers), sum(a[2] for a in answers))
+                self.world.spent.add("reflection", len(prompts), *tokens)
+                for index, (answer, *_) in zip(asked, answers, strict=True):
                     text = self._checked(answer, jobs[index][1][COMPONENT])
                     if text is not None:
                         proposals[index].new_texts[COMPONENT] = text

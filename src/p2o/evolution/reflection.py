@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from p2o.evolution.prompt_phase import Reflection
 from p2o.seeding import random_stream
 
 
@@ -30,18 +31,18 @@ class TransformersReflection:
         self.max_new_tokens, self.temperature, self.batch_size = max_new_tokens, temperature, batch_size
 
     @torch.no_grad()
-    def __call__(self, prompts: list[str], *, seed: int) -> list[str]:
+    def __call__(self, prompts: list[str], *, seed: int) -> list[Reflection]:
         """Answers in the order of the prompts; the process-wide generators are as before afterwards."""
         was_training = self.model.training
         self.model.eval()
         try:
             with random_stream(seed):
                 starts = range(0, len(prompts), self.batch_size)
-                return [text for s in starts for text in self._generate(prompts[s : s + self.batch_size])]
+                return [answer for s in starts for answer in self._generate(prompts[s : s + self.batch_size])]
         finally:
             self.model.train(was_training)
 
-    def _generate(self, prompts: list[str]) -> list[str]:
+    def _generate(self, prompts: list[str]) -> list[Reflection]:
         encoded = self.tokenizer([self._as_chat(p) for p in prompts], add_special_tokens=False)["input_ids"]
         width = max(len(ids) for ids in encoded)
         pad = self.tokenizer.pad_token_id
@@ -61,7 +62,14 @@ class TransformersReflection:
             pad_token_id=pad,
             **sampling,
         )
-        return self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+        answers = output[:, width:]
+        texts = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        # Up to and with the token that ended it.
+        ended = (answers == self.tokenizer.eos_token_id).int()
+        lengths = ((ended.cumsum(1) - ended) == 0).sum(1).tolist()
+        return [
+            Reflection(text, len(prompt), length) for text, prompt, length in zip(texts, encoded, lengths, strict=True)
+        ]
 
     def _as_chat(self, prompt: str) -> str:
         if self.tokenizer.chat_template is None:

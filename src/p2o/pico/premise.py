@@ -69,7 +69,8 @@ class Premise:
                 rows.append(row)
                 instructions.append(instruction)
                 prompts.append(question if instruction is None else f"{instruction.text(rng)}\n\n{question}")
-        texts = self.generate(prompts, seed=derive_seed(self.seed, "sampling", condition))
+        answers = self.generate(prompts, seed=derive_seed(self.seed, "sampling", condition))
+        texts = [answer.text for answer in answers]
         return list(zip(rows, instructions, texts, strict=True))
 
     def success(self, split: str, condition: str) -> dict[str, float]:
@@ -134,7 +135,7 @@ class Premise:
         known = [phrase for phrases in HOW.values() for phrase in phrases]
         formed = right = method = 0
         for answer, failed in zip(answers, failures, strict=True):
-            text = answer.strip()
+            text = answer.text.strip()
             well = text.startswith("```\n") and text.endswith("\n```") and text.count("```") == 2
             formed += well
             named = {m for m in METHODS for phrase in HOW[m] if phrase in text.lower()}
