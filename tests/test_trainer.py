@@ -8,6 +8,8 @@ import zlib
 import pytest
 import torch
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -17,7 +19,7 @@ from p2o.evolution.prompt_phase import Reflection
 from p2o.pico import model_path, world
 from p2o.state import CheckpointError
 from p2o.templates import Template, question_text
-from p2o.trainer import QUESTION_ID
+from p2o.trainer import QUESTION_ID, replace_rows
 
 K = 4
 LOSSES = ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"]
@@ -675,3 +677,100 @@ def test_reflection_is_by_the_model_as_it_was_before_training(tmp_path, lora):
             if parameter.requires_grad and (not lora or "lora" in name):
                 parameter.add_(torch.randn_like(parameter))
     assert trainer.reflect(["Improve this."] * 2, seed=0) == before
+
+
+# -- dynamic sampling -------------------------------------------------------------------------------------------------
+
+
+def test_collapsed_groups_are_replaced_until_none_is_left_or_the_rounds_are_over(tmp_path):
+    trainer = make(tmp_path, reward=coin, data=questions(24), dynamic_sampling_rounds=3, per_device_train_batch_size=16)
+    trainer.p2o.templates = [TEMPLATE]
+    trainer.p2o.assignment = {i: [None, 0, 0, 0] for i in range(0, 24, 2)}  # some groups are templated, some are not
+    batches = []
+    trainer.add_callback(recorder := Events())
+    sample = trainer._sample
+    trainer._sample = lambda *args: batches.append(sample(*args)) or {k: v.clone() for k, v in batches[-1].items()}
+    rows = [trainer.train_dataset[i] for i in range(4) for _ in range(K)]
+    trainer.model.train()
+    torch.manual_seed(5)
+    output = trainer._generate_and_score_completions(rows)
+
+    sizes = [len(batch["advantages"]) for batch in batches]
+    assert sizes[0] == 16 and all(a >= b for a, b in itertools.pairwise(sizes)) and len(sizes) > 1
+    assert trainer.p2o.ledger.rollouts["policy"] == sum(sizes)
+    assert len(output["advantages"]) == 16
+    # Every row of the result is, without its padding, a row of one of the batches, and the first batch's where it had
+    # variance.
+    flat = [row for batch in batches for row in rows_of(batch)]
+    for row in rows_of(output):
+        assert row in flat
+    rewards = [[r for *_, r in rollouts] for _, rollouts in recorder.rollouts]
+    kept = [g for g in range(4) if len(set(rewards[0][g * K : (g + 1) * K])) > 1]
+    for group in kept:
+        assert (
+            list(rows_of(output))[group * K : (group + 1) * K] == list(rows_of(batches[0]))[group * K : (group + 1) * K]
+        )
+    nonzero = output["advantages"].reshape(4, -1).abs().sum(1) > 0
+    assert nonzero.tolist() == (~trainer._collapsed).tolist()
+    assert nonzero.sum() > len(kept), "something was won"
+    assert output["num_items_in_batch"] == output["completion_mask"].sum()
+    trainer.current_gradient_accumulation_steps = 1
+    assert trainer._compute_loss(trainer.model, output).isfinite()
+
+
+@given(st.data())
+def test_replaced_rows_keep_their_content(data):
+    def batch(rows):
+        widths = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
+        numbers = torch.arange(1.0, 1000.0)[torch.randperm(999, generator=torch.Generator().manual_seed(rows))]
+        per_token = data.draw(st.booleans())
+        return {
+            "prompt_ids": numbers[: rows * widths[0]].view(rows, -1),
+            "prompt_mask": torch.ones(rows, widths[0], dtype=torch.long),
+            "completion_ids": numbers[-rows * widths[1] :].view(rows, -1),
+            "completion_mask": torch.ones(rows, widths[1], dtype=torch.long),
+            "advantages": numbers[: rows * widths[1]].view(rows, -1) if per_token else numbers[:rows],
+            "num_items_in_batch": torch.tensor(rows * widths[1]),
+        }
+
+    old, new = batch(5), batch(3)
+    result = dict(old)
+    replace_rows(result, [4, 0], new, [1, 2], pad_token_id=0)
+    origin = {0: (new, 2), 4: (new, 1), **{row: (old, row) for row in (1, 2, 3)}}
+    for row, (source, index) in origin.items():
+        for side in ("prompt", "completion"):
+            mask = result[f"{side}_mask"][row].bool()
+            assert result[f"{side}_ids"][row][mask].tolist() == source[f"{side}_ids"][index].tolist()
+            padding = mask.nonzero().flatten()
+            assert padding[-1] == len(mask) - 1 if side == "prompt" else padding[0] == 0
+        expected = source["advantages"][index].expand(source["completion_mask"].size(1))
+        actual = result["advantages"][row].expand(result["completion_mask"].size(1))
+        assert actual[result["completion_mask"][row].bool()].tolist() == expected.tolist()
+    assert result["num_items_in_batch"] == result["completion_mask"].sum()
+
+
+def test_dynamic_sampling_resumes_exactly_and_counts_nothing_of_a_failed_batch(tmp_path):
+    settings = {
+        "reward": coin,
+        "dynamic_sampling_rounds": 2,
+        "max_steps": 3,
+        "save_strategy": "steps",
+        "save_steps": 50,
+    }
+    straight = make(tmp_path / "a", **settings)
+    straight.train()
+    calls = []
+
+    def fails_once(completions, **kwargs):
+        calls.append(len(completions))
+        if len(calls) == 4:
+            raise RuntimeError("the verifier is gone")
+        return coin(completions)
+
+    fails_once.__name__ = "coin"
+    with pytest.raises(RuntimeError, match="verifier"):
+        make(tmp_path / "b", **{**settings, "reward": fails_once}).train()
+    resumed = make(tmp_path / "b", **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same(weights(straight), weights(resumed))
+    assert straight.p2o == resumed.p2o

@@ -143,6 +143,15 @@ class P2OConfig(GRPOConfig):
         },
     )
 
+    # -- dynamic sampling -------------------------------------------------------------------------------------------
+    dynamic_sampling_rounds: int = field(
+        default=0,
+        metadata={
+            "help": "How often groups without variance are replaced by freshly sampled questions before a batch is "
+            "learnt from (DAPO's dynamic sampling, which TRL lacks). 0: never. Every rollout counts."
+        },
+    )
+
     # -- budget ------------------------------------------------------------------------------------------------------
     max_rollouts: int | None = field(
         default=None,
@@ -176,6 +185,7 @@ class P2OConfig(GRPOConfig):
             "prompt_phase_batch_size": 1,
             "reflection_max_tokens": 1,
             "bare_rollouts_per_group": 0,
+            "dynamic_sampling_rounds": 0,
             "max_prompt_length": 1,
             "max_rollouts": 1,
         }
@@ -188,6 +198,8 @@ class P2OConfig(GRPOConfig):
                 f"bare_rollouts_per_group={self.bare_rollouts_per_group} must be smaller than "
                 f"num_generations={self.num_generations}: at least one rollout of a group has to be templated."
             )
+        if self.dynamic_sampling_rounds and self.old_logprobs_context == "rollout":
+            raise ValueError("dynamic_sampling_rounds and old_logprobs_context='rollout' do not go together.")
         if not 0 < self.context_ratio_min < self.context_ratio_max:
             raise ValueError(
                 f"The context ratio's range [{self.context_ratio_min}, {self.context_ratio_max}] must satisfy "

@@ -133,6 +133,8 @@ class P2OTrainer(GRPOTrainer):
                 f"The prompt phase runs in one process so far, this is one of {self.accelerator.num_processes}. "
                 "Start a single process, or set prompt_phase=False for plain GRPO."
             )
+        if args.dynamic_sampling_rounds and self.accelerator.num_processes > 1:
+            raise ValueError("dynamic_sampling_rounds works in a single process so far; set it to 0 or start one.")
         self.max_prompt_length = args.max_prompt_length or self._room_for_prompt()
         self._check_prompt_lengths()
 
@@ -149,6 +151,7 @@ class P2OTrainer(GRPOTrainer):
         self._row_templates: list[str] = []
         self._row_contexts: list[list[int]] = []
         self._row_rewards: Float[Tensor, "global_batch funcs"] | None = None
+        self._collapsed: Bool[Tensor, " groups"] = torch.zeros(0, dtype=torch.bool)
         self.reflect: ReflectionFn = reflect or self._reference_reflection
         self._frozen_model = self._freeze_reference() if args.prompt_phase and reflect is None else None
         self.add_callback(_Phases(self))
@@ -213,7 +216,28 @@ class P2OTrainer(GRPOTrainer):
         return EpochSampler(sampler, lambda: self.p2o.epoch)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        mode = "train" if self.model.training else "eval"
+        if not self.model.training:
+            return self._sample(inputs, "eval")
+        before = get_rng_states()
+        counted = copy.deepcopy((self.p2o.ledger, self.p2o.outcomes, self.p2o.events, dict(self._metrics["train"])))
+        try:
+            output = self._sample(inputs, "train")
+            for attempt in range(self.args.dynamic_sampling_rounds):
+                if not self._replace_collapsed(output, attempt):
+                    break
+        except Exception as error:
+            # The batch is tried again from here, so nothing of it may have been counted.
+            self.p2o.ledger, self.p2o.outcomes, self.p2o.events, metrics = counted
+            self.mined.outcomes = self.p2o.outcomes
+            self._metrics["train"] = defaultdict(list, metrics)
+            self._rescue(error, before)
+            raise
+        if self.args.dynamic_sampling_rounds:
+            self._metric("p2o/collapsed_after_resampling", self._collapsed.float().mean().item())
+        return output
+
+    def _sample(self, inputs: list[dict[str, Any]], mode: Literal["train", "eval"]) -> dict[str, Any]:
+        """Rollouts of these rows, scored, mined and distilled: what TRL learns from."""
         questions = [row.get(QUESTION_ID) for row in inputs]
         # Reward functions see the dataset's own columns only.
         inputs = [{k: v for k, v in row.items() if k != QUESTION_ID} for row in inputs]
@@ -221,13 +245,7 @@ class P2OTrainer(GRPOTrainer):
         self._row_contexts = []
         templated = any(self._row_templates)
         self.rollout_func = _rollout_under_templates if templated else self._users_rollout_func
-        before = get_rng_states()
-        try:
-            output = super()._generate_and_score_completions(inputs)
-        except Exception as error:
-            if mode == "train":
-                self._rescue(error, before)
-            raise
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         self._logs["extra"]["template"].extend(gather_object(self._row_templates))
         rollouts = len(inputs) * self.accelerator.num_processes
         read = sum(map(len, self._row_contexts)) or int(output["prompt_mask"].sum())
@@ -251,9 +269,31 @@ class P2OTrainer(GRPOTrainer):
                 strict=True,
             )
             self._phase_event("on_rollouts", rollouts=[(p, z, c, r) for p, c, z, r in batch])
+            groups = self._rewards().view(-1, self.num_generations).nan_to_num(0.0)
+            self._collapsed = torch.isclose(groups, groups[:, :1]).all(dim=1)
             if templated:
                 self._distil(output)
         return output
+
+    def _replace_collapsed(self, output: dict[str, Any], attempt: int) -> bool:
+        """Replaces the groups without variance in `output` by those of freshly drawn questions that have some.
+
+        Returns False where there was nothing to replace. DAPO's dynamic sampling (arXiv 2503.14476, section 3.2).
+        """
+        collapsed, k = self._collapsed, self.num_generations
+        slots = collapsed.nonzero().flatten().tolist()
+        if not slots:
+            return False
+        stream = random.Random(derive_seed(self.args.seed, "dynamic sampling", self._step, attempt))
+        drawn = [self.train_dataset[stream.randrange(len(self.train_dataset))] for _ in slots]
+        fresh = self._sample([dict(row) for row in drawn for _ in range(k)], "train")
+        better = [new for new, still in enumerate(self._collapsed.tolist()) if not still]
+        source = [new * k + i for new in better for i in range(k)]
+        target = [slots[new] * k + i for new in better for i in range(k)]
+        replace_rows(output, target, fresh, source, pad_token_id=self._tokenizer.pad_token_id)
+        collapsed[[slots[new] for new in better]] = False
+        self._collapsed = collapsed
+        return True
 
     def _draw_templates(self, questions: Sequence[int | None]) -> list[str]:
         """The template of each row: K consecutive rows of the global batch are the rollouts of one question."""
@@ -589,7 +629,8 @@ class P2OTrainer(GRPOTrainer):
             "success_threshold success_reward prompt_phase min_hard_questions max_dev_questions evolution_budget "
             "parents_per_iteration feedback_minibatch_size max_template_length reflection_prompt reflection_max_tokens "
             "reflection_temperature same_template_per_group bare_rollouts_per_group drop_failed_templated context_mask "
-            "context_ratio_min context_ratio_max old_logprobs_context max_completion_length loss_type shuffle_dataset"
+            "context_ratio_min context_ratio_max old_logprobs_context dynamic_sampling_rounds max_completion_length "
+            "loss_type shuffle_dataset"
         ).split()
         prompts = hashlib.sha256()
         for prompt in self.train_dataset["prompt"]:
@@ -749,6 +790,29 @@ def _rollout_under_templates(prompts: list[Prompt], trainer: P2OTrainer) -> dict
         output = {"completion_ids": completion_ids, "logprobs": logprobs}
     bare, _, _ = trainer._tokenize_prompts(prompts)
     return {**output, "prompt_ids": bare}
+
+
+def replace_rows(
+    output: dict[str, Any], target: list[int], fresh: dict[str, Any], source: list[int], *, pad_token_id: int
+) -> None:
+    """Puts rows `source` of one scored batch in the place of rows `target` of another, padding both to one width."""
+    widths = [batch["completion_mask"].size(1) for batch in (output, fresh)]
+    for name, old in output.items():
+        if name == "num_items_in_batch":
+            continue
+        new = fresh[name]
+        if old.dim() < new.dim():  # advantages: one a row where no template was in use, else one a token
+            old = old.unsqueeze(1).repeat(1, widths[0])
+        elif new.dim() < old.dim():
+            new = new.unsqueeze(1).repeat(1, widths[1])
+        if old.dim() == 2:
+            value = pad_token_id if name.endswith("_ids") else 0
+            rows = pad([*old, *new], padding_value=value, padding_side="left" if name.startswith("prompt") else "right")
+            old, new = rows[: len(old)], rows[len(old) :]
+        output[name] = old.clone()
+        output[name][target] = new[source]
+    learnt = output["completion_mask"] * output.get("tool_mask", 1)
+    output["num_items_in_batch"] = learnt.sum()
 
 
 def check_questions(dataset: Any, args: P2OConfig) -> Any:
