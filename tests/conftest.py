@@ -7,19 +7,51 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import yaml
 
-from p2o.pico import model_path
+from p2o.pico import world
 
 torch.set_num_threads(1)
 
 
-@pytest.fixture
-def tokenizer():
-    return AutoTokenizer.from_pretrained(model_path())
+SMALL = {
+    "model_name_or_path": "pico",
+    "reward_funcs": ["pico"],
+    "feedback_func": "pico",
+    "num_generations": 4,
+    "num_generations_eval": 2,
+    "per_device_train_batch_size": 16,
+    "per_device_eval_batch_size": 32,
+    "num_train_epochs": 2,
+    "learning_rate": 1e-3,
+    "max_completion_length": 48,
+    "min_hard_questions": 2,
+    "evolution_budget": 40,
+    "parents_per_iteration": 2,
+    "reflection_prompt": world.REFLECTION_PROMPT,
+    "reflection_max_tokens": 48,
+    "logging_steps": 1,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "use_cpu": True,
+    "report_to": "none",
+    "num_threads": 1,
+}
 
 
 @pytest.fixture
-def model():
-    """The shipped model in float32, where resuming is exact."""
-    return AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
+def config(tmp_path):
+    """A configuration file of a small run on the user's own data, and a function that changes it."""
+    for name, rows in (
+        ("train", world.train_dataset(hard=12, easy=4)),
+        ("test", world.eval_dataset(per_split=4)["hard"]),
+    ):
+        rows.to_json(tmp_path / f"{name}.jsonl")
+
+    def write(**changes):
+        settings = {**SMALL, "dataset_name": str(tmp_path / "train.jsonl"), **changes}
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump({k: v for k, v in settings.items() if v is not None}))
+        return str(path)
+
+    return write

@@ -16,49 +16,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from p2o.cli import main
 from p2o.cli.console import Pace, Watch, bare_accuracies, clock
 from p2o.evolution.prompt_phase import EvolutionProgress
-from p2o.pico import world
-
-SMALL = {
-    "model_name_or_path": "pico",
-    "reward_funcs": ["pico"],
-    "feedback_func": "pico",
-    "num_generations": 4,
-    "num_generations_eval": 2,
-    "per_device_train_batch_size": 16,
-    "per_device_eval_batch_size": 32,
-    "num_train_epochs": 2,
-    "learning_rate": 1e-3,
-    "max_completion_length": 48,
-    "min_hard_questions": 2,
-    "evolution_budget": 40,
-    "parents_per_iteration": 2,
-    "reflection_prompt": world.REFLECTION_PROMPT,
-    "reflection_max_tokens": 48,
-    "logging_steps": 1,
-    "bf16": False,
-    "gradient_checkpointing": False,
-    "use_cpu": True,
-    "report_to": "none",
-    "num_threads": 1,
-}
-
-
-@pytest.fixture
-def config(tmp_path):
-    """A configuration file of a small run on the user's own data, and a function that changes it."""
-    for name, rows in (
-        ("train", world.train_dataset(hard=12, easy=4)),
-        ("test", world.eval_dataset(per_split=4)["hard"]),
-    ):
-        rows.to_json(tmp_path / f"{name}.jsonl")
-
-    def write(**changes):
-        settings = {**SMALL, "dataset_name": str(tmp_path / "train.jsonl"), **changes}
-        path = tmp_path / "config.yaml"
-        path.write_text(yaml.safe_dump({k: v for k, v in settings.items() if v is not None}))
-        return str(path)
-
-    return write
 
 
 def lines(path):
@@ -183,7 +140,7 @@ def test_interrupted_by_the_user_and_resumed(tmp_path, config, capsys):
     [
         (["--config", "missing.yaml"], "Cannot read the configuration missing.yaml"),
         (["--config"], "--config needs a value"),
-        (["--method", "ppo"], "choose p2o or grpo"),
+        (["--method", "ppo"], "choose one of p2o, "),
         (["--resume"], "no run in runs/ to resume"),
         (["--resume", "--output_dir", "nowhere"], "nowhere holds no run"),
         (["--dataset_name", "missing.jsonl"], "missing.jsonl does not exist"),

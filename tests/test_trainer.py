@@ -679,6 +679,23 @@ def test_reflection_is_by_the_model_as_it_was_before_training(tmp_path, lora):
     assert trainer.reflect(["Improve this."] * 2, seed=0) == before
 
 
+def test_without_distillation_the_templated_question_is_learnt_on(tmp_path):
+    trainer = make(tmp_path, context_distillation=False)
+    output = generation_batch(trainer)
+    for (prompt, _), context in zip(rows_of(output), trainer._row_contexts, strict=True):
+        assert prompt == context
+    assert output["advantages"].dim() == 1, "there is one context, so there is nothing to mask"
+
+
+def test_templates_of_the_last_prompt_phase_go_on_being_assigned(tmp_path):
+    trainer, events = alternate(tmp_path, max_prompt_phases=1, num_train_epochs=4, data=questions(24))
+    assert len(events.phases) == 1
+    assert trainer.p2o.templates and trainer.p2o.epoch == 3
+    assert set(trainer.p2o.assignment) == set(trainer.p2o.hard_set)
+    used = {template for epoch, rollouts in events.rollouts if epoch == 3 for _, template, _, _ in rollouts} - {""}
+    assert used and used <= {template.text for template in trainer.p2o.templates}
+
+
 # -- dynamic sampling -------------------------------------------------------------------------------------------------
 
 

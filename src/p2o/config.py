@@ -125,7 +125,22 @@ class P2OConfig(GRPOConfig):
         },
     )
 
+    max_prompt_phases: int | None = field(
+        default=None,
+        metadata={
+            "help": "Prompt phases of a run; after the last one its templates go on being assigned to what is hard. "
+            "1 is evolving once and then training, without the alternation. No limit when not set."
+        },
+    )
+
     # -- context distillation ----------------------------------------------------------------------------------------
+    context_distillation: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether the loss is on the bare question. `False` (an ablation) learns on the templated one; "
+            "nothing then carries the gain over to questions without instruction."
+        },
+    )
     context_mask: str = field(
         default="hard",
         metadata={
@@ -188,6 +203,7 @@ class P2OConfig(GRPOConfig):
             "dynamic_sampling_rounds": 0,
             "max_prompt_length": 1,
             "max_rollouts": 1,
+            "max_prompt_phases": 1,
         }
         for name, minimum in least.items():
             value = getattr(self, name)

@@ -27,6 +27,7 @@ class P2OState:
         outcomes: mining's counts of this epoch so far, by question.
         hard_set: questions that were hard in the epoch before.
         templates: selected set in use.
+        prompt_phases: how many there have been.
         assignment: for each templated question the index of each rollout's template, `None` for bare ones.
         ledger: rollouts and tokens spent.
         events: counted incidents that lost nothing (templates over the length limit, unscored rollouts, …).
@@ -39,6 +40,7 @@ class P2OState:
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     hard_set: list[int] = field(default_factory=list)
     templates: list[Template] = field(default_factory=list)
+    prompt_phases: int = 0
     assignment: dict[int, list[int | None]] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
     events: dict[str, int] = field(default_factory=dict)

@@ -271,7 +271,7 @@ class P2OTrainer(GRPOTrainer):
             self._phase_event("on_rollouts", rollouts=[(p, z, c, r) for p, c, z, r in batch])
             groups = self._rewards().view(-1, self.num_generations).nan_to_num(0.0)
             self._collapsed = torch.isclose(groups, groups[:, :1]).all(dim=1)
-            if templated:
+            if templated and self.args.context_distillation:
                 self._distil(output)
         return output
 
@@ -439,12 +439,16 @@ class P2OTrainer(GRPOTrainer):
         """From the epoch just completed to the assignment for the next one."""
         state, args = self.p2o, self.args
         state.hard_set = self.mined.hard_set()
-        state.templates, state.assignment = [], {}
+        state.assignment = {}
         self.mined.clear()
         state.epoch += 1
         state.epoch_complete = False
         if not args.prompt_phase:
             return
+        if args.max_prompt_phases is not None and state.prompt_phases >= args.max_prompt_phases:
+            self._assign()
+            return
+        state.templates = []
         if len(state.hard_set) < args.min_hard_questions:
             logger.warning(
                 "Prompt phase skipped: %d hard questions, fewer than min_hard_questions=%d; epoch %d is untemplated.",
@@ -483,7 +487,7 @@ class P2OTrainer(GRPOTrainer):
 
     def _adopt(self, result: EvolutionResult) -> None:
         """Selection and assignment; the phase's cost enters the ledger once, however often it was interrupted."""
-        state, args = self.p2o, self.args
+        state = self.p2o
         state.templates = select_templates(
             [
                 Template(
@@ -497,14 +501,8 @@ class P2OTrainer(GRPOTrainer):
         )
         if not state.templates:
             logger.warning("No template solved any dev question: epoch %d is untemplated.", state.epoch)
-        state.assignment = assign_templates(
-            state.hard_set,
-            state.templates,
-            self.num_generations,
-            rng=random.Random(derive_seed(args.seed, state.epoch, "assignment")),
-            same_template_per_group=args.same_template_per_group,
-            bare_rollouts_per_group=args.bare_rollouts_per_group,
-        )
+        self._assign()
+        state.prompt_phases += 1
         state.ledger.merge(result.spent)
         self._metric("p2o/templates", len(state.templates))
         self._metric("p2o/candidates", len(result.candidates))
@@ -513,6 +511,18 @@ class P2OTrainer(GRPOTrainer):
         for reason, count in result.rejections.items():
             self._metric(f"p2o/rejected/{reason}", count)
         self._phase_event("on_prompt_phase_end", result=result, reason=None)
+
+    def _assign(self) -> None:
+        """Who gets which template in the epoch to come."""
+        args = self.args
+        self.p2o.assignment = assign_templates(
+            self.p2o.hard_set,
+            self.p2o.templates,
+            self.num_generations,
+            rng=random.Random(derive_seed(args.seed, self.p2o.epoch, "assignment")),
+            same_template_per_group=args.same_template_per_group,
+            bare_rollouts_per_group=args.bare_rollouts_per_group,
+        )
 
     def _remaining_rollouts(self) -> int | None:
         if self.args.max_rollouts is None:
@@ -630,6 +640,7 @@ class P2OTrainer(GRPOTrainer):
             "parents_per_iteration feedback_minibatch_size max_template_length reflection_prompt reflection_max_tokens "
             "reflection_temperature same_template_per_group bare_rollouts_per_group drop_failed_templated context_mask "
             "context_ratio_min context_ratio_max old_logprobs_context dynamic_sampling_rounds max_completion_length "
+            "context_distillation max_prompt_phases "
             "loss_type shuffle_dataset"
         ).split()
         prompts = hashlib.sha256()
@@ -788,8 +799,8 @@ def _rollout_under_templates(prompts: list[Prompt], trainer: P2OTrainer) -> dict
         # One by one (num_generations=1): rollouts of one group no longer share a prompt.
         completion_ids, logprobs = trainer._generate_single_turn(contexts, None, {}, 1)
         output = {"completion_ids": completion_ids, "logprobs": logprobs}
-    bare, _, _ = trainer._tokenize_prompts(prompts)
-    return {**output, "prompt_ids": bare}
+    learnt = trainer._tokenize_prompts(prompts)[0] if trainer.args.context_distillation else contexts
+    return {**output, "prompt_ids": learnt}
 
 
 def replace_rows(

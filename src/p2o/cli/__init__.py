@@ -1,4 +1,4 @@
-"""The command line: `p2o train`."""
+"""The command line: `p2o train`, `p2o compare`."""
 
 import argparse
 import sys
@@ -11,6 +11,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("train", help="train a model; without arguments: the embedded world", add_help=False)
+    commands.add_parser("compare", help="methods × seeds at equal compute", add_help=False)
     arguments, rest = parser.parse_known_args(argv[:1])
     if arguments.version:
         from p2o import __version__
@@ -20,6 +21,10 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.command is None:
         parser.print_help()
         return 0 if not argv else 2
+    if arguments.command == "compare":
+        from p2o.cli.compare import compare
+
+        return compare([*rest, *argv[1:]])
     from p2o.cli.train import train
 
     return train([*rest, *argv[1:]])

@@ -13,9 +13,14 @@ from trl import ModelConfig, TrlParser
 
 import p2o.pico
 from p2o.config import P2OConfig
+from p2o.methods import METHODS, with_method
 
-METHODS = ("p2o", "grpo")
 EMBEDDED = "pico"
+EMBEDDED_FUNCTIONS = {
+    "reward_funcs": "p2o.pico.world:accuracy_reward",
+    "feedback_func": "p2o.pico.world:feedback",
+    "reflection_func": "p2o.pico.teacher:reflect",
+}
 EMBEDDED_RECIPE = Path(p2o.pico.__file__).parent / "recipe.yaml"
 FILE_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -28,7 +33,10 @@ class InputError(Exception):
 class RunArguments:
     """What is trained on what; the options of training are those of [`P2OConfig`]."""
 
-    method: str = field(default="p2o", metadata={"help": "'p2o', or 'grpo' for the baseline on the same footing."})
+    method: str = field(
+        default="p2o",
+        metadata={"help": f"What is trained by, each a few settings over the same trainer: {', '.join(METHODS)}."},
+    )
     dataset_name: str | None = field(
         default=None,
         metadata={"help": "Hub name, a .json/.jsonl/.csv/.parquet file, a folder, or 'pico' for the embedded tasks."},
@@ -48,6 +56,13 @@ class RunArguments:
     feedback_func: str | None = field(
         default=None, metadata={"help": "Feedback for the reflection model, as `module:function`."}
     )
+    reflection_func: str | None = field(
+        default=None,
+        metadata={
+            "help": "Reflection model as `module:function`, see `P2OTrainer(reflect=…)`; 'pico' is a teacher that "
+            "knows the embedded world. By default the model as it was before training."
+        },
+    )
     num_threads: int | None = field(default=None, metadata={"help": "CPU threads for torch; its own choice if unset."})
 
 
@@ -56,7 +71,8 @@ class Run:
     """Everything needed to train, checked.
 
     Args:
-        config: the effective settings as one YAML mapping, from which the run can be repeated.
+        config: the settings as one YAML mapping, from which the run can be repeated; the method is named in it, what it
+            implies is not.
         eval_datasets: small sets by name for the curve during training.
         final_datasets: full sets by name for before and after.
     """
@@ -70,6 +86,7 @@ class Run:
     final_datasets: dict[str, Dataset]
     rewards: list[Any]
     feedback: Any
+    reflect: Any
 
 
 def parse(argv: list[str], output_dir: str) -> tuple[RunArguments, P2OConfig, ModelConfig, dict[str, Any]]:
@@ -89,13 +106,13 @@ def parse(argv: list[str], output_dir: str) -> tuple[RunArguments, P2OConfig, Mo
     if not isinstance(settings, dict):
         raise InputError(f"{path} must be a YAML mapping of option names to values.")
     settings = {**settings, **_explicit(argv), "output_dir": output_dir}
-    if settings.get("method", "p2o") not in METHODS:
-        raise InputError(f"Unknown method {settings['method']!r}; choose {' or '.join(METHODS)}.")
-    if settings.get("method") == "grpo":
-        settings["prompt_phase"] = False
+    try:
+        effective = with_method(settings)
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
     parser = _parser()
-    unknown = parser.set_defaults_with_config(**settings)
+    unknown = parser.set_defaults_with_config(**effective)
     if unknown:
         raise InputError(f"Unknown option(s) in {path}: {', '.join(name[2:] for name in unknown[::2])}.")
     missing = [name for name in ("model_name_or_path", "dataset_name", "reward_funcs") if not settings.get(name)]
@@ -154,6 +171,7 @@ def prepare(argv: list[str], output_dir: str) -> Run:
         model.model_name_or_path = model_path()
     rewards = [load_function(name, "reward_funcs") for name in arguments.reward_funcs or []]
     feedback = load_function(arguments.feedback_func, "feedback_func") if arguments.feedback_func else None
+    reflect = load_function(arguments.reflection_func, "reflection_func") if arguments.reflection_func else None
     if arguments.dataset_name == EMBEDDED:
         from p2o.pico import world
 
@@ -168,7 +186,9 @@ def prepare(argv: list[str], output_dir: str) -> Run:
             test = split_of(loaded, arguments.dataset_test_split, arguments.dataset_name)
             final_datasets = {arguments.dataset_test_split: test}
         eval_datasets = final_datasets
-    return Run(arguments, training, model, settings, train_dataset, eval_datasets, final_datasets, rewards, feedback)
+    return Run(
+        arguments, training, model, settings, train_dataset, eval_datasets, final_datasets, rewards, feedback, reflect
+    )
 
 
 def load_questions(arguments: RunArguments) -> DatasetDict:
@@ -198,7 +218,7 @@ def split_of(loaded: DatasetDict, split: str, name: str | None) -> Dataset:
 def load_function(name: str, option: str) -> Any:
     """A function by `module:function`; for rewards also by its name in `trl.rewards`, or 'pico'."""
     if name == EMBEDDED:
-        name = "p2o.pico.world:accuracy_reward" if option == "reward_funcs" else "p2o.pico.world:feedback"
+        name = EMBEDDED_FUNCTIONS[option]
     if ":" not in name and "." not in name:
         name = f"trl.rewards:{name}"
     module, _, function = name.replace(":", ".").rpartition(".")

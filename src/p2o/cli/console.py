@@ -65,6 +65,8 @@ class Watch(TrainerCallback):
         self.pace = Pace()
         self.phase = "starting"
         self.epoch, self.epochs, self.step, self.steps = 0, 0, 0, 0
+        self.spent, self.budget = 0, 0  # rollouts, where they and not the epochs end the run
+        self._spent_before = 0  # by earlier sessions of a resumed run
         self.accuracy: dict[str, list[float]] = {}
         self.metrics: dict[str, float] = {}
         self.evolution: EvolutionProgress | None = None
@@ -95,7 +97,8 @@ class Watch(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.steps, self.step, self.epochs = state.max_steps, state.global_step, round(args.num_train_epochs)
-        if args.max_steps > 0:
+        self.budget, self._spent_before = args.max_rollouts or 0, self.spent
+        if args.max_steps > 0 or self.budget:
             self.epochs = 0
         self.begin("policy")
 
@@ -112,8 +115,9 @@ class Watch(TrainerCallback):
             return
         # Steps that learn from rollouts of an earlier one bring no reward of their own.
         self.metrics.update({k: v for k, v in logs.items() if isinstance(v, int | float)})
+        self.spent = int(self.metrics.get("p2o/rollouts/total", 0))
         if self._live is None:
-            self.say(f"step {state.global_step}/{state.max_steps} · {self.policy_line()}{self.left_line()}")
+            self.say(f"{self.progress_line()} · {self.policy_line()}{self.left_line()}")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any], **kwargs: Any) -> None:
         for split, value in bare_accuracies(metrics).items():
@@ -158,6 +162,12 @@ class Watch(TrainerCallback):
 
     # -- how it looks ------------------------------------------------------------------------------------------------
 
+    def progress_line(self) -> str:
+        if self.budget:
+            return f"step {self.step} · rollouts {self.spent}/{self.budget}"
+        epoch = f"epoch {min(self.epoch + 1, self.epochs)}/{self.epochs} · " if self.epochs else ""
+        return f"{epoch}step {self.step}/{self.steps}" if self.steps else ""
+
     def policy_line(self) -> str:
         m = self.metrics
         parts = [
@@ -179,6 +189,9 @@ class Watch(TrainerCallback):
         )
 
     def left(self) -> float | None:
+        if self.budget:
+            spent = self.spent - self._spent_before
+            return sum(self.pace.seconds.values()) / spent * max(self.budget - self.spent, 0) if spent > 0 else None
         steps = self.steps - self.step
         phases = 0
         if self.pace.count["prompt phase"] and self.epochs:
@@ -197,15 +210,15 @@ class Watch(TrainerCallback):
         head = Table.grid(expand=True)
         head.add_column()
         head.add_column(justify="right")
-        epoch = f" · epoch {min(self.epoch + 1, self.epochs)}/{self.epochs}" if self.epochs else ""
-        step = f" · step {self.step}/{self.steps}" if self.steps else ""
         phase = {"policy": "policy phase", "prompt": "prompt phase"}.get(self.phase, self.phase)
         head.add_row(
-            Text(f"{phase}{epoch}{step}", style="bold"),
+            Text(" · ".join(filter(None, (phase, self.progress_line()))), style="bold"),
             f"{clock(time.monotonic() - self.started)} elapsed{self.left_line()}",
         )
         bar = Table.grid(expand=True)  # a bar by itself does not end its line
-        bar.add_row(ProgressBar(total=max(self.steps, 1), completed=self.step))
+        bar.add_row(
+            ProgressBar(total=self.budget or self.steps or 1, completed=self.spent if self.budget else self.step)
+        )
         lines: list[Any] = [head, bar]
         if self.accuracy:
             shown = (f"{s} {v[-1]:.1%} (first {v[0]:.1%})" for s, v in self.accuracy.items())

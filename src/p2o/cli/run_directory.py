@@ -20,7 +20,7 @@ EXPLANATION = """# A run of P²O
 
 | file | what it is |
 |---|---|
-| `config.yaml` | effective settings; `p2o train --config config.yaml` repeats the run |
+| `config.yaml` | the settings; `p2o train --config config.yaml` repeats the run |
 | `versions.json` | versions of everything that matters |
 | `metrics.jsonl` | every log of training and evaluation, one JSON object a line, as trackers get it |
 | `samples.jsonl` | some rollouts of every epoch: question, template, completion, reward |

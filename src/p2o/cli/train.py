@@ -98,6 +98,7 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
             train_dataset=run.train_dataset,
             eval_dataset=run.eval_datasets or None,
             feedback_func=run.feedback,
+            reflect=run.reflect,
             peft_config=get_peft_config(run.model),
             quantization_config=get_quantization_config(run.model),
         )

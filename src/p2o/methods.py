@@ -1,0 +1,42 @@
+"""What is compared: each method is a few settings over the same trainer, none a fork. Pure."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Settings = dict[str, Any]
+
+# The paper's method, its ablations, and the baselines. A setting may depend on those it is laid over.
+METHODS: dict[str, Callable[[Mapping[str, Any]], Settings]] = {
+    "p2o": lambda base: {},
+    "p2o-teacher": lambda base: {"reflection_func": base.get("reflection_func", "pico")},
+    "p2o-nomask": lambda base: {"context_mask": "off"},
+    "p2o-nodistill": lambda base: {"context_distillation": False},
+    "p2o-same-template": lambda base: {"same_template_per_group": True},
+    "prompt-then-policy": lambda base: {"max_prompt_phases": 1},
+    "grpo": lambda base: {"prompt_phase": False},
+    "grpo-2x": lambda base: {
+        "prompt_phase": False,
+        "num_generations": 2 * base.get("num_generations", 8),
+        "per_device_train_batch_size": 2 * base.get("per_device_train_batch_size", 8),
+    },
+    # Decoupled clipping, token-level loss, dynamic sampling (arXiv 2503.14476); no length penalty is needed here.
+    "dapo": lambda base: {
+        "prompt_phase": False,
+        "loss_type": "dapo",
+        "epsilon": 0.2,
+        "epsilon_high": 0.28,
+        "dynamic_sampling_rounds": base.get("dynamic_sampling_rounds", 0) or 3,
+    },
+}
+
+
+def with_method(settings: Mapping[str, Any]) -> Settings:
+    """The settings with what their `method` ("p2o" when not named) implies.
+
+    Raises:
+        ValueError: an unknown method.
+    """
+    method = settings.get("method", "p2o")
+    if method not in METHODS:
+        raise ValueError(f"Unknown method {method!r}; choose one of {', '.join(METHODS)}.")
+    return {**settings, **METHODS[method](settings)}

@@ -1,0 +1,108 @@
+"""`p2o compare`: every method runs, at the same budget; finished cells are kept; the numbers are right."""
+
+import json
+import math
+
+import pytest
+
+from p2o.cli import main
+from p2o.cli.compare import curve, interval
+from p2o.methods import METHODS, with_method
+from p2o.pico import teacher, world
+from p2o.pico.corpus import HOW, Source
+from p2o.pico.world import RIGHT_METHOD
+from p2o.templates import question_text
+
+
+def test_intervals_are_students():
+    # Three values with mean 2 and standard deviation 1: 4.303 / sqrt(3).
+    middle, half = interval([1.0, 2.0, 3.0])
+    assert middle == 2 and half == pytest.approx(4.303 / math.sqrt(3))
+    assert math.isnan(interval([0.5])[1])
+
+
+def test_a_method_is_settings_over_the_same_trainer():
+    base = {"num_generations": 4, "per_device_train_batch_size": 16}
+    assert with_method(base) == base
+    twice = with_method({**base, "method": "grpo-2x"})
+    assert (twice["num_generations"], twice["per_device_train_batch_size"], twice["prompt_phase"]) == (8, 32, False)
+    assert base["num_generations"] == 4
+    with pytest.raises(ValueError, match="choose one of p2o, "):
+        with_method({"method": "ppo"})
+
+
+def test_the_teacher_knows_the_right_methods():
+    source = Source(1)
+    prompts, families = [], []
+    for _ in range(40):
+        document, _ = source.reflection_and_failures()
+        prompts.append(document.prompt)
+    for row in world.train_dataset(hard=8, easy=0):
+        prompts.append(f"Examples:\n{question_text(row['prompt'])}")
+        families.append(row["family"])
+    answers = teacher.reflect(prompts, seed=0)
+    assert [a.text for a in answers] == [a.text for a in teacher.reflect(prompts, seed=0)]
+    for answer, family in zip(answers[40:], families, strict=True):
+        assert any(how in answer.text.lower() for how in HOW[RIGHT_METHOD[family]])
+
+
+def test_a_curve_pairs_accuracies_with_what_was_spent_until_then(tmp_path):
+    records = [
+        {"step": 0, "eval_easy_accuracy": 0.5},
+        {"step": 0, "eval_hard_accuracy": 0.0},
+        {"step": 0, "eval_unseen_accuracy": 0.0},
+        {"step": 1, "loss": 0.1, "p2o/rollouts/total": 100, "frac_reward_zero_std": 0.8},
+        {"step": 2, "loss": 0.1, "p2o/rollouts/total": 100},
+        {"step": 2, "eval_easy_accuracy": 0.6},
+        {"step": 2, "eval_hard_accuracy": 0.7},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    assert curve(tmp_path) == {
+        "rollouts": [0, 100],
+        "hard": [0.0, 0.7],
+        "easy": [0.5, 0.6],
+        "collapsed_rollouts": [100],
+        "collapsed": [0.8],
+    }
+
+
+@pytest.mark.slow
+def test_all_methods_at_one_budget(tmp_path, config, capsys):
+    path = config(dataset_test_split=None, max_steps=None, num_train_epochs=None)
+    out = tmp_path / "compare"
+    command = ["compare", "--config", path, "--methods", ",".join(METHODS), "--seeds", "0", "--total_rollouts", "170"]
+    command += ["--output_dir", str(out), "--save_strategy", "no"]
+    assert main(command) == 0
+    for method in METHODS:
+        summary = json.loads((out / f"{method}-0" / "summary.json").read_text())
+        assert summary["method"] == method
+        # Every method spends the budget and at most one step or one last iteration of evolution more.
+        assert 170 <= summary["rollouts"]["total"] < 170 + 64
+        evolved = summary["rollouts"]["evolution_dev"] > 0
+        assert evolved == (method.startswith("p2o") or method == "prompt-then-policy")
+    result = json.loads((out / "compare.json").read_text())
+    assert result["missing"] == [] and len(result["cells"]) == len(METHODS)
+    assert (out / "compare.png").stat().st_size > 10_000 and (out / "compare.svg").exists()
+
+    written = (out / "grpo-0" / "summary.json").stat().st_mtime_ns
+    assert main(command) == 0, "finished cells are not run again"
+    assert (out / "grpo-0" / "summary.json").stat().st_mtime_ns == written
+    capsys.readouterr()
+    assert main([*command, "--learning_rate", "1e-5"]) == 2
+    assert "holds another comparison: options was" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "p2o,ppo"], "Unknown method(s) ppo; choose among p2o, "),
+        (["--methods", ""], "Unknown method(s) (none)"),
+        (["--seeds", "one"], "no list of whole numbers"),
+        (["--seeds", "1,1"], "named twice"),
+        (["--output_dir", "/proc/nowhere"], "Cannot write to /proc/nowhere"),
+    ],
+)
+def test_bad_input(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", *arguments]) == 2
+    assert message in capsys.readouterr().err
