@@ -98,6 +98,9 @@ def test_own_data_own_rewards_and_evaluation(tmp_path, config, monkeypatch):
     assert main(["train", "--config", path, "--output_dir", "run"]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     accuracy = summary["bare_accuracy"]["test"]
+    for when in ("before", "after"):
+        answers = lines(tmp_path / "run" / f"answers-{when}.jsonl")
+        assert len(answers) == 4 and {a["dataset"] for a in answers} == {"test"}
     assert 0 < accuracy["before"] <= 1 and 0 < accuracy["after"] <= 1
     evaluated = [m for m in lines(tmp_path / "run" / "metrics.jsonl") if "eval_test_accuracy" in m]
     assert len(evaluated) == 3, "before, at step 1, after"

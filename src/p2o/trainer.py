@@ -259,16 +259,15 @@ class P2OTrainer(GRPOTrainer):
         scored = scored[~scored.isnan()]
         success = (scored > self.args.success_threshold).float().mean().item()
         self._metrics[mode]["p2o/rollout_success" if mode == "train" else "accuracy"].append(success)
+        prompts, completions = (list(self._logs[column])[-rollouts:] for column in ("prompt", "completion"))
+        templates = list(self._logs["extra"]["template"])[-rollouts:]
+        if len(prompts) == rollouts:  # an evaluation batch larger than a training one is not kept by TRL
+            batch = zip(prompts, templates, completions, self._rewards().tolist(), strict=True)
+            event = "on_rollouts" if mode == "train" else "on_evaluation_rollouts"
+            self._phase_event(event, rollouts=list(batch), dataset=self._eval_set)
         if mode == "train":
             self._mine(questions)
             self._metric("p2o/templated_rollouts", sum(map(bool, self._row_templates)) / len(inputs))
-            batch = zip(
-                *(list(self._logs[column])[-rollouts:] for column in ("prompt", "completion")),
-                list(self._logs["extra"]["template"])[-rollouts:],
-                self._rewards().tolist(),
-                strict=True,
-            )
-            self._phase_event("on_rollouts", rollouts=[(p, z, c, r) for p, c, z, r in batch])
             groups = self._rewards().view(-1, self.num_generations).nan_to_num(0.0)
             self._collapsed = torch.isclose(groups, groups[:, :1]).all(dim=1)
             if templated and self.args.context_distillation:

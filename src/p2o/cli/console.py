@@ -198,8 +198,8 @@ class Watch(TrainerCallback):
             phases = max(self.epochs - self.epoch - 1, 0)
         left = self.pace.left(steps, phases)
         if left is not None and self.phase == "prompt" and self.evolution and self.evolution.metric_calls:
-            e, spent = self.evolution, time.monotonic() - self._since
-            left += spent * max(e.max_metric_calls / e.metric_calls - 1, 0)
+            e, took = self.evolution, time.monotonic() - self._since
+            left += took * max(e.max_metric_calls / e.metric_calls - 1, 0)
         return left
 
     def left_line(self) -> str:

@@ -5,6 +5,8 @@ import os
 import platform
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ EXPLANATION = """# A run of P²O
 | `versions.json` | versions of everything that matters |
 | `metrics.jsonl` | every log of training and evaluation, one JSON object a line, as trackers get it |
 | `samples.jsonl` | some rollouts of every epoch: question, template, completion, reward |
+| `answers-before.jsonl`, `answers-after.jsonl` | one bare answer to each question of the evaluations before and after |
 | `hard_sets/epoch-N.json` | training rows that were hard before epoch N |
 | `templates/epoch-N.json` | the evolution before epoch N: all candidates with parents and scores, and those selected |
 | `evolution/epoch-N/journal.jsonl` | its rollouts and reflections, from which an interrupted prompt phase resumes |
@@ -45,11 +48,32 @@ class RunDirectory(TrainerCallback):
         self.started = time.monotonic()
         self.seconds = 0.0  # what earlier sessions of this run took, lost work excluded
         self._sampled_epoch = -1
+        self._answers: tuple[str, int] | None = None
 
     def recorded(self, name: str) -> Any:
         """What an earlier session of this run wrote, or None."""
         path = self.path / name
         return json.loads(path.read_text()) if path.exists() else None
+
+    @contextmanager
+    def answers(self, when: str, samples: int) -> Iterator[None]:
+        """Keeps one in `samples` of what is answered inside as `answers-<when>.jsonl`."""
+        (self.path / f"answers-{when}.jsonl").write_text("")
+        self._answers = (f"answers-{when}.jsonl", samples)
+        try:
+            yield
+        finally:
+            self._answers = None
+
+    def on_evaluation_rollouts(
+        self, args: Any, state: Any, control: Any, rollouts: list[Any], dataset: str, **kwargs: Any
+    ) -> None:
+        if self._answers is not None and state.is_world_process_zero:
+            name, samples = self._answers
+            for prompt, _, completion, reward in rollouts[::samples]:
+                text = completion if isinstance(completion, str) else completion[-1]["content"]
+                record = {"dataset": dataset, "question": question_text(prompt), "completion": text, "reward": reward}
+                self.append(name, record)
 
     def create(self, config: dict[str, Any]) -> None:
         """

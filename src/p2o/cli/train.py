@@ -116,6 +116,7 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
     directory.started = started
     watch = Watch(console, f"P²O · {run.arguments.method} · {directory.path}", started)
     interrupt = Interrupt()
+    samples = trainer.num_generations_eval
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     for added in (directory, watch, interrupt):
@@ -128,7 +129,8 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
             before = directory.recorded("before.json")
             if before is None and run.final_datasets:
                 watch.begin("evaluation before")
-                before = bare_accuracies(trainer.evaluate(run.final_datasets))
+                with directory.answers("before", samples):
+                    before = bare_accuracies(trainer.evaluate(run.final_datasets))
                 write_json(directory.path / "before.json", before)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             if interrupt.asked:
@@ -136,7 +138,8 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
             after = {}
             if run.final_datasets:
                 watch.begin("evaluation after")
-                after = bare_accuracies(trainer.evaluate(run.final_datasets))
+                with directory.answers("after", samples):
+                    after = bare_accuracies(trainer.evaluate(run.final_datasets))
             trainer.save_model(str(directory.path / "model"))
     except KeyboardInterrupt:
         console.print(f"Interrupted; nothing is lost. Go on with: p2o train --resume --output_dir {directory.path}")
