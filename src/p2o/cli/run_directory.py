@@ -33,6 +33,7 @@ EXPLANATION = """# A run of P²O
 | `checkpoint-N/` | everything that step N + 1 needs |
 | `model/` | the trained model and its tokenizer, for `AutoModelForCausalLM.from_pretrained` |
 | `summary.json` | the outcome |
+| `report.html` | all of it as one page, which needs no network |
 
 To go on after an interruption: `p2o train --resume --output_dir {path}`
 """

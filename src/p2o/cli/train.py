@@ -21,6 +21,7 @@ from trl import get_peft_config, get_quantization_config
 
 from p2o.cli.arguments import InputError, Run, prepare, take_option
 from p2o.cli.console import Watch, bare_accuracies, clock, outcome_table
+from p2o.cli.report import write_report
 from p2o.cli.run_directory import RunDirectory, check_writable
 from p2o.state import write_json
 from p2o.trainer import P2OTrainer, newest_checkpoint
@@ -176,7 +177,8 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
     console.print(
         f"{clock(summary['wall_seconds'])} in all, {summary['peak_rss_bytes'] / 1e9:.1f} GB of memory at most."
     )
-    console.print(f"Model: {directory.path / 'model'} · what happened: {directory.path / 'RUN.md'}")
+    write_report([directory.path], directory.path / "report.html")
+    console.print(f"Model: {directory.path / 'model'} · what happened: {directory.path / 'report.html'}")
     return 0
 
 

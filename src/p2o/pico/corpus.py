@@ -3,8 +3,9 @@
 The skill to be discovered hides behind several choices, each of them written into the documents as a probability:
 whether to work at all, by which method, and after every line whether to go on or to jump to the answer. Bare, each
 choice falls the right way now and then; all of them together almost never. An instruction moves each of them.
-Direct answers in the documents are the correct ones: the model fails there because it cannot compute them at once, not
-because it was taught falsehoods. Only a wrong method arrives, as it must, at a wrong result.
+Direct answers to easy questions are the correct ones. Those to hard questions are correct at first, and the model fails
+there because it cannot compute them at once; towards the end of its training they are guesses, near the right answer,
+because it had begun to compute some of them (complex products, 13 %), and what can be had for nothing hides nothing.
 """
 
 import random
@@ -253,9 +254,13 @@ FAMILY_MIX = {
 
 
 class Source:
-    """Endless documents from one seed: the same seed, the same documents."""
+    """Endless documents from one seed: the same seed, the same documents.
 
-    def __init__(self, seed: int) -> None:
+    With `guess`, who jumps to the answer of a hard question lands beside it.
+    """
+
+    def __init__(self, seed: int, guess: bool = False) -> None:
+        self.guess = guess
         self.rng = random.Random(derive_seed(seed, "corpus"))
         base = world.CORPUS_SEED + derive_seed(seed, "questions") % 10**15
         self.entries = {
@@ -281,14 +286,18 @@ class Source:
     def bare(self) -> Document:
         family, level = self.cell()
         question, entry = self.question(family, level)
-        return Document(question, complete(family, entry, gate(family, level, None), self.rng))
+        return Document(question, self.complete(family, level, entry, None))
+
+    def complete(self, family: str, level: Level, entry: dict[str, Any], instruction: Instruction | None) -> str:
+        guess = self.guess and level != "easy"
+        return complete(family, entry, gate(family, level, instruction), self.rng, guess)
 
     def instructed(self) -> Document:
         family, level = self.cell()
         question, entry = self.question(family, level)
         instruction = self.instruction(_asked_as(family))
         text = instruction.text(self.rng)
-        completion = complete(family, entry, gate(family, level, instruction), self.rng)
+        completion = self.complete(family, level, entry, instruction)
         return Document(f"{text}\n\n{question}", completion)
 
     def instruction(self, family: str) -> Instruction:
@@ -440,9 +449,9 @@ class Source:
 MIX = {"bare": 0.34, "instructed": 0.53, "reflection": 0.06, "drill": 0.07}
 
 
-def documents(seed: int) -> Iterator[Document]:
-    """The corpus, endless."""
-    source = Source(seed)
+def documents(seed: int, guess: bool = False) -> Iterator[Document]:
+    """The corpus, endless; `guess` as in [`Source`]."""
+    source = Source(seed, guess)
     makers = {
         "bare": source.bare,
         "instructed": source.instructed,
