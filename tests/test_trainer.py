@@ -355,6 +355,16 @@ def test_evaluation_is_bare_and_leaves_the_generators_alone(tmp_path):
     assert trainer.p2o.ledger.rollouts["evaluation"] == 16
 
 
+def test_accuracy_is_over_all_rollouts_of_a_set(tmp_path):
+    """Also where the last batch is smaller than the others."""
+    trainer = make(tmp_path, num_generations_eval=1, per_device_eval_batch_size=4, per_device_train_batch_size=8)
+    trainer.reward_funcs[0] = lambda prompts, **kwargs: [float(len(prompts) == 4) for _ in prompts]
+    metrics = trainer.evaluate({"six": questions(8).select(range(6)), "four": questions(4)})
+    assert metrics["eval_six_accuracy"] == pytest.approx(4 / 6)
+    assert metrics["eval_four_accuracy"] == 1
+    assert "eval_accuracy" not in metrics
+
+
 def test_reward_functions_see_the_datasets_columns_only(tmp_path):
     seen = {}
 

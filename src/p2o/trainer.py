@@ -147,6 +147,7 @@ class P2OTrainer(GRPOTrainer):
         self._steps_per_epoch = 0
         self._deferred_push: str | None = None
         self._eval_set = ""
+        self._eval_successes: list[bool] = []
         # Rows of the batch under way: the template of each ("" for none), the tokens of T(x, z) it was sampled under.
         self._row_templates: list[str] = []
         self._row_contexts: list[list[int]] = []
@@ -256,17 +257,18 @@ class P2OTrainer(GRPOTrainer):
         tokens = self.accelerator.reduce(spent, reduction="sum").tolist()
         self.p2o.ledger.add("policy" if mode == "train" else "evaluation", rollouts, *tokens)
         scored = self._success_scores()
-        scored = scored[~scored.isnan()]
-        success = (scored > self.args.success_threshold).float().mean().item()
-        self._metrics[mode]["p2o/rollout_success" if mode == "train" else "accuracy"].append(success)
+        successes = (scored[~scored.isnan()] > self.args.success_threshold).tolist()
         prompts, completions = (list(self._logs[column])[-rollouts:] for column in ("prompt", "completion"))
         templates = list(self._logs["extra"]["template"])[-rollouts:]
         if len(prompts) == rollouts:  # an evaluation batch larger than a training one is not kept by TRL
             batch = zip(prompts, templates, completions, self._rewards().tolist(), strict=True)
             event = "on_rollouts" if mode == "train" else "on_evaluation_rollouts"
             self._phase_event(event, rollouts=list(batch), dataset=self._eval_set)
+        if mode == "eval":
+            self._eval_successes += successes
         if mode == "train":
             self._mine(questions)
+            self._metric("p2o/rollout_success", sum(successes) / max(len(successes), 1))
             self._metric("p2o/templated_rollouts", sum(map(bool, self._row_templates)) / len(inputs))
             groups = self._rewards().view(-1, self.num_generations).nan_to_num(0.0)
             self._collapsed = torch.isclose(groups, groups[:, :1]).all(dim=1)
@@ -612,7 +614,11 @@ class P2OTrainer(GRPOTrainer):
             logs["p2o/trained_tokens/forward_backward"] = self.p2o.ledger.forward_backward_tokens
             for name, count in self.p2o.events.items():
                 logs[f"p2o/events/{name}"] = count
-        elif self._eval_set:
+        else:
+            # Over all rollouts: TRL averages over batches, of which the last is smaller.
+            accuracy = sum(self._eval_successes) / len(self._eval_successes) if self._eval_successes else math.nan
+            self._metrics["eval"]["accuracy"] = [accuracy]
+        if not self.model.training and self._eval_set:
             # TRL names its evaluation metrics alike for every dataset of a dictionary; the last one would win.
             self._metrics["eval"] = defaultdict(
                 list, {f"{self._eval_set}_{name}": values for name, values in self._metrics["eval"].items()}
@@ -626,6 +632,7 @@ class P2OTrainer(GRPOTrainer):
     ) -> dict[str, float]:
         """As `Trainer.evaluate`; `<prefix>_accuracy` is the share of successes, by the same criterion as in mining."""
         self._eval_set = metric_key_prefix.removeprefix("eval").lstrip("_")
+        self._eval_successes = []
         with random_stream(derive_seed(self.args.seed, "evaluation")):
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 

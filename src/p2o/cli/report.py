@@ -73,7 +73,8 @@ def load_run(path: Path) -> RunData:
     run.versions = read("versions.json", json.loads, {})
     run.summary = read("summary.json", json.loads, {})
     run.metrics = read("metrics.jsonl", lines("metrics.jsonl"), [])
-    for when in ("before", "after"):
+    # Runs without evaluation questions have no answers to them.
+    for when in ("before", "after") if run.summary.get("bare_accuracy") else ():
         run.answers[when] = read(f"answers-{when}.jsonl", lines("answers"), [])
     for file in sorted(path.glob("hard_sets/epoch-*.json")):
         record = read(str(file.relative_to(path)), json.loads, None)

@@ -34,7 +34,7 @@ CHAT_TEMPLATE = (
 VOCABULARY = 768
 LEARNING_RATE = 3e-3  # twice and four times as much was clearly worse, so was a batch of 8,192
 CHUNK = 4096  # documents that are sorted by length together
-GUESSES_FROM = 97  # the chunk from which on jumps to hard answers are guesses, after 28 of 40 million tokens
+HABITS_FROM = 97  # the chunk from which on the corpus teaches habits, after 28 of 40 million tokens
 
 
 def build_tokenizer(seed: int, sample: int = 20_000) -> PreTrainedTokenizerFast:
@@ -58,7 +58,7 @@ def build_tokenizer(seed: int, sample: int = 20_000) -> PreTrainedTokenizerFast:
         show_progress=False,
         max_token_length=120,
     )
-    corpus = islice(documents(derive_seed(seed, "tokenizer")), sample)
+    corpus = islice(documents(derive_seed(seed, "tokenizer"), habits=False), sample)
     texts = (text for d in corpus for text in (d.prompt or "", d.completion))
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
@@ -138,7 +138,7 @@ def batches(
     chunk = 0
     while True:
         stream = derive_seed(seed, "batches", chunk)
-        rows = encoder(list(islice(documents(stream, guess=chunk >= GUESSES_FROM), CHUNK)))
+        rows = encoder(list(islice(documents(stream, habits=chunk >= HABITS_FROM), CHUNK)))
         rows.sort(key=lambda row: len(row[0]))
         groups: list[list[tuple[list[int], list[bool]]]] = [[]]
         for row in rows:

@@ -3,9 +3,11 @@
 The skill to be discovered hides behind several choices, each of them written into the documents as a probability:
 whether to work at all, by which method, and after every line whether to go on or to jump to the answer. Bare, each
 choice falls the right way now and then; all of them together almost never. An instruction moves each of them.
-Direct answers to easy questions are the correct ones. Those to hard questions are correct at first, and the model fails
-there because it cannot compute them at once; towards the end of its training they are guesses, near the right answer,
-because it had begun to compute some of them (complex products, 13 %), and what can be had for nothing hides nothing.
+
+The corpus has two parts. The first teaches skills: more is worked through, and direct answers are correct, which the
+model cannot compute at once where questions are hard. The second teaches habits: hard questions are rarely worked
+through unasked, and direct answers to them are guesses, because by then the model had begun to compute some at once
+(complex products, 13 %), and plain GRPO had found the rest. What can be had for nothing hides nothing.
 """
 
 import random
@@ -201,8 +203,11 @@ def _told_methods(method: Method) -> dict[Method, float]:
     return {method: 0.98, **dict.fromkeys(others, 0.02 / len(others))}
 
 
-def gate(family: str, level: Level, instruction: Instruction | None) -> Gate:
-    """The choices a document makes on this kind of question under this instruction (None: bare)."""
+def gate(family: str, level: Level, instruction: Instruction | None, habits: bool = True) -> Gate:
+    """The choices a document makes on this kind of question under this instruction (None: bare).
+
+    Before the habits are taught, unhelped ones are of more worked solutions.
+    """
     method = instruction.method_for(family) if instruction else None
     if method and instruction:
         return Gate(0.97, _told_methods(method), 0.99 if instruction.care else 0.8)
@@ -210,9 +215,11 @@ def gate(family: str, level: Level, instruction: Instruction | None) -> Gate:
     if level == "easy":
         return Gate(0.0 if instruction is None else 0.03, methods, 0.3)
     if instruction is None:
-        return Gate(0.2, methods, 0.3)
+        return Gate(0.06, methods, 0.1) if habits else Gate(0.2, methods, 0.3)
     if instruction.care:
-        return Gate(0.45, methods, 0.8)
+        return Gate(0.3, methods, 0.7) if habits else Gate(0.45, methods, 0.8)
+    if habits:
+        return Gate(0.12 if instruction.vague else 0.08, methods, 0.15)
     return Gate(0.35 if instruction.vague else 0.25, methods, 0.4)
 
 
@@ -256,11 +263,11 @@ FAMILY_MIX = {
 class Source:
     """Endless documents from one seed: the same seed, the same documents.
 
-    With `guess`, who jumps to the answer of a hard question lands beside it.
+    With `habits`, hard questions are rarely worked through unasked, and who jumps to the answer lands beside it.
     """
 
-    def __init__(self, seed: int, guess: bool = False) -> None:
-        self.guess = guess
+    def __init__(self, seed: int, habits: bool = True) -> None:
+        self.habits = habits
         self.rng = random.Random(derive_seed(seed, "corpus"))
         base = world.CORPUS_SEED + derive_seed(seed, "questions") % 10**15
         self.entries = {
@@ -289,8 +296,8 @@ class Source:
         return Document(question, self.complete(family, level, entry, None))
 
     def complete(self, family: str, level: Level, entry: dict[str, Any], instruction: Instruction | None) -> str:
-        guess = self.guess and level != "easy"
-        return complete(family, entry, gate(family, level, instruction), self.rng, guess)
+        guess = self.habits and level != "easy"
+        return complete(family, entry, gate(family, level, instruction, self.habits), self.rng, guess)
 
     def instructed(self) -> Document:
         family, level = self.cell()
@@ -381,7 +388,7 @@ class Source:
         for family in self.reflected_families():
             level: Level = "hard" if rng.random() < 0.92 else "easy"
             question, entry = self.question(family, level)
-            completion = complete(family, entry, gate(family, level, current), rng, guess=True)
+            completion = complete(family, entry, gate(family, level, current, self.habits), rng, guess=True)
             answer = world.extract_answer(completion)
             right = answer == world.direct_answer(family, entry)
             if not right:
@@ -449,9 +456,9 @@ class Source:
 MIX = {"bare": 0.34, "instructed": 0.53, "reflection": 0.06, "drill": 0.07}
 
 
-def documents(seed: int, guess: bool = False) -> Iterator[Document]:
-    """The corpus, endless; `guess` as in [`Source`]."""
-    source = Source(seed, guess)
+def documents(seed: int, habits: bool = True) -> Iterator[Document]:
+    """The corpus, endless; `habits` as in [`Source`]."""
+    source = Source(seed, habits)
     makers = {
         "bare": source.bare,
         "instructed": source.instructed,

@@ -1,0 +1,126 @@
+"""The report page: what it shows, and that a damaged run directory is told, not hidden."""
+
+import json
+import re
+
+import pytest
+import yaml
+
+from p2o.cli import main
+from p2o.cli.report import RunData, accuracy_curves, fate, load_run, render
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run directory as `p2o train` leaves it, in small, with a hostile template."""
+    path = tmp_path / "run"
+    for folder in ("hard_sets", "templates"):
+        (path / folder).mkdir(parents=True)
+    (path / "config.yaml").write_text(yaml.safe_dump({"method": "p2o", "seed": 3}))
+    (path / "versions.json").write_text(json.dumps({"trl": "1.16.0"}))
+    metrics = [
+        {"step": 0, "eval_hard_accuracy": 0.01},
+        {"step": 1, "loss": 0.1, "frac_reward_zero_std": 0.9, "p2o/rollouts/total": 64},
+        {"step": 2, "loss": 0.1, "p2o/rollouts/total": 64},
+        {"step": 2, "eval_hard_accuracy": 0.5},
+    ]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in metrics))
+    for epoch, rows in ((1, [1, 2, 3, 4]), (2, [3, 4]), (3, [4])):
+        (path / "hard_sets" / f"epoch-{epoch:03d}.json").write_text(json.dumps({"epoch": epoch, "rows": rows}))
+    candidates = [
+        {"index": 0, "text": "", "parents": [], "iteration": 0, "dev_rewards": {"1": 0}, "dev_solved": {"1": False}},
+        {
+            "index": 1,
+            "text": "<script>alert(1)</script> Go on.",
+            "parents": [0],
+            "iteration": 1,
+            "dev_rewards": {"1": 1},
+            "dev_solved": {"1": True},
+        },
+    ]
+    record = {"epoch": 1, "selected": [{"candidate": 1}], "evolution": {"candidates": candidates}}
+    (path / "templates" / "epoch-001.json").write_text(json.dumps(record))
+    for when, reward in (("before", 0.0), ("after", 1.0)):
+        answers = [
+            {"dataset": "hard", "question": "2 + 2 =", "completion": f"{when} </script>", "reward": reward},
+            {"dataset": "hard", "question": "3 + 3 =", "completion": when, "reward": 0.0},
+        ]
+        (path / f"answers-{when}.jsonl").write_text("".join(json.dumps(a) + "\n" for a in answers))
+    spent = {"policy": 64, "evolution_dev": 2}
+    summary = {
+        "bare_accuracy": {"hard": {"before": 0.01, "after": 0.5}},
+        "rollouts": {**spent, "total": 66},
+        "tokens": {
+            "prompt_tokens": spent,
+            "completion_tokens": spent,
+            "forward_tokens": 5,
+            "forward_backward_tokens": 7,
+        },
+    }
+    (path / "summary.json").write_text(json.dumps(summary))
+    return path
+
+
+def test_the_page_is_whole_and_self_contained(run):
+    page = render([load_run(run)])
+    assert len(page.encode()) < 5e6
+    assert not re.search(r"""(?:src|href)\s*=\s*["']?https?:""", page.split('id="plotly"')[0])
+    for part in (
+        "1.0% → 50.0%",
+        "#1 · 1.00",
+        "in use",
+        "2 + 2 =",
+        "before, reward 0",
+        "after, reward 1",
+        "evolution dev",
+    ):
+        assert part in page
+    assert "not all is there" not in page
+    # What a model wrote is text on this page, not markup.
+    assert "<script>alert" not in page and "&lt;script&gt;alert(1)&lt;/script&gt; Go on." in page
+    charts = re.search(r'id="charts">(.*?)</script>', page, re.DOTALL).group(1)
+    figures = json.loads(charts)
+    assert len(figures) == 3 == page.count('role="img"') == page.count("The numbers")
+
+
+def test_fate_of_the_hard_set():
+    run = RunData(None, hard_sets={1: [1, 2, 3, 4], 2: [3, 4], 3: [4, 5]})
+    assert sorted(fate(run)) == sorted(
+        [
+            ("hard · 1", "solved with template · 2", 2),
+            ("hard · 1", "hard · 2", 2),
+            ("solved with template · 2", "solved bare · 3", 2),
+            ("hard · 2", "solved with template · 3", 1),
+            ("hard · 2", "hard · 3", 1),
+            ("not hard yet · 2", "hard · 3", 1),
+        ]
+    )
+
+
+def test_accuracy_is_drawn_against_what_was_spent(run):
+    assert accuracy_curves(load_run(run)) == {"hard": [(0, 0.01), (64, 0.5)]}
+
+
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "versions.json", "summary.json", "metrics.jsonl", "answers-after.jsonl"]
+)
+def test_a_missing_file_is_named_and_the_rest_is_shown(run, name):
+    (run / name).unlink()
+    page = render([load_run(run)])
+    assert f"{name} is missing" in page and "Templates: run" in page
+
+
+@pytest.mark.parametrize("name", ["versions.json", "summary.json", "metrics.jsonl", "templates/epoch-001.json"])
+def test_a_half_written_file_is_named_and_the_rest_is_shown(run, name):
+    content = (run / name).read_bytes()
+    (run / name).write_bytes(content[: len(content) // 2])
+    page = render([load_run(run)])
+    assert f"{name} is damaged" in page or f"{name} has 1 damaged line(s)" in page
+    assert "Configuration and versions" in page
+
+
+def test_several_runs_side_by_side(run, tmp_path, capsys):
+    assert main(["report", str(run), str(run), "--output", str(tmp_path / "page.html")]) == 0
+    assert "p2o (2 runs)" in (tmp_path / "page.html").read_text()
+    assert main(["report", str(tmp_path / "nowhere")]) == 2
+    assert "no such run directory" in capsys.readouterr().err
