@@ -2,12 +2,14 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import yaml
+from playwright.sync_api import sync_playwright
 
 from p2o.cli import main
-from p2o.cli.report import RunData, accuracy_curves, fate, load_run, render
+from p2o.cli.report import RunData, accuracy_curves, fate, load_run, render, write_report
 
 
 @pytest.fixture
@@ -124,3 +126,47 @@ def test_several_runs_side_by_side(run, tmp_path, capsys):
     assert "p2o (2 runs)" in (tmp_path / "page.html").read_text()
     assert main(["report", str(tmp_path / "nowhere")]) == 2
     assert "no such run directory" in capsys.readouterr().err
+
+
+# -- in a real browser ------------------------------------------------------------------------------------------------
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture
+def browser():
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1920, "light")])
+def test_the_page_in_a_browser(run, tmp_path, browser, width, scheme):
+    write_report([run], tmp_path / "page.html")
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
+    errors = []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto((tmp_path / "page.html").as_uri())
+    page.wait_for_selector("html[data-ready=yes]", state="attached")
+    assert page.locator(".chart .main-svg").count() >= 3, "the charts are drawn"
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out sideways"
+    for chart in page.locator(".chart").all():
+        box, drawn = chart.bounding_box(), chart.locator(".main-svg").first.bounding_box()
+        assert drawn["width"] <= box["width"] + 1
+
+    template = page.locator("details.template").nth(1)
+    assert not template.locator("blockquote").is_visible()
+    template.locator("summary").click()
+    assert "<script>alert(1)</script> Go on." in template.locator("blockquote").inner_text()
+    # The same from the keyboard.
+    template.locator("summary").focus()
+    page.keyboard.press("Enter")
+    assert not template.locator("blockquote").is_visible()
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert background == ("rgb(14, 19, 28)" if scheme == "dark" else "rgb(255, 255, 255)")
+    assert errors == []
