@@ -11,6 +11,7 @@ from p2o.templates import (
     Template,
     apply_template,
     assign_templates,
+    mean_similarity,
     question_text,
     select_templates,
 )
@@ -78,6 +79,13 @@ def test_cover_covers_all_that_can_be_covered_and_nothing_twice(pool):
 def test_cover_prefers_the_higher_score_in_a_tie():
     low, high = Template("a", 0.1, frozenset({1})), Template("b", 0.9, frozenset({1}))
     assert select_templates([low, high]) == [high]
+
+
+def test_similarity_of_templates():
+    assert mean_similarity(["Go on.", "Go on."]) == 1
+    assert mean_similarity(["a b", "c d"]) == 0
+    assert mean_similarity(["a b", "b c", "x"]) == pytest.approx((1 / 3 + 0 + 0) / 3)
+    assert mean_similarity(["a"]) == mean_similarity([]) == 1
 
 
 @given(

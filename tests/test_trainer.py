@@ -365,6 +365,18 @@ def test_accuracy_is_over_all_rollouts_of_a_set(tmp_path):
     assert "eval_accuracy" not in metrics
 
 
+def test_a_fall_in_accuracy_is_told(tmp_path, caplog):
+    trainer = make(tmp_path, num_generations_eval=1, per_device_eval_batch_size=8)
+    trainer.eval_dataset = questions(8)
+    for accuracy, events in ((0.8, {}), (0.76, {}), (0.7, {"accuracy_regression": 1})):
+        trainer._watch_for_regression("eval_easy", accuracy)
+        assert trainer.p2o.events == events
+    assert "eval_easy_accuracy fell from 0.800 to 0.700" in caplog.text
+    trainer.reward_funcs[0] = lambda prompts, **kwargs: [1.0] * len(prompts)
+    trainer.evaluate()
+    assert trainer.p2o.first_accuracy == {"eval_easy": 0.8, "eval": 1.0}
+
+
 def test_reward_functions_see_the_datasets_columns_only(tmp_path):
     seen = {}
 

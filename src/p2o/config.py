@@ -158,6 +158,15 @@ class P2OConfig(GRPOConfig):
         },
     )
 
+    # -- watching for harm -------------------------------------------------------------------------------------------
+    regression_margin: float = field(
+        default=0.05,
+        metadata={
+            "help": "A warning is logged and counted when the accuracy on an evaluation set falls by more than this "
+            "below the first one measured."
+        },
+    )
+
     # -- dynamic sampling -------------------------------------------------------------------------------------------
     dynamic_sampling_rounds: int = field(
         default=0,
@@ -221,6 +230,8 @@ class P2OConfig(GRPOConfig):
                 f"The context ratio's range [{self.context_ratio_min}, {self.context_ratio_max}] must satisfy "
                 "0 < context_ratio_min < context_ratio_max."
             )
+        if self.regression_margin < 0:
+            raise ValueError(f"regression_margin={self.regression_margin} must not be negative.")
         if self.reflection_temperature < 0:
             raise ValueError(f"reflection_temperature={self.reflection_temperature} must not be negative.")
         if self.reflection_prompt is not None:

@@ -31,6 +31,7 @@ class P2OState:
         assignment: for each templated question the index of each rollout's template, `None` for bare ones.
         ledger: rollouts and tokens spent.
         events: counted incidents that lost nothing (templates over the length limit, unscored rollouts, …).
+        first_accuracy: of each evaluation set, what later ones are held against.
         trainer_step: TRL's count of forward/backward passes, its place within a generation batch.
         pending_metrics: metrics gathered since the last log.
     """
@@ -44,6 +45,7 @@ class P2OState:
     assignment: dict[int, list[int | None]] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
     events: dict[str, int] = field(default_factory=dict)
+    first_accuracy: dict[str, float] = field(default_factory=dict)
     trainer_step: int = 0
     pending_metrics: dict[str, list[float]] = field(default_factory=dict)
 

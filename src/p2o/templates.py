@@ -5,6 +5,7 @@ assignment [`assign_templates`].
 """
 
 import copy
+import itertools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -100,6 +101,13 @@ def select_templates(candidates: Sequence[Template]) -> list[Template]:
         selected.append(best)
         remaining.remove(best)
     return selected
+
+
+def mean_similarity(texts: Sequence[str]) -> float:
+    """Mean share of words that two of the templates have in common (Jaccard), in [0, 1]; 1 for fewer than two."""
+    bags = [frozenset(text.lower().split()) for text in texts]
+    pairs = [len(a & b) / max(len(a | b), 1) for a, b in itertools.combinations(bags, 2)]
+    return sum(pairs) / len(pairs) if pairs else 1.0
 
 
 def assign_templates(

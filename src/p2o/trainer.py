@@ -55,7 +55,15 @@ from p2o.evolution.reflection import TransformersReflection
 from p2o.hard_samples import HardSamples
 from p2o.seeding import derive_seed, get_rng_states, random_stream, set_rng_states
 from p2o.state import STATE_FILE, CheckpointError, P2OState
-from p2o.templates import Prompt, Template, apply_template, assign_templates, question_text, select_templates
+from p2o.templates import (
+    Prompt,
+    Template,
+    apply_template,
+    assign_templates,
+    mean_similarity,
+    question_text,
+    select_templates,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -500,6 +508,10 @@ class P2OTrainer(GRPOTrainer):
                 for candidate in result.candidates
             ]
         )
+        self._metric("p2o/template_similarity", mean_similarity([t.text for t in state.templates]))
+        if len(state.templates) == 1:
+            self._event("single_template")
+            logger.warning("A single template is left for epoch %d: %r", state.epoch, state.templates[0].text)
         if not state.templates:
             logger.warning("No template solved any dev question: epoch %d is untemplated.", state.epoch)
         self._assign()
@@ -634,7 +646,23 @@ class P2OTrainer(GRPOTrainer):
         self._eval_set = metric_key_prefix.removeprefix("eval").lstrip("_")
         self._eval_successes = []
         with random_stream(derive_seed(self.args.seed, "evaluation")):
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        accuracy = metrics.get(f"{metric_key_prefix}_accuracy")
+        if accuracy is not None:
+            self._watch_for_regression(metric_key_prefix, accuracy)
+        return metrics
+
+    def _watch_for_regression(self, name: str, accuracy: float) -> None:
+        first = self.p2o.first_accuracy.setdefault(name, accuracy)
+        if accuracy < first - self.args.regression_margin:
+            self._event("accuracy_regression")
+            logger.warning(
+                "%s_accuracy fell from %.3f to %.3f, by more than regression_margin=%g.",
+                name,
+                first,
+                accuracy,
+                self.args.regression_margin,
+            )
 
     # -- state -------------------------------------------------------------------------------------------------------
 
