@@ -144,6 +144,9 @@ def test_the_premise_holds_on_the_shipped_weights():
     assert hard["wrong method, care"] <= 0.05, "a wrong method fails"
     assert result["wrong method followed"] >= 0.75, "although it is followed"
     # No single choice is hopeless: the mask, which begins at 0.01, lets each of them through with room to spare.
+    bare, told = result["choices"].pop("all of them")
+    assert bare < 1 / 500, "plain GRPO meets a success less than once in hundreds of rollouts"
+    assert told >= 0.8
     for bare, told in result["choices"].values():
         assert bare / told >= 0.05
     assert result["reflection"]["well-formed"] >= 0.90

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,18 +95,22 @@ class P2OState:
                 f"{path} has version {data.get('version')}, this P²O reads version {STATE_VERSION}; continue it with "
                 "the release that wrote it."
             )
-        was = data["fingerprint"]
-        differences = [
-            f"{name} was {was.get(name)!r}, is {fingerprint.get(name)!r}"
-            for name in sorted(was.keys() | fingerprint.keys())
-            if was.get(name) != fingerprint.get(name)
-        ]
-        if differences:
+        changed = differences(data["fingerprint"], fingerprint)
+        if changed:
             raise CheckpointError(
                 f"{checkpoint} was made under another configuration and cannot be continued under this one: "
-                f"{'; '.join(differences)}. Resume with the old values or start a new run."
+                f"{changed}. Resume with the old values or start a new run."
             )
         return cls.from_dict(data["state"])
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two sets of settings, in words; empty when nothing does."""
+    return "; ".join(
+        f"{name} was {was.get(name)!r}, is {now.get(name)!r}"
+        for name in sorted(was.keys() | now.keys())
+        if was.get(name) != now.get(name)
+    )
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -145,7 +145,13 @@ def take_option(argv: list[str], name: str) -> str | None:
 
 
 def _parser() -> TrlParser:
-    return TrlParser([RunArguments, P2OConfig, ModelConfig], prog="p2o train", conflict_handler="resolve")
+    return TrlParser(
+        [RunArguments, P2OConfig, ModelConfig],
+        prog="p2o train",
+        conflict_handler="resolve",
+        description="Trains a model; without options, the embedded world. --config FILE.yaml sets any of the options "
+        "below, which override it. --resume goes on with the run in --output_dir, or with the newest under runs/.",
+    )
 
 
 def _explicit(argv: list[str]) -> dict[str, Any]:

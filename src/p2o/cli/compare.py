@@ -17,7 +17,7 @@ from rich.table import Table
 
 from p2o.cli.arguments import InputError
 from p2o.methods import METHODS
-from p2o.state import write_json
+from p2o.state import differences, write_json
 
 DEFAULT_METHODS = "p2o,grpo,grpo-2x,dapo"
 ENDLESS = 10**6  # epochs; the budget ends a run
@@ -106,16 +106,9 @@ def _same_comparison(directory: Path, settings: dict[str, Any]) -> None:
     """Refuses a directory of runs that were made under other settings, naming the difference."""
     path = directory / "settings.json"
     if path.exists():
-        was = json.loads(path.read_text())
-        differences = [
-            f"{name} was {was.get(name)!r}, is {settings.get(name)!r}"
-            for name in sorted(was.keys() | settings.keys())
-            if was.get(name) != settings.get(name)
-        ]
-        if differences:
-            raise InputError(
-                f"{directory} holds another comparison: {'; '.join(differences)}. Choose another --output_dir."
-            )
+        changed = differences(json.loads(path.read_text()), settings)
+        if changed:
+            raise InputError(f"{directory} holds another comparison: {changed}. Choose another --output_dir.")
         return
     try:
         directory.mkdir(parents=True, exist_ok=True)

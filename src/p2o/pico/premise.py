@@ -5,6 +5,7 @@ Everything is sampled from the shipped weights at temperature 1, on questions th
 
 import argparse
 import json
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -93,9 +94,17 @@ class Premise:
 
     @torch.no_grad()
     def choices(self, questions: int = 24) -> dict[str, tuple[float, float]]:
-        """Probability of each right choice, bare and under the right instruction, averaged over hard questions."""
+        """Probability of each right choice, bare and under the right instruction, averaged over hard questions.
+
+        "all of them" is the mean of their product over a whole worked solution.
+        """
         rng = random.Random(derive_seed(self.seed, "choices"))
-        sums: dict[str, list[list[float]]] = {"to work": [[], []], "by the method": [[], []], "to go on": [[], []]}
+        sums: dict[str, list[list[float]]] = {
+            "to work": [[], []],
+            "by the method": [[], []],
+            "to go on": [[], []],
+            "all of them": [[], []],
+        }
         rows = list(self.data["hard"])
         for row in rng.sample(rows, min(questions, len(rows))):
             family, question = row["family"], question_text(row["prompt"])
@@ -112,7 +121,9 @@ class Premise:
                 sums["by the method"][column].append(probabilities[1])
                 # A line ends with a line break; going on is not to write the answer there.
                 ends = [p for p, piece in zip(probabilities[2:-1], pieces[2:-1], strict=True) if piece.startswith("\n")]
-                sums["to go on"][column] += ends[: len(solution.lines) - 1]
+                on = ends[: len(solution.lines) - 1]
+                sums["to go on"][column] += on
+                sums["all of them"][column].append(math.prod([*probabilities[:2], *on]))
         return {name: (_mean(bare), _mean(told)) for name, (bare, told) in sums.items()}
 
     def _encode(self, text: str) -> list[int]:
@@ -172,7 +183,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     for heading in ("choice", "bare", "told", "context ratio"):
         choices.add_column(heading, justify="left" if heading == "choice" else "right")
     for name, (bare, told) in result["choices"].items():
-        choices.add_row(name, f"{bare:.3f}", f"{told:.3f}", f"{bare / told:.3f}")
+        choices.add_row(name, f"{bare:.2g}", f"{told:.2g}", f"{bare / told:.2g}")
     console.print(choices)
     console.print(f"Wrong methods are followed in {result['wrong method followed']:.1%} of cases.")
     shares = ", ".join(f"{name} {share:.1%}" for name, share in result["reflection"].items())
