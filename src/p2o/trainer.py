@@ -155,7 +155,7 @@ class P2OTrainer(GRPOTrainer):
         self._steps_per_epoch = 0
         self._deferred_push: str | None = None
         self._eval_set = ""
-        self._eval_successes: list[bool] = []
+        self._eval_successes: list[bool] | None = None
         # Rows of the batch under way: the template of each ("" for none), the tokens of T(x, z) it was sampled under.
         self._row_templates: list[str] = []
         self._row_contexts: list[list[int]] = []
@@ -272,7 +272,7 @@ class P2OTrainer(GRPOTrainer):
             batch = zip(prompts, templates, completions, self._rewards().tolist(), strict=True)
             event = "on_rollouts" if mode == "train" else "on_evaluation_rollouts"
             self._phase_event(event, rollouts=list(batch), dataset=self._eval_set)
-        if mode == "eval":
+        if self._eval_successes is not None:
             self._eval_successes += successes
         if mode == "train":
             self._mine(questions)
@@ -626,10 +626,11 @@ class P2OTrainer(GRPOTrainer):
             logs["p2o/trained_tokens/forward_backward"] = self.p2o.ledger.forward_backward_tokens
             for name, count in self.p2o.events.items():
                 logs[f"p2o/events/{name}"] = count
-        else:
-            # Over all rollouts: TRL averages over batches, of which the last is smaller.
-            accuracy = sum(self._eval_successes) / len(self._eval_successes) if self._eval_successes else math.nan
-            self._metrics["eval"]["accuracy"] = [accuracy]
+        elif self._eval_successes is not None:
+            # Over all rollouts: TRL averages over batches, of which the last is smaller. Once: what is logged between
+            # an evaluation and the next step, such as the run time, is not of it.
+            successes, self._eval_successes = self._eval_successes, None
+            self._metrics["eval"]["accuracy"] = [sum(successes) / len(successes) if successes else math.nan]
         if not self.model.training and self._eval_set:
             # TRL names its evaluation metrics alike for every dataset of a dictionary; the last one would win.
             self._metrics["eval"] = defaultdict(
