@@ -757,6 +757,18 @@ def test_collapsed_groups_are_replaced_until_none_is_left_or_the_rounds_are_over
     assert trainer._compute_loss(trainer.model, output).isfinite()
 
 
+def test_unscored_rollouts_do_not_make_variance(tmp_path):
+    def reward(completions, **kwargs):
+        return [None, 1.0, 1.0, 1.0, None, 1.0, 0.0, 1.0]
+
+    trainer = make(tmp_path, reward=reward)
+    generation_batch(trainer, assign={})
+    assert trainer._collapsed.tolist() == [True, False]
+    trainer.reward_funcs[0] = lambda completions, **kwargs: [None] * len(completions)
+    generation_batch(trainer, assign={})
+    assert trainer._collapsed.tolist() == [True, True]
+
+
 @given(st.data())
 def test_replaced_rows_keep_their_content(data):
     def batch(rows):

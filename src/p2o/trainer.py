@@ -278,8 +278,11 @@ class P2OTrainer(GRPOTrainer):
             self._mine(questions)
             self._metric("p2o/rollout_success", sum(successes) / max(len(successes), 1))
             self._metric("p2o/templated_rollouts", sum(map(bool, self._row_templates)) / len(inputs))
-            groups = self._rewards().view(-1, self.num_generations).nan_to_num(0.0)
-            self._collapsed = torch.isclose(groups, groups[:, :1]).all(dim=1)
+            groups = self._rewards().view(-1, self.num_generations)
+            # Unscored rollouts are no evidence: a group of ones and NaN has no variance.
+            high = groups.nan_to_num(nan=-torch.inf).amax(dim=1)
+            low = groups.nan_to_num(nan=torch.inf).amin(dim=1)
+            self._collapsed = (high <= low) | torch.isclose(high, low)
             if templated and self.args.context_distillation:
                 self._distil(output)
         return output
