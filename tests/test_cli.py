@@ -109,7 +109,12 @@ def test_own_data_own_rewards_and_evaluation(tmp_path, config, monkeypatch):
     assert len(evaluated) == 3, "before, at step 1, after"
 
 
-def test_interrupted_by_the_user_and_resumed(tmp_path, config, capsys):
+@pytest.mark.parametrize(
+    ("awaited", "count"),
+    [("metrics.jsonl", 2), ("evolution/epoch-001/journal.jsonl", 2)],
+    ids=["policy phase", "prompt phase"],
+)
+def test_interrupted_by_the_user_and_resumed(tmp_path, config, capsys, awaited, count):
     path, straight, run = config(num_train_epochs=3), tmp_path / "straight", tmp_path / "run"
     assert main(["train", "--config", path, "--output_dir", str(straight)]) == 0
     command = [sys.executable, "-c", "import sys; from p2o.cli import main; sys.exit(main())", "train"]
@@ -120,14 +125,14 @@ def test_interrupted_by_the_user_and_resumed(tmp_path, config, capsys):
         text=True,
     )
     deadline = time.monotonic() + 300
-    while not ((run / "metrics.jsonl").exists() and len(lines(run / "metrics.jsonl")) >= 2):
+    while not ((run / awaited).exists() and (run / awaited).read_bytes().count(b"\n") >= count):
         assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
-        time.sleep(0.05)
+        time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
     said = process.communicate(timeout=120)[0]
     assert process.returncode == 130, said
     assert f"p2o train --resume --output_dir {run}" in said
-    assert list(run.glob("checkpoint-*")), "the step under way was saved"
+    assert list(run.glob("checkpoint-*")), "what was done is saved"
 
     assert main(["train", "--resume", "--output_dir", str(run)]) == 0
     assert "resumed from step" in capsys.readouterr().out
