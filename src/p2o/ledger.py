@@ -42,6 +42,11 @@ class Ledger:
         self.forward_backward_tokens += other.forward_backward_tokens
 
     @property
+    def metric_calls(self) -> int:
+        """Rollouts of evolution on questions, GEPA's unit of budget."""
+        return self.rollouts["evolution_feedback"] + self.rollouts["evolution_dev"]
+
+    @property
     def total_rollouts(self) -> int:
         """Everything generated in order to train: all purposes but evaluation."""
         return sum(count for purpose, count in self.rollouts.items() if purpose != "evaluation")

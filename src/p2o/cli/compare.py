@@ -130,7 +130,7 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 def curve(directory: Path) -> dict[str, list[float]]:
     """Bare accuracies during a run against the rollouts spent until then, and the share of collapsed groups."""
-    spent, total = 0, 0
+    total = 0
     rows: dict[str, list[float]] = {"rollouts": [], "hard": [], "easy": [], "collapsed_rollouts": [], "collapsed": []}
     point: dict[str, float] = {}
     for line in (directory / "metrics.jsonl").read_text().splitlines():
@@ -143,8 +143,7 @@ def curve(directory: Path) -> dict[str, list[float]]:
             if record.get(f"eval_{split}_accuracy") is not None:
                 point[split] = record[f"eval_{split}_accuracy"]
         if len(point) == 2:
-            spent = total
-            rows["rollouts"].append(spent)
+            rows["rollouts"].append(total)
             rows["hard"].append(point["hard"])
             rows["easy"].append(point["easy"])
             point = {}

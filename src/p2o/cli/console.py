@@ -244,9 +244,9 @@ def outcome_table(summary: dict[str, Any]) -> Table:
     for heading in ("questions", "before", "after"):
         table.add_column(heading, justify="left" if heading == "questions" else "right")
     for split, values in summary["bare_accuracy"].items():
-        table.add_row(split, *(_share(values.get(when)) for when in ("before", "after")))
+        table.add_row(split, *(share(values.get(when)) for when in ("before", "after")))
     return table
 
 
-def _share(value: float | None) -> str:
+def share(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"

@@ -16,6 +16,7 @@ import yaml
 from rich.console import Console
 
 from p2o.cli.compare import interval
+from p2o.cli.console import share
 from p2o.ledger import PURPOSES
 
 
@@ -316,15 +317,11 @@ def _outcome(runs: list[RunData]) -> str:
     rows = []
     for run in runs:
         accuracy = run.summary.get("bare_accuracy", {})
-        shown = [f"{split} {_share(v['before'])} → {_share(v['after'])}" for split, v in accuracy.items()]
+        shown = [f"{split} {share(v['before'])} → {share(v['after'])}" for split, v in accuracy.items()]
         total = run.summary.get("rollouts", {}).get("total")
         rollouts = f"{total:,}" if total is not None else "not finished"
         rows.append([run.name, run.method, run.config.get("seed", 0), "; ".join(shown) or "–", rollouts])
     return _table(["run", "method", "seed", "bare accuracy before → after", "rollouts in all"], rows)
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
 
 
 def _lineage(run: RunData) -> str:

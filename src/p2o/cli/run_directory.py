@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from p2o.evolution.prompt_phase import EvolutionResult
 from p2o.state import P2OState, write_json
-from p2o.templates import question_text
+from p2o.templates import Prompt, question_text
 
 EXPLANATION = """# A run of P²O
 
@@ -72,9 +72,7 @@ class RunDirectory(TrainerCallback):
         if self._answers is not None and state.is_world_process_zero:
             name, samples = self._answers
             for prompt, _, completion, reward in rollouts[::samples]:
-                text = completion if isinstance(completion, str) else completion[-1]["content"]
-                record = {"dataset": dataset, "question": question_text(prompt), "completion": text, "reward": reward}
-                self.append(name, record)
+                self.append(name, {"dataset": dataset, **_rollout(prompt, completion, reward)})
 
     def create(self, config: dict[str, Any]) -> None:
         """
@@ -123,8 +121,7 @@ class RunDirectory(TrainerCallback):
             self._sampled_epoch = p2o.epoch
             stride = max(len(rollouts) // SAMPLES_PER_EPOCH, 1)
             for prompt, template, completion, reward in rollouts[::stride][:SAMPLES_PER_EPOCH]:
-                text = completion if isinstance(completion, str) else completion[-1]["content"]
-                record = {"question": question_text(prompt), "template": template, "completion": text, "reward": reward}
+                record = {"template": template, **_rollout(prompt, completion, reward)}
                 # The step under way: it runs again when the run resumes from the one before.
                 self.append("samples.jsonl", {"step": state.global_step + 1, "sampled_epoch": p2o.epoch, **record})
 
@@ -147,6 +144,11 @@ class RunDirectory(TrainerCallback):
         evolution = {"skipped": reason} if result is None else result.to_dict()
         selected = [template.to_dict() for template in p2o.templates]
         write_json(self.path / "templates" / name, {"epoch": p2o.epoch, "selected": selected, "evolution": evolution})
+
+
+def _rollout(prompt: Prompt, completion: Any, reward: float) -> dict[str, Any]:
+    text = completion if isinstance(completion, str) else completion[-1]["content"]
+    return {"question": question_text(prompt), "completion": text, "reward": reward}
 
 
 def check_writable(path: Path, needed_bytes: int) -> str | None:

@@ -134,8 +134,7 @@ class EvolutionResult:
 
     @property
     def metric_calls(self) -> int:
-        """Rollouts on questions, GEPA's unit of budget."""
-        return self.spent.rollouts["evolution_feedback"] + self.spent.rollouts["evolution_dev"]
+        return self.spent.metric_calls
 
     @property
     def reflections(self) -> int:
@@ -312,10 +311,6 @@ class _World:
         self.seed, self.epoch = seed, epoch
         self.spent = Ledger()
         self.dev_solved: dict[str, dict[int, bool]] = {}
-
-    @property
-    def metric_calls(self) -> int:
-        return self.spent.rollouts["evolution_feedback"] + self.spent.rollouts["evolution_dev"]
 
     def stream(self, position: int) -> int:
         return derive_seed(self.seed, "prompt phase", self.epoch, "batch", position)
@@ -518,7 +513,7 @@ class _Watcher:
                 EvolutionProgress(
                     stage=stage,
                     iteration=self.iteration,
-                    metric_calls=self.world.metric_calls,
+                    metric_calls=self.world.spent.metric_calls,
                     max_metric_calls=self.limit,
                     candidates=len(self.found_in),
                     best_dev_score=max(self.best_score, 0.0) if not self.found_in else self.best_score,
