@@ -100,7 +100,7 @@ def run_to_the_end(directory: str, resume: bool) -> None:
 
 
 def kill_and_resume(kills: int, seed: int, work: Path) -> list[Kill]:
-    """Kills `kills` runs, half of them somewhere in a prompt phase and half anywhere, and resumes each to its end."""
+    """Kills `kills` runs, half of them about a prompt phase and half in a policy phase, and resumes each to its end."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(MODULES)
 
@@ -139,6 +139,8 @@ def kill_and_resume(kills: int, seed: int, work: Path) -> list[Kill]:
             time.sleep(rng.uniform(0, 0.2 * seconds))
         else:
             time.sleep(rng.uniform(0.05, 0.95) * seconds)
+            while process.is_alive() and _phase(directory) != "policy":
+                time.sleep(0.005)
         phase, second = _phase(directory), time.monotonic() - began
         process.kill()
         process.join()
