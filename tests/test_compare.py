@@ -4,9 +4,11 @@ import json
 import math
 
 import pytest
+import yaml
 
 from p2o.cli import main
-from p2o.cli.compare import curve, interval
+from p2o.cli.compare import interval, read_metrics
+from p2o.cli.metrics import accuracy_curves, by_epoch, headline
 from p2o.methods import METHODS, with_method
 from p2o.pico import teacher, world
 from p2o.pico.corpus import HOW, Source
@@ -46,24 +48,20 @@ def test_the_teacher_knows_the_right_methods():
         assert any(how in answer.text.lower() for how in HOW[RIGHT_METHOD[family]])
 
 
-def test_a_curve_pairs_accuracies_with_what_was_spent_until_then(tmp_path):
+def test_curves_pair_values_with_what_was_spent_and_with_epochs():
     records = [
         {"step": 0, "eval_easy_accuracy": 0.5},
         {"step": 0, "eval_hard_accuracy": 0.0},
-        {"step": 0, "eval_unseen_accuracy": 0.0},
-        {"step": 1, "loss": 0.1, "p2o/rollouts/total": 100, "frac_reward_zero_std": 0.8},
-        {"step": 2, "loss": 0.1, "p2o/rollouts/total": 100},
-        {"step": 2, "eval_easy_accuracy": 0.6},
-        {"step": 2, "eval_hard_accuracy": 0.7},
+        {"step": 1, "epoch": 0.5, "loss": 0.1, "p2o/rollouts/total": 100, "frac_reward_zero_std": 0.8},
+        {"step": 2, "epoch": 1.0, "loss": 0.1, "p2o/rollouts/total": 100},
+        {"step": 2, "epoch": 1.0, "eval_hard_accuracy": 0.7, "frac_reward_zero_std": 0.1},
+        {"step": 3, "epoch": 1.5, "loss": 0.1, "p2o/rollouts/total": 200, "frac_reward_zero_std": 0.4},
+        {"step": 4, "epoch": 2.0, "loss": 0.1, "p2o/rollouts/total": 200, "frac_reward_zero_std": 0.2},
     ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    assert curve(tmp_path) == {
-        "rollouts": [0, 100],
-        "hard": [0.0, 0.7],
-        "easy": [0.5, 0.6],
-        "collapsed_rollouts": [100],
-        "collapsed": [0.8],
-    }
+    assert accuracy_curves(records) == {"easy": [(0, 0.5)], "hard": [(0, 0.0), (100, 0.7)]}
+    assert by_epoch(records, "frac_reward_zero_std") == [(1, 0.8), (2, pytest.approx(0.3))]
+    assert headline(["validation_easy", "validation_hard"]) == "validation_hard"
+    assert headline(["gsm8k"]) == "gsm8k" and headline([]) is None
 
 
 @pytest.mark.slow
@@ -92,6 +90,23 @@ def test_all_methods_at_one_budget(tmp_path, config, capsys):
     assert "holds another comparison: options was" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_a_sweep_chooses_each_methods_value(tmp_path, config):
+    path = config(dataset_test_split="train", num_train_epochs=None, learning_rate=None)
+    out = tmp_path / "compare"
+    command = ["compare", "--config", path, "--methods", "p2o-nomask,p2o,grpo", "--seeds", "0", "--steps", "1"]
+    assert main([*command, "--output_dir", str(out), "--sweep", "learning_rate=1e-5,5e-3"]) == 0
+    result = json.loads((out / "compare.json").read_text())
+    assert set(result["sweep"]["methods"]) == {"p2o", "grpo"}, "an ablation takes what was chosen for p2o"
+    for method, choice in result["sweep"]["methods"].items():
+        trials = {v: out / "sweep" / f"{method}-{v}" for v in ("1e-5", "5e-3")}
+        scores = {v: accuracy_curves(read_metrics(trial))["train"][-1][1] for v, trial in trials.items()}
+        assert choice == {"value": max(scores, key=scores.get), "scores": scores}
+        for name in {"p2o": ("p2o", "p2o-nomask"), "grpo": ("grpo",)}[method]:
+            used = yaml.safe_load((out / f"{name}-0" / "config.yaml").read_text())
+            assert used["learning_rate"] == float(choice["value"]) and used["seed"] == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -99,6 +114,9 @@ def test_all_methods_at_one_budget(tmp_path, config, capsys):
         (["--methods", ""], "Unknown method(s) (none)"),
         (["--seeds", "one"], "no list of whole numbers"),
         (["--seeds", "1,1"], "named twice"),
+        (["--sweep", "learning_rate=1e-4"], "two different values or more"),
+        (["--sweep", "seed=1,2", "--seed=3"], "both swept and set"),
+        (["--sweep", "beta=0,1", "--sweep_seed", "2"], "--sweep_seed 2 is one of --seeds"),
         (["--output_dir", "/proc/nowhere"], "Cannot write to /proc/nowhere"),
     ],
 )

@@ -48,11 +48,16 @@ def test_evaluation_is_on_questions_that_nothing_was_trained_on():
     train = {question_text(p) for p in world.train_dataset()["prompt"]}
     evaluation = world.eval_dataset()
     held_out = {question_text(p) for split in evaluation.values() for p in split["prompt"]}
-    assert len(train) == 96 and len(held_out) == 3 * 96
+    assert len(train) == 96 and len(held_out) == 4 * 96
     assert not train & held_out
     assert all(world.is_held_out(q) for q in held_out)
     assert set(evaluation["hard"]["family"]) == set(TRAINED_FAMILIES)
-    assert "decimal_chain_sum" in evaluation["unseen"]["family"]
+    assert set(evaluation["unseen_families"]["family"]) == {"decimal_chain_sum"}
+    assert set(evaluation["unseen_levels"]["family"]) < set(TRAINED_FAMILIES)
+    validation = world.validation_dataset()
+    watched = {question_text(p) for split in validation.values() for p in split["prompt"]}
+    assert all(len(rows) == 48 for rows in validation.values())
+    assert not watched & (held_out | train)
     source = Source(3)
     for family, level in LEVELS:
         assert not any(world.is_held_out(source.question(family, level)[0]) for _ in range(50))
@@ -151,5 +156,6 @@ def test_the_premise_holds_on_the_shipped_weights():
         assert bare / told >= 0.05
     assert result["reflection"]["well-formed"] >= 0.90
     assert 0.30 <= result["reflection"]["names a right one"] <= 0.90
-    assert result["unseen"]["bare"]["all"] <= 0.03
-    assert result["unseen"]["right method, care"]["all"] >= 0.15, "the skill reaches beyond what is trained on"
+    for split in ("unseen_levels", "unseen_families"):
+        assert result[split]["bare"]["all"] <= 0.03
+        assert result[split]["right method, care"]["all"] >= 0.15, "the skill reaches beyond what is trained on"

@@ -9,7 +9,7 @@ import yaml
 from playwright.sync_api import sync_playwright
 
 from p2o.cli import main
-from p2o.cli.report import RunData, accuracy_curves, fate, load_run, render, write_report
+from p2o.cli.report import RunData, fate, load_run, render, write_report
 
 
 @pytest.fixture
@@ -97,10 +97,6 @@ def test_fate_of_the_hard_set():
             ("not hard yet · 2", "hard · 3", 1),
         ]
     )
-
-
-def test_accuracy_is_drawn_against_what_was_spent(run):
-    assert accuracy_curves(load_run(run)) == {"hard": [(0, 0.01), (64, 0.5)]}
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,10 @@ class RunArguments:
     dataset_test_split: str | None = field(
         default=None, metadata={"help": "Split to evaluate on, before, during and after. None when not set."}
     )
+    evaluate_before_and_after: bool = field(
+        default=True,
+        metadata={"help": "Whether to evaluate in full before and after training, beside the curve during it."},
+    )
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={
@@ -183,7 +187,7 @@ def prepare(argv: list[str], output_dir: str) -> Run:
 
         train_dataset = world.train_dataset(training.data_seed or 0)
         final_datasets = world.eval_dataset()
-        eval_datasets = {name: final_datasets[name].select(range(0, 96, 2)) for name in ("easy", "hard")}
+        eval_datasets = world.validation_dataset()
     else:
         loaded = load_questions(arguments)
         train_dataset = split_of(loaded, arguments.dataset_train_split, arguments.dataset_name)
@@ -192,6 +196,8 @@ def prepare(argv: list[str], output_dir: str) -> Run:
             test = split_of(loaded, arguments.dataset_test_split, arguments.dataset_name)
             final_datasets = {arguments.dataset_test_split: test}
         eval_datasets = final_datasets
+    if not arguments.evaluate_before_and_after:
+        final_datasets = {}
     return Run(
         arguments, training, model, settings, train_dataset, eval_datasets, final_datasets, rewards, feedback, reflect
     )

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from p2o.cli.compare import interval
 from p2o.cli.console import share
+from p2o.cli.metrics import accuracy_curves
 from p2o.ledger import PURPOSES
 
 
@@ -91,17 +92,6 @@ def load_run(path: Path) -> RunData:
 # -- what is drawn ----------------------------------------------------------------------------------------------------
 
 
-def accuracy_curves(run: RunData) -> dict[str, list[tuple[int, float]]]:
-    """By split: rollouts spent so far and bare accuracy."""
-    total, curves = 0, defaultdict(list)
-    for record in run.metrics:
-        total = record.get("p2o/rollouts/total", total)
-        for name, value in record.items():
-            if name.startswith("eval_") and name.endswith("_accuracy") and value is not None:
-                curves[name.removeprefix("eval_").removesuffix("_accuracy")].append((total, value))
-    return dict(curves)
-
-
 def fate(run: RunData) -> list[tuple[str, str, int]]:
     """Flows of questions between states of successive epochs: hard, solved (templated then), and what became of them.
 
@@ -139,7 +129,7 @@ def _accuracy_figure(runs: list[RunData], split: str) -> go.Figure:
     methods = list(dict.fromkeys(run.method for run in runs))
     for number, method in enumerate(methods):
         colour = COLOURS[number % len(COLOURS)]
-        curves = [accuracy_curves(run).get(split, []) for run in runs if run.method == method]
+        curves = [accuracy_curves(run.metrics).get(split, []) for run in runs if run.method == method]
         curves = [curve for curve in curves if curve]
         if len(curves) > 1:
             # Several seeds: mean and interval at the points that all of them have.
@@ -276,9 +266,11 @@ def render(runs: list[RunData]) -> str:
                 f'<aside class="warn"><strong>{_text(run.name)}</strong>: not all is there.<ul>{items}</ul></aside>'
             )
     page.section("Outcome", _outcome(runs))
-    splits = list(dict.fromkeys(split for run in runs for split in accuracy_curves(run)))
+    splits = list(dict.fromkeys(split for run in runs for split in accuracy_curves(run.metrics)))
     for split in splits:
-        rows = [[run.name, f"{x:,}", f"{y:.1%}"] for run in runs for x, y in accuracy_curves(run).get(split, [])]
+        rows = [
+            [run.name, f"{x:,}", f"{y:.1%}"] for run in runs for x, y in accuracy_curves(run.metrics).get(split, [])
+        ]
         label = f"Bare accuracy on {split} questions against rollouts spent in all."
         figure = _accuracy_figure(runs, split)
         page.section(

@@ -118,6 +118,7 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
     watch = Watch(console, f"P²O · {run.arguments.method} · {directory.path}", started)
     interrupt = Interrupt()
     samples = trainer.num_generations_eval
+    evaluated = {**run.final_datasets, **run.eval_datasets}
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     for added in (directory, watch, interrupt):
@@ -127,20 +128,21 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
     console.print(f"{watch.title} · {where}")
     try:
         with watch.show(), interrupt.handled(lambda: watch.phase == "policy"):
-            before = directory.recorded("before.json")
-            if before is None and run.final_datasets:
+            # Without a checkpoint the ledger starts anew, and with it this evaluation.
+            before = directory.recorded("before.json") if checkpoint else None
+            if before is None and evaluated:
                 watch.begin("evaluation before")
                 with directory.answers("before", samples):
-                    before = bare_accuracies(trainer.evaluate(run.final_datasets))
+                    before = bare_accuracies(trainer.evaluate(evaluated))
                 write_json(directory.path / "before.json", before)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             if interrupt.asked:
                 raise KeyboardInterrupt
             after = {}
-            if run.final_datasets:
+            if evaluated:
                 watch.begin("evaluation after")
                 with directory.answers("after", samples):
-                    after = bare_accuracies(trainer.evaluate(run.final_datasets))
+                    after = bare_accuracies(trainer.evaluate(evaluated))
             trainer.save_model(str(directory.path / "model"))
     except KeyboardInterrupt:
         console.print(f"Interrupted; nothing is lost. Go on with: p2o train --resume --output_dir {directory.path}")

@@ -163,7 +163,10 @@ def measure(premise: Premise) -> dict[str, Any]:
     return {
         "easy": {"bare": premise.success("easy", "bare")},
         "hard": {condition: premise.success("hard", condition) for condition in CONDITIONS},
-        "unseen": {c: premise.success("unseen", c) for c in ("bare", "right method, care")},
+        **{
+            split: {c: premise.success(split, c) for c in ("bare", "right method, care")}
+            for split in ("unseen_levels", "unseen_families")
+        },
         "wrong method followed": premise.follows("wrong method, care"),
         "choices": premise.choices(),
         "reflection": premise.reflection(),
@@ -174,7 +177,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     table = Table(title="Success at temperature 1")
     for heading in ("questions", "instruction", "all", "by family"):
         table.add_column(heading, justify="right" if heading == "all" else "left")
-    for split in ("easy", "hard", "unseen"):
+    for split in ("easy", "hard", "unseen_levels", "unseen_families"):
         for condition, success in result[split].items():
             families = ", ".join(f"{name} {share:.1%}" for name, share in success.items() if name != "all")
             table.add_row(split, condition, f"{success['all']:.1%}", families)

@@ -274,18 +274,15 @@ def train_dataset(seed: int = 0, hard: int = 72, easy: int = 24) -> Dataset:
 def eval_dataset(seed: int = 0, per_split: int = 96) -> dict[str, Dataset]:
     """Questions that neither training nor the base model's corpus contains, by split.
 
-    `easy` and `hard` are of the trained families and levels; `unseen` are harder levels and a family never trained on.
+    `easy` and `hard` are of the trained families and levels; `unseen_levels` are harder ones of these families,
+    `unseen_families` are hard questions of a family that is never trained on.
     """
     start = EVAL_SEED + seed * 10**9
     cells: dict[str, list[tuple[str, Level]]] = {
         "easy": [(f, "easy") for f in TRAINED_FAMILIES],
         "hard": [(f, "hard") for f in TRAINED_FAMILIES],
-        "unseen": [
-            ("chain_sum", "harder"),
-            ("basic_arithmetic", "harder"),
-            ("leg_counting", "harder"),
-            ("decimal_chain_sum", "hard"),
-        ],
+        "unseen_levels": [(f, "harder") for f in TRAINED_FAMILIES if (f, "harder") in LEVELS],
+        "unseen_families": [(f, "hard") for f in HELD_OUT_FAMILIES],
     }
     return {
         split: Dataset.from_list(
@@ -293,6 +290,19 @@ def eval_dataset(seed: int = 0, per_split: int = 96) -> dict[str, Dataset]:
         )
         for i, (split, pairs) in enumerate(cells.items())
     }
+
+
+def validation_dataset(per_split: int = 48) -> dict[str, Dataset]:
+    """`validation_easy` and `validation_hard`: held out as well, none of the evaluation's; to watch and choose by."""
+    asked = {row["prompt"][0]["content"] for rows in eval_dataset().values() for row in rows}
+    others = eval_dataset(seed=1, per_split=2 * per_split)
+    share = per_split // len(TRAINED_FAMILIES)
+    validation = {}
+    for split in ("easy", "hard"):
+        rows = [row for row in others[split] if row["prompt"][0]["content"] not in asked]
+        by_family = [[row for row in rows if row["family"] == family][:share] for family in TRAINED_FAMILIES]
+        validation[f"validation_{split}"] = Dataset.from_list([row for family in by_family for row in family])
+    return validation
 
 
 # -- rewards and feedback --------------------------------------------------------------------------------------------

@@ -1,0 +1,36 @@
+"""What a run's metric stream says, as curves. Pure."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from statistics import mean
+from typing import Any
+
+Record = Mapping[str, Any]
+
+
+def accuracy_curves(records: Iterable[Record]) -> dict[str, list[tuple[int, float]]]:
+    """By evaluation set: rollouts spent so far, prompt phases included, and bare accuracy in [0, 1]."""
+    total, curves = 0, defaultdict(list)
+    for record in records:
+        total = record.get("p2o/rollouts/total", total)
+        for name, value in record.items():
+            if name.startswith("eval_") and name.endswith("_accuracy") and value is not None:
+                curves[name.removeprefix("eval_").removesuffix("_accuracy")].append((total, value))
+    return dict(curves)
+
+
+def by_epoch(records: Iterable[Record], name: str) -> list[tuple[int, float]]:
+    """Epoch, from 1 on, and the mean of a training metric over those of its steps that logged it."""
+    values = defaultdict(list)
+    for record in records:
+        # Steps that learn from rollouts of an earlier one log none of their own.
+        if "loss" in record and record.get(name) is not None and not math.isnan(record[name]):
+            values[math.ceil(round(record["epoch"], 6))].append(record[name])
+    return [(epoch, mean(found)) for epoch, found in sorted(values.items())]
+
+
+def headline(splits: Iterable[str]) -> str | None:
+    """The evaluation set that a figure of one curve shows: the hard one, where there is one."""
+    names = list(splits)
+    return next((name for name in names if name.endswith("hard")), names[0] if names else None)
