@@ -1,4 +1,5 @@
-"""Kills runs at random moments over both phases (SIGKILL), resumes them, and compares the final weights bit for bit.
+"""Kills runs at random moments over both phases (SIGKILL), resumes them, and compares how they end: the weights bit for
+bit, and the ledger of every rollout and token.
 
     python benchmarks/kill_and_resume.py --kills 50
 
@@ -42,7 +43,7 @@ def chance(completions: list[Any], **kwargs: Any) -> list[float]:
 
 
 def run_to_the_end(directory: str, resume: bool) -> None:
-    """Trains in `directory`; leaves the final weights' hash in `weights` and the phase under way in `phase`."""
+    """Trains in `directory`; leaves a hash of weights and ledger in `end` and the phase under way in `phase`."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
@@ -66,6 +67,7 @@ def run_to_the_end(directory: str, resume: bool) -> None:
         args=P2OConfig(
             output_dir=directory,
             num_generations=4,
+            reused_rollouts_per_group=1,
             per_device_train_batch_size=16,
             num_train_epochs=3,
             learning_rate=1e-3,
@@ -76,6 +78,9 @@ def run_to_the_end(directory: str, resume: bool) -> None:
             reflection_prompt=world.REFLECTION_PROMPT,
             reflection_max_tokens=48,
             logging_steps=1,
+            eval_strategy="steps",
+            eval_steps=3,
+            per_device_eval_batch_size=16,
             save_strategy="steps",
             save_steps=2,
             save_total_limit=2,
@@ -86,6 +91,7 @@ def run_to_the_end(directory: str, resume: bool) -> None:
             disable_tqdm=True,
         ),
         train_dataset=world.train_dataset(hard=12, easy=4),
+        eval_dataset=world.eval_dataset(per_split=4)["easy"],
         processing_class=AutoTokenizer.from_pretrained(model_path()),
         feedback_func=world.feedback,
         callbacks=[Tell()],
@@ -95,8 +101,9 @@ def run_to_the_end(directory: str, resume: bool) -> None:
     digest = hashlib.sha256()
     for name, tensor in sorted(trainer.model.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
-    assert trainer.p2o.templates, "a run without templates would show nothing"
-    (path / "weights").write_text(digest.hexdigest())
+    digest.update(json.dumps(asdict(trainer.p2o.ledger)).encode())
+    assert trainer.p2o.templates and trainer.kept, "a run without templates would show nothing"
+    (path / "end").write_text(digest.hexdigest())
 
 
 def kill_and_resume(kills: int, seed: int, work: Path) -> list[Kill]:
@@ -115,7 +122,7 @@ def kill_and_resume(kills: int, seed: int, work: Path) -> list[Kill]:
         process.join()
         if process.exitcode:
             raise RuntimeError(f"The run failed:\n{(directory / 'log').read_text()[-4000:]}")
-        return (directory / "weights").read_text()
+        return (directory / "end").read_text()
 
     straight = work / "straight"
     straight.mkdir(parents=True)
@@ -178,7 +185,7 @@ def main() -> None:
         print(f"killed after {kill.second:6.2f} s in {kill.phase:6} · resumed from {kill.checkpoint:14} · {verdict}")
     same = sum(kill.identical for kill in results)
     prompt = sum(kill.phase == "prompt" for kill in results)
-    print(f"{same} of {len(results)} runs ended with identical weights; {prompt} were killed in a prompt phase.")
+    print(f"{same} of {len(results)} runs ended with identical weights and ledgers; {prompt} died in a prompt phase.")
     if arguments.json:
         Path(arguments.json).write_text(json.dumps([asdict(kill) for kill in results], indent=1))
     if same < len(results):

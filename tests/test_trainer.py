@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from p2o import P2OConfig, P2OTrainer
-from p2o.evolution.prompt_phase import Reflection
+from p2o.evolution.prompt_phase import Reflection, Success
 from p2o.pico import model_path, world
 from p2o.state import CheckpointError
 from p2o.templates import Template, question_text
@@ -588,18 +588,20 @@ def coin(completions, **kwargs):
     return [float(zlib.crc32(text.encode()) % 3 == 0) for text in texts]
 
 
+ALTERNATE = {
+    "num_train_epochs": 2,
+    "max_steps": -1,
+    "max_completion_length": 8,
+    "min_hard_questions": 2,
+    "evolution_budget": 60,
+    "parents_per_iteration": 2,
+    "reflection_max_tokens": 8,
+}
+
+
 def alternate(tmp_path, reward=coin, data=None, reflect=None, **changes):
     numbers = itertools.count()
-    settings = {
-        "num_train_epochs": 2,
-        "max_steps": -1,
-        "max_completion_length": 8,
-        "min_hard_questions": 2,
-        "evolution_budget": 60,
-        "parents_per_iteration": 2,
-        "reflection_max_tokens": 8,
-        **changes,
-    }
+    settings = {**ALTERNATE, **changes}
     trainer = P2OTrainer(
         model=load(),
         reward_funcs=reward,
@@ -825,3 +827,106 @@ def test_dynamic_sampling_resumes_exactly_and_counts_nothing_of_a_failed_batch(t
     resumed.train(resume_from_checkpoint=True)
     assert_same(weights(straight), weights(resumed))
     assert straight.p2o == resumed.p2o
+
+
+# -- reuse of evolution's successes -----------------------------------------------------------------------------------
+
+
+def perturb(trainer, scale=0.02):
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        for parameter in trainer.model.parameters():
+            parameter += scale * torch.randn_like(parameter)
+
+
+@pytest.mark.parametrize("template", [TEMPLATE.text, ""])
+@pytest.mark.parametrize("changes", [{}, {"steps_per_generation": 2}, {"old_logprobs_context": "rollout"}])
+def test_a_reused_rollout_is_held_against_the_policy_that_sampled_it(tmp_path, changes, template):
+    trainer = make(tmp_path, reused_rollouts_per_group=1, context_ratio_min=0.5, context_ratio_max=2.0, **changes)
+    before = load()
+    completion = trainer._tokenizer("1+1=2\nAnswer: 2")["input_ids"] + [trainer._tokenizer.eos_token_id]
+    trainer._keep([Success(0, template, completion), Success(0, template, completion)])
+    assert [len(kept) for kept in trainer.kept.values()] == [1], "the same one counts once"
+    perturb(trainer)
+    counted = dict(trainer.p2o.ledger.rollouts)
+    output = generation_batch(trainer)
+
+    assert trainer._row_kept[K - 1] is trainer.kept[0][0] and sum(map(bool, trainer._row_kept)) == 1
+    prompt, learnt = list(rows_of(output))[K - 1]
+    assert (prompt, learnt) == (bare_tokens(trainer, 0), completion)
+    assert trainer.p2o.ledger.rollouts["policy"] == counted["policy"] + 2 * K - 1, "it was paid for in the prompt phase"
+    assert trainer.p2o.outcomes[0].rollouts == K - 1, "it says nothing of the present policy"
+    with torch.no_grad():
+        bare = brute_force_logps(before, prompt, completion)
+        told = brute_force_logps(before, trainer._row_contexts[K - 1], completion)
+        now = brute_force_logps(trainer.model, prompt, completion)
+        others = [brute_force_logps(trainer.model, *row) for row in list(rows_of(output))[K:]]
+    assert (now - bare).abs().max() > 0.05, "the policy has moved"
+    end = len(completion)
+    old = output["old_per_token_logps"]
+    expected = told if trainer.args.old_logprobs_context == "rollout" else bare
+    torch.testing.assert_close(old[K - 1][:end], expected, atol=1e-4, rtol=1e-4)
+    for row, logps in enumerate(others, start=K):
+        torch.testing.assert_close(old[row][: len(logps)], logps, atol=1e-4, rtol=1e-4)
+    # The context ratio, too, is that of the policy that sampled.
+    ratio = (bare - told).exp()
+    masked = ((ratio < 0.5) | (ratio > 2)).float()
+    assert masked.sum() > 0 or not template
+    advantages = output["advantages"][K - 1][:end]
+    assert ((advantages == 0).float() == masked).all()
+
+
+def test_successes_of_the_prompt_phase_are_learnt_from_in_the_next_epoch(tmp_path):
+    trainer, events = alternate(tmp_path, reused_rollouts_per_group=1)
+    ((_, result, _),) = events.phases
+    assert set(trainer.kept) == {success.question for success in result.successes} != set()
+    solved = {
+        question for candidate in result.candidates for question, solved in candidate.dev_solved.items() if solved
+    }
+    assert solved <= set(trainer.kept), "dev rollouts are reused as well"
+    assert trainer.p2o.ledger.rollouts["policy"] == 2 * 16 * K - len(trainer.kept)
+    texts = {trainer._tokenizer.decode(k.completion_ids, skip_special_tokens=True) for [k] in trainer.kept.values()}
+    learnt = {
+        completion[0]["content"] for epoch, rollouts in events.rollouts if epoch for *_, completion, _ in rollouts
+    }
+    assert texts <= learnt
+    assert "successes" not in result.to_dict()
+
+
+def test_reuse_resumes_exactly(tmp_path):
+    settings = {
+        "reused_rollouts_per_group": 2,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "gradient_accumulation_steps": 1,
+    }
+    straight, _ = alternate(tmp_path, **settings)
+    middle = 3 * straight.state.max_steps // 4
+    resumed = make(
+        tmp_path,
+        reward=coin,
+        data=questions(16),
+        **{**ALTERNATE, **settings},
+    )
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{middle}"))
+    assert resumed.kept.keys() == straight.kept.keys() != set()
+    assert_same(weights(straight), weights(resumed))
+    assert resumed.p2o.ledger == straight.p2o.ledger
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"reused_rollouts_per_group": K}, {"context_distillation": False}, {"dynamic_sampling_rounds": 1}],
+)
+def test_reuse_refuses_what_it_cannot_do(tmp_path, changes):
+    with pytest.raises(ValueError, match="reused_rollouts_per_group"):
+        make(tmp_path, **{"reused_rollouts_per_group": 1, **changes})
+    with pytest.raises(ValueError, match="rollout_func of your own"):
+        P2OTrainer(
+            model=load(),
+            reward_funcs=coin,
+            args=P2OConfig(**options(tmp_path, reused_rollouts_per_group=1)),
+            train_dataset=questions(),
+            processing_class=AutoTokenizer.from_pretrained(model_path()),
+            rollout_func=lambda prompts, trainer: {},
+        )

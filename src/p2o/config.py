@@ -112,6 +112,13 @@ class P2OConfig(GRPOConfig):
         default=0,
         metadata={"help": "Rollouts of a templated question's group that stay untemplated, in [0, num_generations)."},
     )
+    reused_rollouts_per_group: int = field(
+        default=0,
+        metadata={
+            "help": "Rollouts of a hard question's group that are not sampled but taken from the successes of the last "
+            "prompt phase, as far as there are any. Their policy ratio is to the policy that sampled them."
+        },
+    )
     drop_failed_templated: bool = field(
         default=False,
         metadata={"help": "Whether templated rollouts without success are left out of the loss (denominators kept)."},
@@ -209,6 +216,7 @@ class P2OConfig(GRPOConfig):
             "prompt_phase_batch_size": 1,
             "reflection_max_tokens": 1,
             "bare_rollouts_per_group": 0,
+            "reused_rollouts_per_group": 0,
             "dynamic_sampling_rounds": 0,
             "max_prompt_length": 1,
             "max_rollouts": 1,
@@ -222,6 +230,16 @@ class P2OConfig(GRPOConfig):
             raise ValueError(
                 f"bare_rollouts_per_group={self.bare_rollouts_per_group} must be smaller than "
                 f"num_generations={self.num_generations}: at least one rollout of a group has to be templated."
+            )
+        if self.reused_rollouts_per_group + self.bare_rollouts_per_group >= self.num_generations:
+            raise ValueError(
+                f"reused_rollouts_per_group={self.reused_rollouts_per_group} and bare_rollouts_per_group="
+                f"{self.bare_rollouts_per_group} must leave one of num_generations={self.num_generations} to be "
+                "sampled under a template."
+            )
+        if self.reused_rollouts_per_group and (self.dynamic_sampling_rounds or not self.context_distillation):
+            raise ValueError(
+                "reused_rollouts_per_group goes neither with dynamic_sampling_rounds nor without context_distillation."
             )
         if self.dynamic_sampling_rounds and self.old_logprobs_context == "rollout":
             raise ValueError("dynamic_sampling_rounds and old_logprobs_context='rollout' do not go together.")

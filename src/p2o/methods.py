@@ -12,6 +12,7 @@ METHODS: dict[str, Callable[[Mapping[str, Any]], Settings]] = {
     "p2o-nomask": lambda base: {"context_mask": "off"},
     "p2o-nodistill": lambda base: {"context_distillation": False},
     "p2o-same-template": lambda base: {"same_template_per_group": True},
+    "p2o-reuse": lambda base: {"reused_rollouts_per_group": 2},
     "prompt-then-policy": lambda base: {"max_prompt_phases": 1},
     "grpo": lambda base: {"prompt_phase": False},
     "grpo-2x": lambda base: {

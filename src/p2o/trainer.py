@@ -30,7 +30,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from accelerate.utils import gather_object
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
@@ -49,10 +49,12 @@ from p2o.evolution.prompt_phase import (
     Reflection,
     ReflectionFn,
     Rollout,
+    Success,
     evolve,
 )
 from p2o.evolution.reflection import TransformersReflection
 from p2o.hard_samples import HardSamples
+from p2o.reuse import KeptRollout, draw_successes, padded
 from p2o.seeding import derive_seed, get_rng_states, random_stream, set_rng_states
 from p2o.state import STATE_FILE, CheckpointError, P2OState
 from p2o.templates import (
@@ -72,6 +74,7 @@ FeedbackFn = Callable[[str, dict[str, Any]], str]
 
 QUESTION_ID = "p2o_question_id"
 BUFFER_FILE = "p2o_buffer.pt"
+REUSE_FILE = "p2o_reuse.pt"
 STAGING_DIR = ".incomplete"
 
 
@@ -143,6 +146,8 @@ class P2OTrainer(GRPOTrainer):
             )
         if args.dynamic_sampling_rounds and self.accelerator.num_processes > 1:
             raise ValueError("dynamic_sampling_rounds works in a single process so far; set it to 0 or start one.")
+        if args.reused_rollouts_per_group and self.rollout_func is not None:
+            raise ValueError("reused_rollouts_per_group does not go together with a rollout_func of your own.")
         self.max_prompt_length = args.max_prompt_length or self._room_for_prompt()
         self._check_prompt_lengths()
 
@@ -156,8 +161,12 @@ class P2OTrainer(GRPOTrainer):
         self._deferred_push: str | None = None
         self._eval_set = ""
         self._eval_successes: list[bool] | None = None
-        # Rows of the batch under way: the template of each ("" for none), the tokens of T(x, z) it was sampled under.
+        # By question, what the last prompt phase solved and this epoch's groups draw on.
+        self.kept: dict[int, list[KeptRollout]] = {}
+        # Rows of the batch under way: the template of each ("" for none), the tokens of T(x, z) it was sampled under,
+        # the kept rollout that it is, if it is one.
         self._row_templates: list[str] = []
+        self._row_kept: list[KeptRollout | None] = []
         self._row_contexts: list[list[int]] = []
         self._row_rewards: Float[Tensor, "global_batch funcs"] | None = None
         self._collapsed: Bool[Tensor, " groups"] = torch.zeros(0, dtype=torch.bool)
@@ -250,21 +259,28 @@ class P2OTrainer(GRPOTrainer):
         questions = [row.get(QUESTION_ID) for row in inputs]
         # Reward functions see the dataset's own columns only.
         inputs = [{k: v for k, v in row.items() if k != QUESTION_ID} for row in inputs]
-        self._row_templates = self._draw_templates(questions) if mode == "train" else [""] * len(inputs)
+        self._row_templates, self._row_kept = [""] * len(inputs), [None] * len(inputs)
+        if mode == "train":
+            self._draw_templates(questions)
+            self._draw_kept(questions)
         self._row_contexts = []
-        templated = any(self._row_templates)
-        self.rollout_func = _rollout_under_templates if templated else self._users_rollout_func
+        two_contexts = any(self._row_templates) or any(self._row_kept)
+        self.rollout_func = _rollout_under_templates if two_contexts else self._users_rollout_func
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         self._logs["extra"]["template"].extend(gather_object(self._row_templates))
         rollouts = len(inputs) * self.accelerator.num_processes
-        read = sum(map(len, self._row_contexts)) or int(output["prompt_mask"].sum())
+        # A kept rollout was paid for when it was sampled, and says nothing of what the policy can do now.
+        sampled = torch.tensor([kept is None for kept in self._row_kept], device=self.accelerator.device)
+        everywhere = self.accelerator.gather(sampled)
+        contexts = [context for context, kept in zip(self._row_contexts, self._row_kept, strict=False) if kept is None]
+        read = sum(map(len, contexts)) or int(output["prompt_mask"][sampled].sum())
         lengths = output["completion_mask"].sum(1)
         # Truncated completions, whose mask TRL clears on request, have the full length.
         lengths[lengths == 0] = output["completion_mask"].size(1)
-        spent = torch.tensor([read, int(lengths.sum())], device=self.accelerator.device)
+        spent = torch.tensor([read, int(lengths[sampled].sum())], device=self.accelerator.device)
         tokens = self.accelerator.reduce(spent, reduction="sum").tolist()
-        self.p2o.ledger.add("policy" if mode == "train" else "evaluation", rollouts, *tokens)
-        scored = self._success_scores()
+        self.p2o.ledger.add("policy" if mode == "train" else "evaluation", int(everywhere.sum()), *tokens)
+        scored = self._success_scores()[everywhere]
         successes = (scored[~scored.isnan()] > self.args.success_threshold).tolist()
         prompts, completions = (list(self._logs[column])[-rollouts:] for column in ("prompt", "completion"))
         templates = list(self._logs["extra"]["template"])[-rollouts:]
@@ -275,15 +291,17 @@ class P2OTrainer(GRPOTrainer):
         if self._eval_successes is not None:
             self._eval_successes += successes
         if mode == "train":
-            self._mine(questions)
+            self._mine(questions, everywhere)
             self._metric("p2o/rollout_success", sum(successes) / max(len(successes), 1))
             self._metric("p2o/templated_rollouts", sum(map(bool, self._row_templates)) / len(inputs))
+            if self.args.reused_rollouts_per_group:
+                self._metric("p2o/reused_rollouts", 1 - everywhere.float().mean().item())
             groups = self._rewards().view(-1, self.num_generations)
             # Unscored rollouts are no evidence: a group of ones and NaN has no variance.
             high = groups.nan_to_num(nan=-torch.inf).amax(dim=1)
             low = groups.nan_to_num(nan=torch.inf).amin(dim=1)
             self._collapsed = (high <= low) | torch.isclose(high, low)
-            if templated and self.args.context_distillation:
+            if two_contexts and self.args.context_distillation:
                 self._distil(output)
         return output
 
@@ -307,15 +325,26 @@ class P2OTrainer(GRPOTrainer):
         self._collapsed = collapsed
         return True
 
-    def _draw_templates(self, questions: Sequence[int | None]) -> list[str]:
-        """The template of each row: K consecutive rows of the global batch are the rollouts of one question."""
+    def _places(self, questions: Sequence[int | None]) -> Iterator[tuple[int, int | None, int]]:
+        """Row, question and place in the group: K consecutive rows of the global batch are one question's rollouts."""
         first = self.accelerator.process_index * len(questions)
-        drawn = []
         for row, question in enumerate(questions):
+            yield row, question, (first + row) % self.num_generations
+
+    def _draw_templates(self, questions: Sequence[int | None]) -> None:
+        for row, question, place in self._places(questions):
             draws = self.p2o.assignment.get(question) if question is not None else None
-            index = draws[(first + row) % self.num_generations] if draws else None
-            drawn.append("" if index is None else self.p2o.templates[index].text)
-        return drawn
+            index = draws[place] if draws else None
+            self._row_templates[row] = "" if index is None else self.p2o.templates[index].text
+
+    def _draw_kept(self, questions: Sequence[int | None]) -> None:
+        """The last rollouts of a group are kept ones, as far as there are any."""
+        for row, question, place in self._places(questions):
+            kept = self.kept.get(question, []) if question is not None else []
+            from_end = self.num_generations - 1 - place
+            if from_end < len(kept):
+                self._row_kept[row] = kept[from_end]
+                self._row_templates[row] = kept[from_end].template
 
     def _contextualise(self, prompts: Sequence[Prompt], templates: Sequence[str]) -> tuple[list[list[int]], list[str]]:
         """Tokens of T(x, z) for each row, and the template really used: "" where z would exceed the prompt limit."""
@@ -331,62 +360,80 @@ class P2OTrainer(GRPOTrainer):
         return contexts, used
 
     def _distil(self, output: dict[str, Any]) -> None:
-        """Turns advantages into ones per token, masked by the context ratio in the templated rows."""
+        """Turns advantages into ones per token, masked by the context ratio in the rows that have two contexts."""
         device = output["advantages"].device
-        templated = torch.tensor([bool(z) for z in self._row_templates], device=device)
-        if not templated.any():
+        kept = torch.tensor([kept is not None for kept in self._row_kept], device=device)
+        rows = kept | torch.tensor([bool(z) for z in self._row_templates], device=device)
+        if not rows.any():
             return
         if "importance_sampling_ratio" in output:
             # TRL's engine correction compares log-probabilities of two contexts here; that ratio is the context mask's.
-            output["importance_sampling_ratio"][templated] = 1.0
-        bare = self._bare_logps(output, templated)
+            output["importance_sampling_ratio"][rows] = 1.0
+        bare = self._bare_logps(output, rows)
         if "sampling_per_token_logps" in output:
-            sampled = output["sampling_per_token_logps"][templated].clone()
-            output["sampling_per_token_logps"][templated] = bare
+            sampled = output["sampling_per_token_logps"][rows].clone()
+            output["sampling_per_token_logps"][rows] = bare
         else:
-            sampled = self._templated_logps(output, templated)
+            sampled = self._templated_logps(output, rows)
         ratio = context_ratio(bare, sampled)
         low, high = self.args.context_ratio_min, self.args.context_ratio_max
         factor = context_mask(ratio, self.args.context_mask, low, high)  # type: ignore[arg-type]
 
         advantages = output["advantages"]
         if self.args.drop_failed_templated:
-            failed = ~self._successes()[self._local_rows(len(templated))]
-            advantages = advantages.masked_fill(templated & failed, 0.0)
-        output["advantages"] = token_advantages(advantages, factor, templated)
+            failed = ~self._successes()[self._local_rows(len(rows))]
+            advantages = advantages.masked_fill(rows & failed, 0.0)
+        output["advantages"] = token_advantages(advantages, factor, rows)
         if self.args.old_logprobs_context == "rollout":
-            output["old_per_token_logps"][templated] = sampled
-        self._log_context(ContextStatistics.of(ratio, output["completion_mask"][templated], low, high))
+            output["old_per_token_logps"][rows] = sampled
+        self._log_context(ContextStatistics.of(ratio, output["completion_mask"][rows], low, high))
 
-    def _bare_logps(
-        self, output: dict[str, Any], templated: Bool[Tensor, " batch"]
-    ) -> Float[Tensor, "templated completion"]:
-        """log π_old(y|x) of the templated rows: TRL's old log-probabilities where it has them, else a pass."""
+    def _bare_logps(self, output: dict[str, Any], rows: Bool[Tensor, " batch"]) -> Float[Tensor, "rows completion"]:
+        """log π_old(y|x) of these rows: TRL's old log-probabilities where it has them, else a pass."""
+        kept = [row for row, rollout in enumerate(self._row_kept) if rollout is not None]
         if "old_per_token_logps" not in output:
-            everything = self.args.old_logprobs_context == "rollout"
-            rows = torch.ones_like(templated) if everything else templated
+            everything = bool(kept) or self.args.old_logprobs_context == "rollout"
+            needed = torch.ones_like(rows) if everything else rows
             logps = self._logps(
-                output["prompt_ids"][rows],
-                output["prompt_mask"][rows],
-                output["completion_ids"][rows],
-                output["completion_mask"][rows],
+                output["prompt_ids"][needed],
+                output["prompt_mask"][needed],
+                output["completion_ids"][needed],
+                output["completion_mask"][needed],
             )
             if not everything:
                 return logps
             output["old_per_token_logps"] = logps
-        return output["old_per_token_logps"][templated].clone()
+        if kept:
+            # Not this batch's policy has sampled them.
+            output["old_per_token_logps"][kept] = self._of_kept("bare_logps", output["old_per_token_logps"])
+        return output["old_per_token_logps"][rows].clone()
+
+    def _of_kept(self, name: str, like: Float[Tensor, "batch completion"]) -> Float[Tensor, "kept completion"]:
+        return padded([getattr(k, name) for k in self._row_kept if k is not None], like.size(1)).to(like)
 
     def _templated_logps(
-        self, output: dict[str, Any], templated: Bool[Tensor, " batch"]
-    ) -> Float[Tensor, "templated completion"]:
-        """log π_old(y|T(x, z)) of the templated rows, for engines that do not hand them out."""
-        contexts = [torch.tensor(self._row_contexts[row]) for row in templated.nonzero().flatten().tolist()]
-        ids = pad(contexts, padding_value=self._tokenizer.pad_token_id, padding_side="left")
-        mask = pad([torch.ones_like(c) for c in contexts], padding_value=0, padding_side="left")
-        device = output["completion_ids"].device
-        return self._logps(
-            ids.to(device), mask.to(device), output["completion_ids"][templated], output["completion_mask"][templated]
-        )
+        self, output: dict[str, Any], rows: Bool[Tensor, " batch"]
+    ) -> Float[Tensor, "rows completion"]:
+        """log π_old(y|T(x, z)) of these rows, for engines that do not hand them out."""
+        kept = torch.tensor([kept is not None for kept in self._row_kept], device=rows.device)
+        logps = torch.zeros_like(output["completion_ids"], dtype=torch.float32)
+        fresh = rows & ~kept
+        if fresh.any():
+            contexts = [self._row_contexts[row] for row in fresh.nonzero().flatten().tolist()]
+            logps[fresh] = self._context_logps(
+                contexts, output["completion_ids"][fresh], output["completion_mask"][fresh]
+            ).to(logps)
+        if kept.any():
+            logps[kept] = self._of_kept("sampled_logps", logps)
+        return logps[rows]
+
+    def _context_logps(
+        self, contexts: list[list[int]], ids: Int[Tensor, "rows completion"], mask: Int[Tensor, "rows completion"]
+    ) -> Float[Tensor, "rows completion"]:
+        prompts = [torch.tensor(context, device=ids.device) for context in contexts]
+        prompt_ids = pad(prompts, padding_value=self._tokenizer.pad_token_id, padding_side="left")
+        prompt_mask = pad([torch.ones_like(prompt) for prompt in prompts], padding_value=0, padding_side="left")
+        return self._logps(prompt_ids, prompt_mask, ids, mask)
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Any, attention_mask: Any, *args: Any, **kw: Any
@@ -435,10 +482,10 @@ class P2OTrainer(GRPOTrainer):
     def _local_rows(self, count: int) -> slice:
         return slice(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
 
-    def _mine(self, questions: list[Any]) -> None:
+    def _mine(self, questions: list[Any], sampled: Bool[Tensor, " global_batch"]) -> None:
         ids = self.accelerator.gather(torch.tensor(questions, device=self.accelerator.device)).tolist()
-        scores = self._success_scores().tolist()
-        unscored = sum(math.isnan(score) for score in scores)
+        unscored = int(self._success_scores()[sampled].isnan().sum())
+        scores = self._success_scores().masked_fill(~sampled, torch.nan).tolist()
         if unscored:
             self._event("unscored_rollouts", unscored)
         k = self.num_generations
@@ -452,6 +499,7 @@ class P2OTrainer(GRPOTrainer):
         state, args = self.p2o, self.args
         state.hard_set = self.mined.hard_set()
         state.assignment = {}
+        self.kept = {}
         self.mined.clear()
         state.epoch += 1
         state.epoch_complete = False
@@ -520,6 +568,7 @@ class P2OTrainer(GRPOTrainer):
         self._assign()
         state.prompt_phases += 1
         state.ledger.merge(result.spent)
+        self._keep(result.successes)
         self._metric("p2o/templates", len(state.templates))
         self._metric("p2o/candidates", len(result.candidates))
         self._metric("p2o/evolution_rollouts", result.metric_calls)
@@ -527,6 +576,33 @@ class P2OTrainer(GRPOTrainer):
         for reason, count in result.rejections.items():
             self._metric(f"p2o/rejected/{reason}", count)
         self._phase_event("on_prompt_phase_end", result=result, reason=None)
+
+    def _keep(self, successes: list[Success]) -> None:
+        """Takes the log-probabilities of what will be reused now, from the policy that sampled it."""
+        rng = random.Random(derive_seed(self.args.seed, self.p2o.epoch, "reuse"))
+        drawn = draw_successes(successes, self.args.reused_rollouts_per_group, rng)
+        flat = [success for found in drawn.values() for success in found]
+        size = self.args.prompt_phase_batch_size
+        training = self.model.training
+        self.model.eval()
+        for start in range(0, len(flat), size):
+            part = flat[start : start + size]
+            tokens = [torch.tensor(success.completion_ids, device=self.accelerator.device) for success in part]
+            ids = pad(tokens, padding_value=self._tokenizer.pad_token_id)
+            mask = pad([torch.ones_like(t) for t in tokens], padding_value=0)
+            prompts = [self.train_dataset[success.question]["prompt"] for success in part]
+            logps = [
+                self._context_logps(self._contextualise(prompts, templates)[0], ids, mask)
+                for templates in ([""] * len(part), [success.template for success in part])
+            ]
+            for row, success in enumerate(part):
+                end = len(success.completion_ids)
+                both = [values[row, :end].float().cpu().clone() for values in logps]
+                rollout = KeptRollout(success.template, success.completion_ids, *both)
+                self.kept.setdefault(success.question, []).append(rollout)
+        self.model.train(training)
+        if self.args.reused_rollouts_per_group:
+            self._metric("p2o/kept_rollouts", len(flat))
 
     def _assign(self) -> None:
         """Who gets which template in the epoch to come."""
@@ -559,7 +635,7 @@ class P2OTrainer(GRPOTrainer):
         """Generates and scores one completion a request, as the policy phase would, from a stream of its own."""
         rows = [self.train_dataset[question.id] for question, _ in requests]
         prompts = [row["prompt"] for row in rows]
-        contexts, _ = self._contextualise(prompts, [template for _, template in requests])
+        contexts, used = self._contextualise(prompts, [template for _, template in requests])
         size = self.args.prompt_phase_batch_size
         with random_stream(seed), torch.no_grad():
             completion_ids = []
@@ -576,13 +652,17 @@ class P2OTrainer(GRPOTrainer):
         self._pending_metrics.clear()
         rewards, successes = self._rewards().tolist(), self._successes().tolist()
         rollouts = []
-        lengths = [(len(context), len(ids)) for context, ids in zip(contexts, completion_ids, strict=True)]
-        for row, text, reward, solved, tokens in zip(inputs, texts, rewards, successes, lengths, strict=True):
+        reuses = self.args.reused_rollouts_per_group > 0
+        tokens = [
+            (len(context), len(ids), template, list(ids) if reuses else [])
+            for context, ids, template in zip(contexts, completion_ids, used, strict=True)
+        ]
+        for row, text, reward, solved, spent in zip(inputs, texts, rewards, successes, tokens, strict=True):
             if math.isnan(reward):
                 self._event("unscored_rollouts")
                 reward = 0.0
             feedback = self.feedback_func(text, {**row, "reward": reward})
-            rollouts.append(Rollout(text, reward, solved, feedback, *tokens))
+            rollouts.append(Rollout(text, reward, solved, feedback, *spent))
         return rollouts
 
     def _default_feedback(self, completion: str, row: dict[str, Any]) -> str:
@@ -678,7 +758,7 @@ class P2OTrainer(GRPOTrainer):
             "parents_per_iteration feedback_minibatch_size max_template_length reflection_prompt reflection_max_tokens "
             "reflection_temperature same_template_per_group bare_rollouts_per_group drop_failed_templated context_mask "
             "context_ratio_min context_ratio_max old_logprobs_context dynamic_sampling_rounds max_completion_length "
-            "context_distillation max_prompt_phases "
+            "context_distillation max_prompt_phases reused_rollouts_per_group "
             "loss_type shuffle_dataset"
         ).split()
         prompts = hashlib.sha256()
@@ -708,6 +788,9 @@ class P2OTrainer(GRPOTrainer):
         self._resume_directory = checkpoint
         self._step = self.p2o.trainer_step
         self._metrics["train"].update(self.p2o.pending_metrics)
+        kept = checkpoint / REUSE_FILE
+        found = torch.load(kept, weights_only=True) if kept.exists() else {}
+        self.kept = {question: [KeptRollout(**k) for k in rollouts] for question, rollouts in found.items()}
         buffer = checkpoint / BUFFER_FILE
         if buffer.exists():
             self._buffered_inputs = torch.load(buffer, map_location=self.accelerator.device, weights_only=True)
@@ -752,6 +835,9 @@ class P2OTrainer(GRPOTrainer):
         self.p2o.trainer_step = self._step
         self.p2o.pending_metrics = {name: list(values) for name, values in self._metrics["train"].items()}
         self.p2o.save(checkpoint, self.fingerprint())
+        if self.kept:
+            kept = {question: [k.to_dict() for k in rollouts] for question, rollouts in self.kept.items()}
+            torch.save(kept, checkpoint / REUSE_FILE)
         # Within a generation batch the rollouts still to be learnt from belong to the state.
         if self._step % (self.args.steps_per_generation * self.num_iterations) and self._buffered_inputs is not None:
             torch.save(self._buffered_inputs, checkpoint / BUFFER_FILE)
@@ -834,9 +920,16 @@ def _rollout_under_templates(prompts: list[Prompt], trainer: P2OTrainer) -> dict
         templated = [apply_template(prompt, z) for prompt, z in zip(prompts, used, strict=True)]
         output = dict(trainer._users_rollout_func(templated, trainer))
     else:
+        kept = trainer._row_kept
         # One by one (num_generations=1): rollouts of one group no longer share a prompt.
-        completion_ids, logprobs = trainer._generate_single_turn(contexts, None, {}, 1)
-        output = {"completion_ids": completion_ids, "logprobs": logprobs}
+        ids, logps = trainer._generate_single_turn(
+            [context for context, k in zip(contexts, kept, strict=True) if k is None], None, {}, 1
+        )
+        sampled = iter(ids)
+        output = {"completion_ids": [next(sampled) if k is None else k.completion_ids for k in kept], "logprobs": None}
+        if logps is not None:
+            known = iter(logps)
+            output["logprobs"] = [next(known) if k is None else k.sampled_logps.tolist() for k in kept]
     learnt = trainer._tokenize_prompts(prompts)[0] if trainer.args.context_distillation else contexts
     return {**output, "prompt_ids": learnt}
 

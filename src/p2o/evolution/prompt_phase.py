@@ -53,7 +53,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One completion of one question under one template; `solved` is mining's criterion of success."""
+    """One completion of one question under one template.
+
+    Args:
+        solved: mining's criterion of success.
+        template: the one really used, "" where the one asked for did not fit the question.
+        completion_ids: its tokens, where they are wanted for reuse.
+    """
 
     completion: str
     reward: float
@@ -61,6 +67,17 @@ class Rollout:
     feedback: str
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    template: str = ""
+    completion_ids: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Success:
+    """A rollout of evolution that solved its question, kept for reuse."""
+
+    question: int
+    template: str
+    completion_ids: list[int]
 
 
 @dataclass(frozen=True)
@@ -131,6 +148,7 @@ class EvolutionResult:
     spent: Ledger
     iterations: int
     rejections: dict[str, int] = field(default_factory=dict)
+    successes: list[Success] = field(default_factory=list)
 
     @property
     def metric_calls(self) -> int:
@@ -141,7 +159,8 @@ class EvolutionResult:
         return self.spent.rollouts["reflection"]
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """For a reader: all but the successes' tokens."""
+        return {name: value for name, value in asdict(self).items() if name != "successes"}
 
 
 @dataclass(frozen=True)
@@ -230,6 +249,7 @@ def evolve(
         spent=world.spent,
         iterations=watcher.iteration,
         rejections=dict(sorted(reflector.rejections.items())),
+        successes=world.successes,
     )
 
 
@@ -311,6 +331,7 @@ class _World:
         self.seed, self.epoch = seed, epoch
         self.spent = Ledger()
         self.dev_solved: dict[str, dict[int, bool]] = {}
+        self.successes: list[Success] = []
 
     def stream(self, position: int) -> int:
         return derive_seed(self.seed, "prompt phase", self.epoch, "batch", position)
@@ -331,17 +352,22 @@ class _World:
             rollouts = self.rollout(requests, seed=self.stream(position), purpose=purpose)
             if len(rollouts) != len(requests):
                 raise RuntimeError(f"{len(requests)} rollouts were asked for, {len(rollouts)} came back.")
-            # Nobody reads what a dev rollout said; there can be thousands of them.
-            said = [[] if dev else [r.completion, r.feedback] for r in rollouts]
+            # Nobody reads what a dev rollout said, and failures are not reused; there can be thousands of them.
+            said = [["", ""] if dev else [r.completion, r.feedback] for r in rollouts]
+            kept = [[r.template, r.completion_ids] if r.solved and r.completion_ids else [] for r in rollouts]
             return [
-                [r.reward, r.solved, r.prompt_tokens, r.completion_tokens, *s]
-                for r, s in zip(rollouts, said, strict=True)
+                [r.reward, r.solved, r.prompt_tokens, r.completion_tokens, *s, *k]
+                for r, s, k in zip(rollouts, said, kept, strict=True)
             ]
 
         asked = [(question.id, template) for question, template in requests]
         results = self.journal.call(purpose, asked, run)
         tokens = (sum(r[2] for r in results), sum(r[3] for r in results))
         self.spent.add("evolution_dev" if dev else "evolution_feedback", len(results), *tokens)
+        for (question, _), (*_, template, ids) in [
+            (request, result) for request, result in zip(requests, results, strict=True) if len(result) > 6
+        ]:
+            self.successes.append(Success(question.id, template, ids))
         batches, start = [], 0
         for candidate, batch in items:
             part = results[start : start + len(batch)]
