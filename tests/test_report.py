@@ -22,9 +22,10 @@ def run(tmp_path):
     (path / "versions.json").write_text(json.dumps({"trl": "1.16.0"}))
     metrics = [
         {"step": 0, "eval_hard_accuracy": 0.01},
-        {"step": 1, "loss": 0.1, "frac_reward_zero_std": 0.9, "p2o/rollouts/total": 64},
-        {"step": 2, "loss": 0.1, "p2o/rollouts/total": 64},
-        {"step": 2, "eval_hard_accuracy": 0.5},
+        {"step": 1, "epoch": 0.5, "loss": 0.1, "frac_reward_zero_std": 0.9, "p2o/rollouts/total": 64},
+        {"step": 2, "epoch": 1, "loss": 0.1, "p2o/rollouts/total": 64, "p2o/events/single_template": 2},
+        {"step": 2, "epoch": 1, "eval_hard_accuracy": 0.5},
+        {"step": 3, "epoch": 1.5, "loss": 0.1, "p2o/templates": 3, "p2o/template_similarity": 0.25},
     ]
     (path / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in metrics))
     for epoch, rows in ((1, [1, 2, 3, 4]), (2, [3, 4]), (3, [4])):
@@ -82,7 +83,12 @@ def test_the_page_is_whole_and_self_contained(run):
     assert "<script>alert" not in page and "&lt;script&gt;alert(1)&lt;/script&gt; Go on." in page
     charts = re.search(r'id="charts">(.*?)</script>', page, re.DOTALL).group(1)
     figures = json.loads(charts)
-    assert len(figures) == 3 == page.count('role="img"') == page.count("The numbers")
+    assert len(figures) == 5 == page.count('role="img"') == page.count("The numbers")
+    assert "an epoch had a single template in use</td><td>2" in page
+    similarity = next(
+        f for f in figures if f["layout"]["xaxis"]["title"]["text"] == "epoch" and f["data"][0]["y"] == [0.25]
+    )
+    assert similarity["data"][0]["x"] == [2]
 
 
 def test_fate_of_the_hard_set():

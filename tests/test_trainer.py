@@ -653,6 +653,13 @@ def test_when_nothing_is_solved_the_next_epoch_is_bare_and_training_goes_on(tmp_
     assert all(not template for _, rollouts in events.rollouts for _, template, _, _ in rollouts)
 
 
+def test_templates_collapsed_to_one_are_told(tmp_path, caplog):
+    trainer, _ = alternate(tmp_path, reflect=lambda prompts, *, seed: [Reflection("```\nThink.\n```")] * len(prompts))
+    assert [t.text for t in trainer.p2o.templates] == ["Think."]
+    assert trainer.p2o.events["single_template"] == 1
+    assert "A single template is in use in epoch 1: 'Think.'" in caplog.text
+
+
 def test_a_small_hard_set_skips_the_prompt_phase(tmp_path, caplog):
     trainer, events = alternate(tmp_path, min_hard_questions=17)
     assert events.phases == [(1, None, "too few hard questions")]

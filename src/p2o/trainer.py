@@ -559,17 +559,12 @@ class P2OTrainer(GRPOTrainer):
                 for candidate in result.candidates
             ]
         )
-        self._metric("p2o/template_similarity", mean_similarity([t.text for t in state.templates]))
-        if len(state.templates) == 1:
-            self._event("single_template")
-            logger.warning("A single template is left for epoch %d: %r", state.epoch, state.templates[0].text)
         if not state.templates:
             logger.warning("No template solved any dev question: epoch %d is untemplated.", state.epoch)
         self._assign()
         state.prompt_phases += 1
         state.ledger.merge(result.spent)
         self._keep(result.successes)
-        self._metric("p2o/templates", len(state.templates))
         self._metric("p2o/candidates", len(result.candidates))
         self._metric("p2o/evolution_rollouts", result.metric_calls)
         self._metric("p2o/dev_covered", len(frozenset().union(*(t.solves for t in state.templates))))
@@ -615,6 +610,14 @@ class P2OTrainer(GRPOTrainer):
             same_template_per_group=args.same_template_per_group,
             bare_rollouts_per_group=args.bare_rollouts_per_group,
         )
+        drawn = {index for draws in self.p2o.assignment.values() for index in draws if index is not None}
+        texts = [self.p2o.templates[index].text for index in sorted(drawn)]
+        self._metric("p2o/templates", len(texts))
+        if texts:
+            self._metric("p2o/template_similarity", mean_similarity(texts))
+        if len(texts) == 1:
+            self._event("single_template")
+            logger.warning("A single template is in use in epoch %d: %r", self.p2o.epoch, texts[0])
 
     def _remaining_rollouts(self) -> int | None:
         if self.args.max_rollouts is None:
@@ -684,6 +687,7 @@ class P2OTrainer(GRPOTrainer):
         tokens, below, above, log_ratio = sums.tolist()
         self._metric("p2o/context_ratio/below", below / max(tokens, 1))
         self._metric("p2o/context_ratio/above", above / max(tokens, 1))
+        self._metric("p2o/context_ratio/outside", (below + above) / max(tokens, 1))
         self._metric("p2o/context_ratio/mean_log", log_ratio / max(tokens, 1))
 
     def _phase_event(self, event: str, **kwargs: Any) -> None:

@@ -5,7 +5,9 @@ import base64
 import gzip
 import html
 import json
+import math
 from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from rich.console import Console
 
 from p2o.cli.compare import interval
 from p2o.cli.console import share
-from p2o.cli.metrics import accuracy_curves
+from p2o.cli.metrics import accuracy_curves, by_epoch
 from p2o.ledger import PURPOSES
 
 
@@ -124,52 +126,83 @@ def fate(run: RunData) -> list[tuple[str, str, int]]:
 COLOURS = ("#4c78a8", "#e07b39", "#3a9d6e", "#b4518f", "#7f6dc6", "#a08a2c", "#5aa5b8", "#c94f4f", "#777777")
 
 
+Curve = Sequence[tuple[float, float]]
+
+
+def _by_method(runs: list[RunData], curve: Callable[[RunData], Curve]) -> Iterator[tuple[str, str, list[Curve]]]:
+    """Method, colour, and its runs' curves, without those that are empty."""
+    for number, method in enumerate(dict.fromkeys(run.method for run in runs)):
+        curves = [curve(run) for run in runs if run.method == method]
+        yield method, COLOURS[number % len(COLOURS)], [c for c in curves if c]
+
+
+def _add_curves(figure: go.Figure, method: str, colour: str, curves: list[Curve], top: float = math.inf) -> None:
+    """One run as it is; two and their mean; from three on mean and 95 % interval, within [0, top]."""
+    if len(curves) < 3:
+        for curve in curves:
+            x, y = zip(*curve, strict=True)
+            alone = len(curves) == 1
+            style = {"mode": "lines+markers", "name": method} if alone else {"opacity": 0.4, "showlegend": False}
+            figure.add_scatter(x=x, y=y, line={"color": colour, "width": 2 if alone else 1}, **style)
+        if len(curves) < 2:
+            return
+    points = min(map(len, curves))
+    places = [sum(c[i][0] for c in curves) / len(curves) for i in range(points)]
+    middle, half = zip(*(interval([c[i][1] for c in curves]) for i in range(points)), strict=True)
+    if len(curves) > 2:
+        high = [min(m + h, top) for m, h in zip(middle, half, strict=True)]
+        low = [max(m - h, 0.0) for m, h in zip(middle, half, strict=True)]
+        figure.add_scatter(
+            x=[*places, *reversed(places)],
+            y=[*high, *reversed(low)],
+            fill="toself",
+            mode="none",
+            fillcolor=colour,
+            opacity=0.15,
+            hoverinfo="skip",
+            showlegend=False,
+        )
+    figure.add_scatter(x=places, y=middle, name=f"{method} ({len(curves)} runs)", line={"color": colour})
+
+
 def _accuracy_figure(runs: list[RunData], split: str) -> go.Figure:
     figure = go.Figure()
-    methods = list(dict.fromkeys(run.method for run in runs))
-    for number, method in enumerate(methods):
-        colour = COLOURS[number % len(COLOURS)]
-        curves = [accuracy_curves(run.metrics).get(split, []) for run in runs if run.method == method]
-        curves = [curve for curve in curves if curve]
-        if len(curves) > 1:
-            # Several seeds: mean and interval at the points that all of them have.
-            points = min(map(len, curves))
-            x = [sum(c[i][0] for c in curves) / len(curves) for i in range(points)]
-            middle, half = zip(*(interval([c[i][1] for c in curves]) for i in range(points)), strict=True)
-            high = [m + h for m, h in zip(middle, half, strict=True)]
-            low = [m - h for m, h in zip(middle, half, strict=True)]
-            figure.add_scatter(
-                x=[*x, *reversed(x)],
-                y=[*high, *reversed(low)],
-                fill="toself",
-                line={"width": 0},
-                fillcolor=colour,
-                opacity=0.15,
-                hoverinfo="skip",
-                showlegend=False,
-            )
-            figure.add_scatter(x=x, y=middle, name=f"{method} ({len(curves)} runs)", line={"color": colour})
-        elif curves:
-            spent, accuracy = zip(*curves[0], strict=True)
-            figure.add_scatter(x=spent, y=accuracy, name=method, mode="lines+markers", line={"color": colour})
+    for method, colour, curves in _by_method(runs, lambda run: accuracy_curves(run.metrics).get(split, [])):
+        _add_curves(figure, method, colour, curves, top=1)
     figure.update_layout(xaxis_title="rollouts in all", yaxis={"range": [0, 1], "tickformat": ".0%"})
     return figure
 
 
-def _collapse_figure(runs: list[RunData]) -> go.Figure:
+# What is watched by epoch: section, metric, what it says, how a value is written, and whether it is a share.
+WATCHED = (
+    ("The collapse", "frac_reward_zero_std", "Share of questions whose rollouts all got the same reward.", True),
+    (
+        "Outside the context ratio's range",
+        "p2o/context_ratio/outside",
+        "Share of templated tokens that the bare policy would hardly write, or far more readily: they are masked.",
+        True,
+    ),
+    ("Templates in use", "p2o/templates", "Distinct templates that the epoch's rollouts draw on.", False),
+    (
+        "Similarity of templates",
+        "p2o/template_similarity",
+        "Mean share of words that two templates in use have in common: towards 1 they collapse into one.",
+        True,
+    ),
+    ("Response length", "completions/mean_length", "Mean tokens of a completion.", False),
+)
+
+
+def _epoch_figure(runs: list[RunData], metric: str, is_share: bool) -> go.Figure:
     figure = go.Figure()
-    for number, run in enumerate(runs):
-        rows = [(r["step"], r["frac_reward_zero_std"]) for r in run.metrics if _has_collapse(r)]
-        if rows:
-            x, y = zip(*rows, strict=True)
-            figure.add_scatter(x=x, y=y, name=run.name, line={"color": COLOURS[number % len(COLOURS)]})
-    figure.update_layout(xaxis_title="step", yaxis={"range": [0, 1], "tickformat": ".0%"})
+    for method, colour, curves in _by_method(runs, lambda run: by_epoch(run.metrics, metric)):
+        # Epochs that all of a method's runs have; a prompt phase may have been skipped in one of them.
+        common = set.intersection(*({epoch for epoch, _ in curve} for curve in curves)) if curves else set()
+        aligned: list[Curve] = [[point for point in curve if point[0] in common] for curve in curves]
+        _add_curves(figure, method, colour, aligned if common else curves[:1], top=1 if is_share else math.inf)
+    layout = {"range": [0, 1.02], "tickformat": ".0%"} if is_share else {"rangemode": "tozero"}
+    figure.update_layout(xaxis={"title": "epoch", "dtick": 1}, yaxis=layout)
     return figure
-
-
-def _has_collapse(record: dict[str, Any]) -> bool:
-    # Steps that learn from rollouts of an earlier one log none of their own.
-    return "loss" in record and record.get("frac_reward_zero_std") is not None
 
 
 def _fate_figure(run: RunData) -> go.Figure | None:
@@ -266,26 +299,28 @@ def render(runs: list[RunData]) -> str:
                 f'<aside class="warn"><strong>{_text(run.name)}</strong>: not all is there.<ul>{items}</ul></aside>'
             )
     page.section("Outcome", _outcome(runs))
-    splits = list(dict.fromkeys(split for run in runs for split in accuracy_curves(run.metrics)))
+    points = [(split, len(curve)) for run in runs for split, curve in accuracy_curves(run.metrics).items()]
+    # Sets that were evaluated only before and after are in the table above; a line through two points shows no more.
+    splits = list(dict.fromkeys(split for split, count in points if count > 2 or max(c for _, c in points) <= 2))
     for split in splits:
         rows = [
             [run.name, f"{x:,}", f"{y:.1%}"] for run in runs for x, y in accuracy_curves(run.metrics).get(split, [])
         ]
-        label = f"Bare accuracy on {split} questions against rollouts spent in all."
-        figure = _accuracy_figure(runs, split)
+        name = split.replace("_", " ")
+        label = f"Bare accuracy on {name} questions against rollouts spent in all."
+        chart = page.chart(_accuracy_figure(runs, split), label, _table(["run", "rollouts", "accuracy"], rows))
+        page.section(f"Bare accuracy: {name}", chart)
+    for title, metric, label, is_share in WATCHED:
+        values = [(run.name, *point) for run in runs for point in by_epoch(run.metrics, metric)]
+        if values:
+            written = [[name, epoch, f"{y:.1%}" if is_share else f"{y:.1f}"] for name, epoch, y in values]
+            table = _table(["run", "epoch", "value"], written)
+            page.section(title, page.chart(_epoch_figure(runs, metric, is_share), f"{label} By epoch.", table))
+    warned = [_warnings(run) for run in runs]
+    if any(warned):
         page.section(
-            f"Bare accuracy: {split}", page.chart(figure, label, _table(["run", "rollouts", "accuracy"], rows))
+            "Warnings and incidents", _table(["run", "what", "times"], [row for rows in warned for row in rows])
         )
-    collapse = [
-        [run.name, r["step"], f"{r['frac_reward_zero_std']:.0%}"]
-        for run in runs
-        for r in run.metrics
-        if _has_collapse(r)
-    ]
-    if collapse:
-        label = "Share of groups whose rollouts all got the same reward, and so taught nothing, by step."
-        chart = page.chart(_collapse_figure(runs), label, _table(["run", "step", "collapsed"], collapse))
-        page.section("The collapse", chart)
     for run in runs:
         figure = _fate_figure(run)
         if figure is not None:
@@ -314,6 +349,22 @@ def _outcome(runs: list[RunData]) -> str:
         rollouts = f"{total:,}" if total is not None else "not finished"
         rows.append([run.name, run.method, run.config.get("seed", 0), "; ".join(shown) or "–", rollouts])
     return _table(["run", "method", "seed", "bare accuracy before → after", "rollouts in all"], rows)
+
+
+EVENTS = {
+    "accuracy_regression": "accuracy on an evaluation set fell by more than regression_margin",
+    "single_template": "an epoch had a single template in use",
+    "unscored_rollouts": "rollouts that no reward function scored",
+    "template_too_long_for_question": "rollouts whose template did not fit the prompt limit",
+}
+
+
+def _warnings(run: RunData) -> list[list[Any]]:
+    last: dict[str, Any] = {}
+    for record in run.metrics:
+        last.update((k.removeprefix("p2o/events/"), v) for k, v in record.items() if k.startswith("p2o/events/"))
+    last.update(run.summary.get("events", {}))
+    return [[run.name, EVENTS.get(name, name.replace("_", " ")), f"{count:.0f}"] for name, count in last.items()]
 
 
 def _lineage(run: RunData) -> str:
