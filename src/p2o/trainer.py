@@ -54,6 +54,7 @@ from p2o.evolution.prompt_phase import (
 )
 from p2o.evolution.reflection import TransformersReflection
 from p2o.hard_samples import HardSamples
+from p2o.processes import FINISHED, follow, lead, most, share, spread
 from p2o.reuse import KeptRollout, draw_successes, padded
 from p2o.seeding import derive_seed, get_rng_states, random_stream, set_rng_states
 from p2o.state import STATE_FILE, CheckpointError, P2OState
@@ -73,7 +74,7 @@ FeedbackFn = Callable[[str, dict[str, Any]], str]
 """`feedback_func(completion, row)`: what to tell the reflection model; `row` is the dataset's plus its `reward`."""
 
 QUESTION_ID = "p2o_question_id"
-BUFFER_FILE = "p2o_buffer.pt"
+BUFFER_FILE = "p2o_buffer_{process}.pt"
 REUSE_FILE = "p2o_reuse.pt"
 STAGING_DIR = ".incomplete"
 
@@ -139,11 +140,6 @@ class P2OTrainer(GRPOTrainer):
                 f"success_reward={args.success_reward!r} is none of the reward functions: "
                 f"{', '.join(self.reward_func_names)}."
             )
-        if args.prompt_phase and self.accelerator.num_processes > 1:
-            raise ValueError(
-                f"The prompt phase runs in one process so far, this is one of {self.accelerator.num_processes}. "
-                "Start a single process, or set prompt_phase=False for plain GRPO."
-            )
         if args.dynamic_sampling_rounds and self.accelerator.num_processes > 1:
             raise ValueError("dynamic_sampling_rounds works in a single process so far; set it to 0 or start one.")
         if args.reused_rollouts_per_group and self.rollout_func is not None:
@@ -170,7 +166,9 @@ class P2OTrainer(GRPOTrainer):
         self._row_contexts: list[list[int]] = []
         self._row_rewards: Float[Tensor, "global_batch funcs"] | None = None
         self._collapsed: Bool[Tensor, " groups"] = torch.zeros(0, dtype=torch.bool)
+        # A function of the user's runs in the first process alone; the reference model reflects in all of them.
         self.reflect: ReflectionFn = reflect or self._reference_reflection
+        self._tasks: dict[str, Callable[..., Any]] = {"rollouts": self._rollouts, "reflect": self._reference_reflection}
         self._frozen_model = self._freeze_reference() if args.prompt_phase and reflect is None else None
         self.add_callback(_Phases(self))
 
@@ -212,20 +210,27 @@ class P2OTrainer(GRPOTrainer):
         vars(frozen).pop("forward", None)
         return frozen.to(torch.bfloat16) if self.args.bf16 else frozen
 
-    def _reference_reflection(self, prompts: list[str], *, seed: int) -> list[Reflection]:
+    def _reference_reflection(self, prompts: list[str], seed: int) -> list[Reflection]:
         with contextlib.ExitStack() as stack:
             model = self._frozen_model
             if model is None:
                 model = self.accelerator.unwrap_model(self.model)
                 stack.enter_context(use_adapter(model, "ref" if "ref" in model.peft_config else None))
+            size = self.args.prompt_phase_batch_size
             reflection = TransformersReflection(
                 model,
                 self._tokenizer,
                 max_new_tokens=self.args.reflection_max_tokens,
                 temperature=self.args.reflection_temperature,
-                batch_size=self.args.prompt_phase_batch_size,
+                batch_size=size,
             )
-            return reflection(prompts, seed=seed)
+            return spread(
+                self.accelerator,
+                lambda batch, stream: reflection(batch, seed=stream),
+                prompts,
+                batch_size=size,
+                seed=seed,
+            )
 
     # -- policy phase: sample under T(x, z), learn on x --------------------------------------------------------------
 
@@ -264,7 +269,8 @@ class P2OTrainer(GRPOTrainer):
             self._draw_templates(questions)
             self._draw_kept(questions)
         self._row_contexts = []
-        two_contexts = any(self._row_templates) or any(self._row_kept)
+        # By the epoch, not by the rows at hand: all processes go the same way.
+        two_contexts = mode == "train" and bool(self.p2o.assignment or self.kept)
         self.rollout_func = _rollout_under_templates if two_contexts else self._users_rollout_func
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         self._logs["extra"]["template"].extend(gather_object(self._row_templates))
@@ -293,7 +299,7 @@ class P2OTrainer(GRPOTrainer):
         if mode == "train":
             self._mine(questions, everywhere)
             self._metric("p2o/rollout_success", sum(successes) / max(len(successes), 1))
-            self._metric("p2o/templated_rollouts", sum(map(bool, self._row_templates)) / len(inputs))
+            self._metric("p2o/templated_rollouts", sum(map(bool, templates)) / rollouts)
             if self.args.reused_rollouts_per_group:
                 self._metric("p2o/reused_rollouts", 1 - everywhere.float().mean().item())
             groups = self._rewards().view(-1, self.num_generations)
@@ -354,17 +360,20 @@ class P2OTrainer(GRPOTrainer):
         if self.max_prompt_length is not None:
             for row, ids in enumerate(contexts):
                 if used[row] and len(ids) > self.max_prompt_length:
-                    self._event("template_too_long_for_question")
                     used[row] = ""
                     (contexts[row],) = self._tokenize_prompts([prompts[row]])[0]
         return contexts, used
+
+    def _count_dropped(self, templates: int) -> None:
+        if templates:
+            self._event("template_too_long_for_question", templates)
 
     def _distil(self, output: dict[str, Any]) -> None:
         """Turns advantages into ones per token, masked by the context ratio in the rows that have two contexts."""
         device = output["advantages"].device
         kept = torch.tensor([kept is not None for kept in self._row_kept], device=device)
         rows = kept | torch.tensor([bool(z) for z in self._row_templates], device=device)
-        if not rows.any():
+        if not most(self.accelerator, int(rows.sum())):
             return
         if "importance_sampling_ratio" in output:
             # TRL's engine correction compares log-probabilities of two contexts here; that ratio is the context mask's.
@@ -392,7 +401,7 @@ class P2OTrainer(GRPOTrainer):
         """log π_old(y|x) of these rows: TRL's old log-probabilities where it has them, else a pass."""
         kept = [row for row, rollout in enumerate(self._row_kept) if rollout is not None]
         if "old_per_token_logps" not in output:
-            everything = bool(kept) or self.args.old_logprobs_context == "rollout"
+            everything = bool(self.kept) or self.args.old_logprobs_context == "rollout"
             needed = torch.ones_like(rows) if everything else rows
             logps = self._logps(
                 output["prompt_ids"][needed],
@@ -418,11 +427,10 @@ class P2OTrainer(GRPOTrainer):
         kept = torch.tensor([kept is not None for kept in self._row_kept], device=rows.device)
         logps = torch.zeros_like(output["completion_ids"], dtype=torch.float32)
         fresh = rows & ~kept
-        if fresh.any():
-            contexts = [self._row_contexts[row] for row in fresh.nonzero().flatten().tolist()]
-            logps[fresh] = self._context_logps(
-                contexts, output["completion_ids"][fresh], output["completion_mask"][fresh]
-            ).to(logps)
+        contexts = [self._row_contexts[row] for row in fresh.nonzero().flatten().tolist()]
+        logps[fresh] = self._context_logps(
+            contexts, output["completion_ids"][fresh], output["completion_mask"][fresh]
+        ).to(logps)
         if kept.any():
             logps[kept] = self._of_kept("sampled_logps", logps)
         return logps[rows]
@@ -431,6 +439,9 @@ class P2OTrainer(GRPOTrainer):
         self, contexts: list[list[int]], ids: Int[Tensor, "rows completion"], mask: Int[Tensor, "rows completion"]
     ) -> Float[Tensor, "rows completion"]:
         prompts = [torch.tensor(context, device=ids.device) for context in contexts]
+        if not prompts:
+            nothing = ids.new_zeros((0, 1))
+            return self._logps(nothing, nothing, ids, mask)
         prompt_ids = pad(prompts, padding_value=self._tokenizer.pad_token_id, padding_side="left")
         prompt_mask = pad([torch.ones_like(prompt) for prompt in prompts], padding_value=0, padding_side="left")
         return self._logps(prompt_ids, prompt_mask, ids, mask)
@@ -448,14 +459,19 @@ class P2OTrainer(GRPOTrainer):
 
     @torch.no_grad()
     def _logps(self, prompt_ids: Tensor, prompt_mask: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        input_ids, attention = torch.cat([prompt_ids, ids], dim=1), torch.cat([prompt_mask, mask], dim=1)
+        # Wrapped models synchronise in every pass: each process takes as many as the one with most rows, on empty rows.
+        missing = most(self.accelerator, len(ids)) - len(ids)
+        if not len(ids) + missing:
+            return torch.zeros_like(ids, dtype=torch.float32)
         logps, _, _ = self._get_per_token_logps_and_entropies(
             self.model,
-            torch.cat([prompt_ids, ids], dim=1),
-            torch.cat([prompt_mask, mask], dim=1),
+            torch.nn.functional.pad(input_ids, (0, 0, 0, missing)),
+            torch.nn.functional.pad(attention, (0, 0, 0, missing)),
             ids.size(1),
             batch_size=self.args.per_device_train_batch_size,
         )
-        return logps
+        return logps[: len(ids)]
 
     # -- mining ------------------------------------------------------------------------------------------------------
 
@@ -529,20 +545,24 @@ class P2OTrainer(GRPOTrainer):
             reflection_prompt_template=args.reflection_prompt,
         )
         directory = Path(args.output_dir) / "evolution" / f"epoch-{state.epoch:03d}"
-        if self._resume_directory is None:
-            # A fresh run does not continue what an earlier one left in the same place.
-            shutil.rmtree(directory, ignore_errors=True)
-        result = evolve(
-            [self._question(index) for index in state.hard_set],
-            self._rollouts,
-            self.reflect,
-            config,
-            seed=args.seed,
-            epoch=state.epoch,
-            run_dir=directory,
-            special_tokens=set(self._tokenizer.all_special_tokens),
-            on_progress=self._on_evolution_progress,
-        )
+        if self.accelerator.is_main_process:
+            if self._resume_directory is None:
+                # A fresh run does not continue what an earlier one left in the same place.
+                shutil.rmtree(directory, ignore_errors=True)
+            result = evolve(
+                [self._question(index) for index in state.hard_set],
+                self._lead_rollouts,
+                self._lead_reflection,
+                config,
+                seed=args.seed,
+                epoch=state.epoch,
+                run_dir=directory,
+                special_tokens=set(self._tokenizer.all_special_tokens),
+                on_progress=self._on_evolution_progress,
+            )
+            lead(self.accelerator, FINISHED, result)
+        else:
+            result = follow(self._tasks)
         self._adopt(result)
 
     def _adopt(self, result: EvolutionResult) -> None:
@@ -632,40 +652,68 @@ class P2OTrainer(GRPOTrainer):
             solution=str(row.get(self.args.solution_column, "")),
         )
 
-    def _rollouts(
+    def _lead_rollouts(
         self, requests: list[tuple[Question, str]], *, seed: int, purpose: Literal["feedback", "dev"]
     ) -> list[Rollout]:
-        """Generates and scores one completion a request, as the policy phase would, from a stream of its own."""
+        lead(self.accelerator, "rollouts", requests, seed)
+        return self._rollouts(requests, seed)
+
+    def _lead_reflection(self, prompts: list[str], *, seed: int) -> list[Reflection]:
+        if self.reflect != self._reference_reflection:
+            return self.reflect(prompts, seed=seed)
+        lead(self.accelerator, "reflect", prompts, seed)
+        return self._reference_reflection(prompts, seed)
+
+    def _rollouts(self, requests: list[tuple[Question, str]], seed: int) -> list[Rollout]:
+        """Generates and scores one completion a request, as the policy phase would, from streams of its own.
+
+        All processes take part and score all of it; only the first, which leads, returns something.
+        """
         rows = [self.train_dataset[question.id] for question, _ in requests]
+        inputs = [{k: v for k, v in row.items() if k != QUESTION_ID} for row in rows]
         prompts = [row["prompt"] for row in rows]
         contexts, used = self._contextualise(prompts, [template for _, template in requests])
-        size = self.args.prompt_phase_batch_size
-        with random_stream(seed), torch.no_grad():
-            completion_ids = []
-            for start in range(0, len(contexts), size):
-                ids, _ = self._generate_single_turn(contexts[start : start + size], None, {}, 1)
-                completion_ids += ids
-            texts = self.processing_class.batch_decode(completion_ids, skip_special_tokens=True)
-            chat = is_conversational({"prompt": prompts[0]})
-            completions = [[{"role": "assistant", "content": text}] for text in texts] if chat else texts
-            inputs = [{k: v for k, v in row.items() if k != QUESTION_ID} for row in rows]
-            self._calculate_rewards(inputs, prompts, completions, completion_ids)
+        self._count_dropped(sum(bool(asked) for _, asked in requests) - sum(map(bool, used)))
+        with torch.no_grad():
+            completion_ids = spread(
+                self.accelerator,
+                lambda batch, stream: self._generate_single_turn(batch, None, {}, 1)[0],
+                contexts,
+                batch_size=self.args.prompt_phase_batch_size,
+                seed=seed,
+            )
+        texts = self.processing_class.batch_decode(completion_ids, skip_special_tokens=True)
+        chat = is_conversational({"prompt": prompts[0]})
+        completions = [[{"role": "assistant", "content": text}] for text in texts] if chat else texts
+        with random_stream(derive_seed(seed, "rewards")):
+            mine = share(self.accelerator, len(rows))
+            batch = ([column[i] for i in mine] for column in (inputs, prompts, completions, completion_ids))
+            self._calculate_rewards(*batch)
         # What reward functions logged belongs to no policy batch.
         self._pending_extra_logs.clear()
         self._pending_metrics.clear()
-        rewards, successes = self._rewards().tolist(), self._successes().tolist()
-        rollouts = []
+        rewards, successes = (values[: len(rows)].tolist() for values in (self._rewards(), self._successes()))
+        unscored = sum(map(math.isnan, rewards))
+        if unscored:
+            self._event("unscored_rollouts", unscored)
+        if not self.accelerator.is_main_process:
+            return []
         reuses = self.args.reused_rollouts_per_group > 0
-        tokens = [
-            (len(context), len(ids), template, list(ids) if reuses else [])
-            for context, ids, template in zip(contexts, completion_ids, used, strict=True)
-        ]
-        for row, text, reward, solved, spent in zip(inputs, texts, rewards, successes, tokens, strict=True):
-            if math.isnan(reward):
-                self._event("unscored_rollouts")
-                reward = 0.0
-            feedback = self.feedback_func(text, {**row, "reward": reward})
-            rollouts.append(Rollout(text, reward, solved, feedback, *spent))
+        rollouts = []
+        for i, row in enumerate(inputs):
+            reward = 0.0 if math.isnan(rewards[i]) else rewards[i]
+            rollouts.append(
+                Rollout(
+                    completion=texts[i],
+                    reward=reward,
+                    solved=successes[i],
+                    feedback=self.feedback_func(texts[i], {**row, "reward": reward}),
+                    prompt_tokens=len(contexts[i]),
+                    completion_tokens=len(completion_ids[i]),
+                    template=used[i],
+                    completion_ids=list(completion_ids[i]) if reuses else [],
+                )
+            )
         return rollouts
 
     def _default_feedback(self, completion: str, row: dict[str, Any]) -> str:
@@ -683,7 +731,8 @@ class P2OTrainer(GRPOTrainer):
         self.p2o.events[name] = self.p2o.events.get(name, 0) + count
 
     def _log_context(self, local: ContextStatistics) -> None:
-        sums = torch.tensor([local.tokens, local.below, local.above, local.log_ratio], dtype=torch.float64)
+        sums = torch.tensor([local.tokens, local.below, local.above, local.log_ratio], dtype=torch.float32)
+        sums = self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum")
         tokens, below, above, log_ratio = sums.tolist()
         self._metric("p2o/context_ratio/below", below / max(tokens, 1))
         self._metric("p2o/context_ratio/above", above / max(tokens, 1))
@@ -769,6 +818,7 @@ class P2OTrainer(GRPOTrainer):
         for prompt in self.train_dataset["prompt"]:
             prompts.update(json.dumps(prompt, sort_keys=True).encode())
         values = {name: getattr(self.args, name) for name in names}
+        values["processes"] = self.accelerator.num_processes
         return {**values, "questions": len(self.train_dataset), "prompts_sha256": prompts.hexdigest()[:16]}
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -795,7 +845,7 @@ class P2OTrainer(GRPOTrainer):
         kept = checkpoint / REUSE_FILE
         found = torch.load(kept, weights_only=True) if kept.exists() else {}
         self.kept = {question: [KeptRollout(**k) for k in rollouts] for question, rollouts in found.items()}
-        buffer = checkpoint / BUFFER_FILE
+        buffer = checkpoint / BUFFER_FILE.format(process=self.accelerator.process_index)
         if buffer.exists():
             self._buffered_inputs = torch.load(buffer, map_location=self.accelerator.device, weights_only=True)
 
@@ -813,6 +863,8 @@ class P2OTrainer(GRPOTrainer):
             super()._save_checkpoint(model, trial)
         finally:
             self._staging = False
+        self._save_buffer(staged)
+        self.accelerator.wait_for_everyone()
         if self.args.should_save:
             self._save_state(staged)
             if self.state.best_global_step:
@@ -842,9 +894,12 @@ class P2OTrainer(GRPOTrainer):
         if self.kept:
             kept = {question: [k.to_dict() for k in rollouts] for question, rollouts in self.kept.items()}
             torch.save(kept, checkpoint / REUSE_FILE)
+
+    def _save_buffer(self, checkpoint: Path) -> None:
         # Within a generation batch the rollouts still to be learnt from belong to the state.
         if self._step % (self.args.steps_per_generation * self.num_iterations) and self._buffered_inputs is not None:
-            torch.save(self._buffered_inputs, checkpoint / BUFFER_FILE)
+            checkpoint.mkdir(parents=True, exist_ok=True)  # as transformers does for its own files of each process
+            torch.save(self._buffered_inputs, checkpoint / BUFFER_FILE.format(process=self.accelerator.process_index))
 
     _staging = False
 
@@ -863,6 +918,8 @@ class P2OTrainer(GRPOTrainer):
         """Generation or a reward function failed: saves the finished work, from where the same batch is tried again."""
         if self.state.global_step == 0 or self.args.save_strategy == "no":
             return
+        if self.accelerator.num_processes > 1:
+            return  # the others did not fail, and would wait for ever or be waited for
         final = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if not final.exists() and self._step % self.args.gradient_accumulation_steps == 0:
             set_rng_states(rng_states)
@@ -919,6 +976,8 @@ class EpochSampler(RepeatSampler):
 def _rollout_under_templates(prompts: list[Prompt], trainer: P2OTrainer) -> dict[str, Any]:
     """TRL's `rollout_func`: samples from π(·|T(x, z)) and hands back x, on which TRL then computes the loss."""
     contexts, used = trainer._contextualise(prompts, trainer._row_templates)
+    dropped = torch.tensor(sum(map(bool, trainer._row_templates)) - sum(map(bool, used)))
+    trainer._count_dropped(int(trainer.accelerator.reduce(dropped.to(trainer.accelerator.device), reduction="sum")))
     trainer._row_contexts, trainer._row_templates = contexts, used
     if trainer._users_rollout_func is not None:
         templated = [apply_template(prompt, z) for prompt, z in zip(prompts, used, strict=True)]

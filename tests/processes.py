@@ -1,0 +1,101 @@
+"""One process of a small run of P²O, for test_processes.py: torch.distributed.run … processes.py OUT OPTIONS-AS-JSON
+
+What the policy phase earns depends on the question alone, so that no gradient arises in the first epoch, and the prompt
+phase meets the same policy whatever the number of processes.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import zlib
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+from p2o import P2OConfig, P2OTrainer
+from p2o.pico import model_path, world
+from p2o.templates import question_text
+
+torch.set_num_threads(1)
+out = Path(sys.argv[1])
+changes = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
+resume, fail = changes.pop("resume", None), changes.pop("fail", None)
+rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+phase = "policy"
+policy_tokens = 0
+
+
+class Tell(TrainerCallback):
+    def on_prompt_phase_begin(self, *args, **kwargs):
+        global phase
+        phase = "prompt"
+
+    def on_prompt_phase_end(self, args, state, control, p2o, **kwargs):
+        global phase
+        phase = "policy"
+
+
+def reward(prompts, completions, completion_ids, **kwargs):
+    global policy_tokens
+    texts = [completion[0]["content"] for completion in completions]
+    if phase == "policy":
+        sampled = zip(completion_ids, trainer._row_kept, strict=True)
+        policy_tokens += sum(len(ids) for ids, kept in sampled if kept is None)
+    if trainer.p2o.epoch == 0:
+        return [float(zlib.crc32(question_text(prompt).encode()) % 3 == 0) for prompt in prompts]
+    if phase == fail and rank == processes - 1:
+        raise RuntimeError(f"the {phase} phase is too much for rank {rank}")
+    return [float(zlib.crc32(text.encode()) % 3 == 0) for text in texts]
+
+
+trainer = P2OTrainer(
+    model=AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32),
+    reward_funcs=reward,
+    args=P2OConfig(
+        **{
+            "output_dir": str(out),
+            "num_generations": 4,
+            "per_device_train_batch_size": 16 // processes,
+            "num_train_epochs": 2,
+            "learning_rate": 1e-3,
+            "max_completion_length": 16,
+            "min_hard_questions": 2,
+            "evolution_budget": "60",
+            "parents_per_iteration": 3,
+            "prompt_phase_batch_size": 8,
+            "reflection_prompt": world.REFLECTION_PROMPT,
+            "reflection_max_tokens": 48,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "use_cpu": True,
+            "ddp_backend": "gloo",
+            "report_to": "none",
+            "disable_tqdm": True,
+            **changes,
+        }
+    ),
+    train_dataset=world.train_dataset(hard=12, easy=4),
+    processing_class=AutoTokenizer.from_pretrained(model_path()),
+    feedback_func=world.feedback,
+    callbacks=[Tell()],
+)
+checkpoint = out / f"checkpoint-{resume}" if resume else None
+trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+digest = hashlib.sha256()
+for name, tensor in sorted(trainer.accelerator.unwrap_model(trainer.model).state_dict().items()):
+    digest.update(name.encode() + tensor.numpy().tobytes())
+state = trainer.p2o.to_dict()
+(out / f"rank-{rank}.json").write_text(
+    json.dumps(
+        {
+            **{name: state[name] for name in ("hard_set", "templates", "assignment", "ledger", "events")},
+            "kept": sorted(trainer.kept),
+            "policy_tokens": policy_tokens,
+            "weights": digest.hexdigest(),
+        }
+    )
+)
