@@ -86,7 +86,7 @@ def test_without_templates_it_is_grpo_bit_for_bit(tmp_path, loss_type):
         changes["steps_per_generation"] = 2
     grpo = make(tmp_path / "a", GRPOTrainer, GRPOConfig, **changes)
     grpo.train()
-    p2o = make(tmp_path / "b", min_hard_questions=2, **changes)
+    p2o = make(tmp_path / "b", min_hard_questions=2, skip_zero_advantages=False, **changes)
     p2o.train()
     assert_same(weights(grpo), weights(p2o))
 
@@ -95,7 +95,7 @@ def test_plain_text_prompts_are_grpo_too(tmp_path):
     data = Dataset.from_dict({"prompt": [question_text(p) for p in questions()["prompt"]]})
     grpo = make(tmp_path / "a", GRPOTrainer, GRPOConfig, data=data)
     grpo.train()
-    p2o = make(tmp_path / "b", data=data)
+    p2o = make(tmp_path / "b", data=data, skip_zero_advantages=False)
     p2o.train()
     assert_same(weights(grpo), weights(p2o))
 
@@ -937,3 +937,52 @@ def test_reuse_refuses_what_it_cannot_do(tmp_path, changes):
             processing_class=AutoTokenizer.from_pretrained(model_path()),
             rollout_func=lambda prompts, trainer: {},
         )
+
+
+# -- nothing for nothing -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("templated", [False, True])
+@pytest.mark.parametrize("live", [[1, 2, 5], [], list(range(8))])
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_rollouts_without_advantage_are_left_out_and_nothing_changes(tmp_path, loss_type, live, templated):
+    changes = {"steps_per_generation": 2, "importance_sampling_level": "sequence"} if loss_type == "luspo" else {}
+    trainer = make(tmp_path, loss_type=loss_type, **{"steps_per_generation": 2, **changes})
+    output = generation_batch(trainer, assign=None if templated else {})
+    dead = torch.ones(8, dtype=torch.bool)
+    dead[live] = False
+    output["advantages"] = output["advantages"].clone()
+    output["advantages"][dead] = 0.0
+    perturb(trainer, 0.01)  # a later update of the same rollouts: ratios are not 1
+    trainer.current_gradient_accumulation_steps = 1
+    parameters = [p for p in trainer.model.parameters() if p.requires_grad]
+    results = {}
+    for skip in (False, True):
+        trainer.args.skip_zero_advantages = skip
+        before = trainer.p2o.ledger.forward_backward_tokens
+        trainer._metrics["train"].clear()
+        loss = trainer._compute_loss(trainer.model, output)
+        gradient = torch.autograd.grad(loss, parameters)
+        spent = trainer.p2o.ledger.forward_backward_tokens - before
+        results[skip] = (loss, gradient, spent, dict(trainer._metrics["train"]))
+    torch.testing.assert_close(results[True][0], results[False][0], atol=1e-6, rtol=1e-5)
+    for ours, theirs in zip(results[True][1], results[False][1], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+    passed = live or [0]
+    tokens = output["prompt_mask"][passed].sum() + output["completion_mask"][passed].sum()
+    assert results[True][2] == tokens
+    assert results[True][3].pop("p2o/skipped_rollouts") == [pytest.approx(1 - len(live) / 8)]
+    for name, (value,) in results[False][3].items():
+        if name.startswith("clip_ratio"):
+            assert results[True][3][name] == [pytest.approx(value)]
+
+
+def test_with_a_kl_term_all_rollouts_are_learnt_from(tmp_path):
+    trainer = make(tmp_path, beta=0.1)
+    output = generation_batch(trainer, assign={})
+    output["advantages"] = torch.zeros(8)
+    trainer.current_gradient_accumulation_steps = 1
+    trainer._compute_loss(trainer.model, output)
+    everything = output["prompt_mask"].sum() + output["completion_mask"].sum()
+    assert trainer.p2o.ledger.forward_backward_tokens == everything
+    assert "p2o/skipped_rollouts" not in trainer._metrics["train"]

@@ -183,6 +183,16 @@ class P2OConfig(GRPOConfig):
         },
     )
 
+    skip_zero_advantages: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether rollouts whose advantage is zero are left out of the update's forward and backward "
+            "passes, to which they add exactly nothing; loss and normalisers stay TRL's, equal to rounding. Has "
+            "no effect with a KL term, an entropy bonus, `top_entropy_quantile` or a router's auxiliary loss, where "
+            "they do add something, or with Liger."
+        },
+    )
+
     # -- budget ------------------------------------------------------------------------------------------------------
     max_rollouts: int | None = field(
         default=None,

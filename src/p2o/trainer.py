@@ -166,6 +166,9 @@ class P2OTrainer(GRPOTrainer):
         self._row_contexts: list[list[int]] = []
         self._row_rewards: Float[Tensor, "global_batch funcs"] | None = None
         self._collapsed: Bool[Tensor, " groups"] = torch.zeros(0, dtype=torch.bool)
+        # Rows of the update under way that have an advantage, and the log-probabilities that stand in for the others'.
+        self._live: Bool[Tensor, " batch"] | None = None
+        self._dead_logps: Float[Tensor, "batch completion"] | None = None
         # A function of the user's runs in the first process alone; the reference model reflects in all of them.
         self.reflect: ReflectionFn = reflect or self._reference_reflection
         self._tasks: dict[str, Callable[..., Any]] = {"rollouts": self._rollouts, "reflect": self._reference_reflection}
@@ -446,16 +449,61 @@ class P2OTrainer(GRPOTrainer):
         prompt_mask = pad([torch.ones_like(prompt) for prompt in prompts], padding_value=0, padding_side="left")
         return self._logps(prompt_ids, prompt_mask, ids, mask)
 
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+        advantages = inputs["advantages"]
+        live = advantages != 0 if advantages.dim() == 1 else (advantages != 0).any(dim=1)
+        if not self._skips_zero_advantages or not self.model.training:
+            return super()._compute_loss(model, inputs)
+        self._metric("p2o/skipped_rollouts", 1 - live.float().mean().item())
+        self._live, self._dead_logps = live, inputs.get("old_per_token_logps")
+        try:
+            return super()._compute_loss(model, inputs)
+        finally:
+            self._live = self._dead_logps = None
+
+    @property
+    def _skips_zero_advantages(self) -> bool:
+        """Whether rollouts without advantage add nothing to the gradient: no other term than the policy's is in it."""
+        others = (
+            self.beta != 0.0
+            or self._entropy_bonus_enabled
+            or self.top_entropy_quantile < 1.0
+            or self.aux_loss_enabled
+            or self.args.use_liger_kernel
+        )
+        return self.args.skip_zero_advantages and not others
+
     def _get_per_token_logps_and_entropies(
-        self, model: Any, input_ids: Any, attention_mask: Any, *args: Any, **kw: Any
+        self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kw: Any
     ) -> Any:
         # Every pass of TRL's and ours over sampled tokens comes through here.
-        tokens = self.accelerator.reduce(attention_mask.sum(), reduction="sum").item()
+        live = self._live if torch.is_grad_enabled() and self._live is not None else None
+        if live is not None and not live.all():
+            # One row at least: every process takes part in the backward pass.
+            rows = live.nonzero().flatten() if live.any() else torch.zeros_like(live[:1], dtype=torch.long)
+            counted = attention_mask[rows]
+        else:
+            rows, counted = None, attention_mask
+        tokens = self.accelerator.reduce(counted.sum(), reduction="sum").item()
         if torch.is_grad_enabled():
             self.p2o.ledger.forward_backward_tokens += tokens
         else:
             self.p2o.ledger.forward_tokens += tokens
-        return super()._get_per_token_logps_and_entropies(model, input_ids, attention_mask, *args, **kw)
+        if rows is None:
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, *args, **kw
+            )
+        logps, entropies, auxiliary = super()._get_per_token_logps_and_entropies(
+            model, input_ids[rows], counted, logits_to_keep, *args, **kw
+        )
+        # The loss is TRL's, over all rows, with its normalisers. Those left out have a policy ratio of 1 there and no
+        # advantage. Their entropy, which is only logged, is the mean of the others'.
+        shape = (len(input_ids), logits_to_keep)
+        still = logps.new_zeros(shape) if self._dead_logps is None else self._dead_logps.to(logps)
+        mask = counted[:, -logits_to_keep:]
+        mean = (entropies * mask).sum() / mask.sum().clamp(min=1)
+        everywhere = mean.expand(shape).to(entropies)
+        return still.index_copy(0, rows, logps), everywhere.index_copy(0, rows, entropies), auxiliary
 
     @torch.no_grad()
     def _logps(self, prompt_ids: Tensor, prompt_mask: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
