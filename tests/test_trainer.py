@@ -214,7 +214,7 @@ def test_every_token_is_counted_by_what_it_was_for(tmp_path, mask_truncated):
     trainer = make(tmp_path, mask_truncated_completions=mask_truncated, max_completion_length=10)
     lengths = []
     trainer.reward_funcs[0] = lambda completion_ids, **kwargs: [
-        float(lengths.append(len(i)) or 1) for i in completion_ids
+        float(lengths.append(len(ids)) or i) for i, ids in enumerate(completion_ids)
     ]
     output = generation_batch(trainer)
     assert 10 in lengths and min(lengths) < 10, "some are truncated, some are not"
@@ -561,11 +561,11 @@ def test_the_prompt_phase_leaves_the_policy_phases_generators_alone(tmp_path):
     trainer = make(tmp_path)
     states = random.getstate(), torch.random.get_rng_state()
     requests = [(trainer._question(0), "Think."), (trainer._question(1), "")]
-    first = trainer._rollouts(requests, seed=1, purpose="dev")
+    first = trainer._rollouts(requests, 1)
     trainer.reflect(["Improve this."], seed=1)
     assert random.getstate() == states[0]
     assert torch.equal(torch.random.get_rng_state(), states[1])
-    assert trainer._rollouts(requests, seed=1, purpose="dev") == first
+    assert trainer._rollouts(requests, 1) == first
 
 
 # -- alternation ------------------------------------------------------------------------------------------------------

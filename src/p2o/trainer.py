@@ -381,6 +381,8 @@ class P2OTrainer(GRPOTrainer):
         if "importance_sampling_ratio" in output:
             # TRL's engine correction compares log-probabilities of two contexts here; that ratio is the context mask's.
             output["importance_sampling_ratio"][rows] = 1.0
+        if self.args.old_logprobs_context == "bare":
+            rows &= output["advantages"] != 0  # the mask is a factor on them
         bare = self._bare_logps(output, rows)
         if "sampling_per_token_logps" in output:
             sampled = output["sampling_per_token_logps"][rows].clone()

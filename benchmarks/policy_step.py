@@ -1,0 +1,157 @@
+"""A policy step of P²O against one of TRL's GRPO, on rollouts of the same number and lengths; ratios from one run.
+
+    python benchmarks/policy_step.py --json policy_step.json
+    python benchmarks/policy_step.py --use_vllm
+
+Every completion has `--tokens` tokens, whatever is sampled. Rewards are dealt out by place in the group, so that no
+group collapses, or every second one does. Trainers take turns; a figure is the median over their steps, the first of
+each turn left out.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from p2o import P2OConfig, P2OTrainer
+from p2o.pico import model_path, world
+from p2o.templates import Template
+
+TEMPLATE = Template("If only + and - occur, carry the total along. Do not skip a step, and write every line.", 1.0)
+
+
+class Clock(TrainerCallback):
+    """Seconds of each step, generation included."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.began = time.perf_counter()
+
+    def on_step_end(self, args: Any, *rest: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - self.began)
+
+
+def model(arguments: argparse.Namespace) -> Any:
+    """A randomly initialised Qwen3-shaped model with the embedded world's tokenizer."""
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=len(AutoTokenizer.from_pretrained(model_path())),
+        hidden_size=arguments.hidden_size,
+        intermediate_size=3 * arguments.hidden_size,
+        num_hidden_layers=arguments.layers,
+        num_attention_heads=arguments.hidden_size // 64,
+        num_key_value_heads=arguments.hidden_size // 64,
+        head_dim=64,
+        max_position_embeddings=1024,
+    )
+    # Saved and named, since an engine loads it from there.
+    path = Path(tempfile.gettempdir()) / f"p2o-benchmark-{arguments.hidden_size}-{arguments.layers}"
+    if not (path / "config.json").exists():
+        Qwen3ForCausalLM(config).save_pretrained(path)
+        AutoTokenizer.from_pretrained(model_path()).save_pretrained(path)
+    return str(path)
+
+
+def dealt(collapsed: bool) -> Any:
+    """A reward function: half of every group is right; of every second group all, if `collapsed`."""
+
+    def reward(completions: list[Any], **kwargs: Any) -> list[float]:
+        k = 8
+        return [float(i % 2 == 0 or (collapsed and (i // k) % 2 == 0)) for i in range(len(completions))]
+
+    return reward
+
+
+def steps(arguments: argparse.Namespace, kind: str, collapsed: bool) -> list[float]:
+    clock = Clock()
+    fixed = (
+        {"min_tokens": arguments.tokens, "ignore_eos": True}
+        if arguments.use_vllm
+        else {"min_new_tokens": arguments.tokens}
+    )
+    engine = (
+        {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.3} if arguments.use_vllm else {}
+    )
+    with tempfile.TemporaryDirectory() as output:
+        settings = {
+            "output_dir": output,
+            "num_generations": 8,
+            "per_device_train_batch_size": arguments.rollouts,
+            "max_completion_length": arguments.tokens,
+            "generation_kwargs": fixed,
+            "max_steps": arguments.steps,
+            "learning_rate": 1e-6,
+            "save_strategy": "no",
+            "logging_steps": 1000,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "bf16": arguments.bf16,
+            "gradient_checkpointing": False,
+            "use_cpu": not torch.cuda.is_available(),
+            **engine,
+        }
+        shared = {
+            "model": model(arguments),
+            "reward_funcs": dealt(collapsed),
+            "train_dataset": world.train_dataset(hard=arguments.rollouts, easy=0),
+            "callbacks": [clock],
+        }
+        if kind == "GRPO":
+            GRPOTrainer(args=GRPOConfig(**settings), **shared).train()
+        else:
+            trainer = P2OTrainer(args=P2OConfig(prompt_phase=False, **settings), **shared)
+            if kind == "P²O, templated":
+                trainer.p2o.templates = [TEMPLATE]
+                trainer.p2o.assignment = {question: [0] * 8 for question in range(len(trainer.train_dataset))}
+            trainer.train()
+    return clock.seconds[1:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rollouts", type=int, default=64, help="of a step")
+    parser.add_argument("--tokens", type=int, default=96, help="of a completion")
+    parser.add_argument("--hidden_size", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=4, help="of a turn")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--use_vllm", action="store_true")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    kinds = ("GRPO", "P²O, bare", "P²O, templated")
+    seconds: dict[tuple[str, bool], list[float]] = {(kind, c): [] for c in (False, True) for kind in kinds}
+    for _ in range(arguments.turns):
+        for kind, collapsed in seconds:
+            seconds[kind, collapsed] += steps(arguments, kind, collapsed)
+    rows = []
+    table = Table(title="Seconds of a policy step, and in units of GRPO's")
+    for heading in ("groups collapsed", "trainer", "seconds", "ratio"):
+        table.add_column(heading, justify="left" if heading in ("groups collapsed", "trainer") else "right")
+    for (kind, collapsed), values in seconds.items():
+        median, unit = statistics.median(values), statistics.median(seconds["GRPO", collapsed])
+        share = "half" if collapsed else "none"
+        rows.append({"collapsed": share, "trainer": kind, "seconds": median, "ratio": median / unit})
+        table.add_row(share, kind, f"{median:.2f}", f"{median / unit:.2f}")
+    Console(width=100).print(table)
+    if arguments.json:
+        options = {name: value for name, value in vars(arguments).items() if name != "json"}
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+        arguments.json.write_text(json.dumps({"device": device, "options": options, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
