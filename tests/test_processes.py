@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parent / "processes.py"
@@ -59,3 +60,33 @@ def test_a_process_that_raises_ends_the_job_with_its_message(tmp_path, phase):
     done = launch(tmp_path, 2, check=False, fail=phase)
     assert done.returncode != 0
     assert f"RuntimeError: the {phase} phase is too much for rank 1" in done.stderr
+
+
+def test_p2o_train_over_two_processes(tmp_path, config):
+    path, out = (
+        config(max_steps=None, num_train_epochs=2, dataset_test_split="train", save_strategy="no"),
+        tmp_path / "run",
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "p2o"]
+    options = ["train", "--config", path, "--ddp_backend", "gloo"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0 and "Several processes need --output_dir" in done.stderr
+    done = subprocess.run([*command, *options, "--output_dir", str(out)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert done.stdout.count("a new run") == 1, "one process speaks"
+    summary = json.loads((out / "summary.json").read_text())
+    metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    steps = [record["step"] for record in metrics if "loss" in record]
+    assert steps == sorted(set(steps)) and steps[-1] == summary["steps"], "one process writes"
+    assert summary["rollouts"]["policy"] == summary["steps"] * 16 * 2
+    assert (out / "report.html").exists() and (out / "model" / "config.json").exists()
+
+
+def test_launch_configurations_are_accelerates(tmp_path):
+    recipes = sorted((Path(__file__).parent.parent / "recipes" / "accelerate").glob("*.yaml"))
+    assert len(recipes) == 4
+    for recipe in recipes:
+        loaded = load_config_from_file(str(recipe))
+        nodes = 2 if "two-nodes" in recipe.name else 1
+        assert (loaded.num_machines, loaded.num_processes) == (nodes, 8 * nodes), recipe
+        assert loaded.distributed_type.name in ("FSDP", "DEEPSPEED") and loaded.mixed_precision == "bf16"

@@ -139,7 +139,7 @@ def _run(directory: Path, cell: Cell, options: list[str], console: Console) -> b
     return code == 0
 
 
-_TRAIN = [sys.executable, "-c", "import sys; from p2o.cli import main; sys.exit(main())", "train"]
+_TRAIN = [sys.executable, "-m", "p2o", "train"]
 
 
 def _tuned_as(method: str, methods: list[str]) -> str:

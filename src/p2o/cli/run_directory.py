@@ -59,7 +59,7 @@ class RunDirectory(TrainerCallback):
     @contextmanager
     def answers(self, when: str, samples: int) -> Iterator[None]:
         """Keeps one in `samples` of what is answered inside as `answers-<when>.jsonl`."""
-        (self.path / f"answers-{when}.jsonl").write_text("")
+        (self.path / f"answers-{when}.jsonl").unlink(missing_ok=True)
         self._answers = (f"answers-{when}.jsonl", samples)
         try:
             yield

@@ -1,5 +1,6 @@
 """`p2o train`: evaluate, train, evaluate again, and leave a directory that explains itself."""
 
+import os
 import resource
 import signal
 import sys
@@ -31,7 +32,8 @@ RUNS = Path("runs")
 
 def train(argv: list[str]) -> int:
     """Runs the command; returns its exit code (0: done, 1: failed, 2: bad input, 130: interrupted)."""
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    # One of several processes speaks and writes.
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), quiet=os.environ.get("RANK", "0") != "0")
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     # What the libraries say to programmers, and bars that cross ours, are not for a watcher.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl")
@@ -70,6 +72,8 @@ def run_directory(argv: list[str], resume: bool) -> tuple[Path, list[str]]:
         if not config.exists():
             raise InputError(f"{named} holds no run to resume: it has no config.yaml.")
         return Path(named), argv if "--config" in argv else ["--config", str(config), *argv]
+    if named is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("Several processes need --output_dir: each would make up a name of its own.")
     if named is None:
         method = argv[argv.index("--method") + 1] if "--method" in argv[:-1] else "p2o"
         stem = RUNS / f"{method}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -109,9 +113,10 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
     _refuse_unless_writable(directory, 7 * sum(p.numel() * p.element_size() for p in trainer.model.parameters()))
     checkpoint = newest_checkpoint(directory.path) if resume else None
     step = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
-    if resume:
+    leads = trainer.is_world_process_zero()
+    if resume and leads:
         directory.rewind(step)
-    else:
+    elif leads:
         directory.create(run.config)
     started = time.monotonic() - directory.seconds
     directory.started = started
@@ -134,7 +139,8 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
                 watch.begin("evaluation before")
                 with directory.answers("before", samples):
                     before = bare_accuracies(trainer.evaluate(evaluated))
-                write_json(directory.path / "before.json", before)
+                if leads:
+                    write_json(directory.path / "before.json", before)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             if interrupt.asked:
                 raise KeyboardInterrupt
@@ -154,6 +160,8 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
             console.print(f"Go on with: p2o train --resume --output_dir {directory.path}")
         raise
 
+    if not leads:
+        return 0
     before = before or {}
     state = trainer.p2o
     summary = {
