@@ -40,6 +40,7 @@ from trl.trainer.utils import RepeatSampler, pad, use_adapter
 
 from p2o.config import P2OConfig
 from p2o.distillation import ContextStatistics, context_mask, context_ratio, token_advantages
+from p2o.evolution.endpoint import EndpointReflection
 from p2o.evolution.feedback import rollout_feedback
 from p2o.evolution.prompt_phase import (
     EvolutionConfig,
@@ -53,6 +54,7 @@ from p2o.evolution.prompt_phase import (
 )
 from p2o.evolution.reflection import TransformersReflection
 from p2o.hard_samples import HardSamples
+from p2o.ledger import Ledger
 from p2o.seeding import derive_seed, get_rng_states, random_stream, set_rng_states
 from p2o.state import STATE_FILE, CheckpointError, P2OState
 from p2o.templates import (
@@ -84,11 +86,12 @@ class P2OTrainer(GRPOTrainer):
     Args:
         feedback_func: feedback on one rollout for the reflection model. By default: wrong or right, the gold answer
             of `args.solution_column`, the reward.
-        reflect: reflection model as a function of a batch of prompts. By default the frozen reference: the policy as
-            it was before training (the paper's self-reflection).
+        reflect: reflection model as a function of a batch of prompts, in place of `args.reflection_model`. It may raise
+            [`p2o.evolution.prompt_phase.ReflectionError`] to end a prompt phase early; anything else ends the run.
 
     Raises:
         ValueError: before any training: an option, a column, a prompt or a combination that cannot work.
+        ImportError: a reflection endpoint without the package that talks to it.
     """
 
     _tag_names: ClassVar = ["trl", "grpo", "p2o"]
@@ -129,6 +132,9 @@ class P2OTrainer(GRPOTrainer):
             if kwargs.get(option) is not None:
                 raise ValueError(f"P2OTrainer does not support `{option}`: templates are defined for single turns.")
         train_dataset = check_questions(train_dataset, args)
+        own_reflection = reflect is None and not args.reflection_endpoint
+        if reflect is None and args.prompt_phase and args.reflection_endpoint:
+            reflect = self._endpoint_reflection(args)
         super().__init__(model, reward_funcs, args, train_dataset, *pos, **kwargs)
 
         if args.success_reward is not None and args.success_reward not in self.reward_func_names:
@@ -147,6 +153,7 @@ class P2OTrainer(GRPOTrainer):
         self._check_prompt_lengths()
 
         self.p2o = P2OState()
+        self._phase_spent = Ledger()
         self.mined = HardSamples(near_hard=args.near_hard, outcomes=self.p2o.outcomes)
         self.feedback_func = feedback_func or self._default_feedback
         self.rollout_func: Any = self.rollout_func
@@ -161,8 +168,11 @@ class P2OTrainer(GRPOTrainer):
         self._row_contexts: list[list[int]] = []
         self._row_rewards: Float[Tensor, "global_batch funcs"] | None = None
         self._collapsed: Bool[Tensor, " groups"] = torch.zeros(0, dtype=torch.bool)
-        self.reflect: ReflectionFn = reflect or self._reference_reflection
-        self._frozen_model = self._freeze_reference() if args.prompt_phase and reflect is None else None
+        self._frozen_model = None
+        if args.prompt_phase and own_reflection and args.reflection_model == "reference":
+            self._frozen_model = self._freeze_reference()
+        own = self._policy_reflection if args.reflection_model == "policy" else self._reference_reflection
+        self.reflect: ReflectionFn = reflect or own
         self.add_callback(_Phases(self))
 
     # -- before training ---------------------------------------------------------------------------------------------
@@ -209,14 +219,46 @@ class P2OTrainer(GRPOTrainer):
             if model is None:
                 model = self.accelerator.unwrap_model(self.model)
                 stack.enter_context(use_adapter(model, "ref" if "ref" in model.peft_config else None))
-            reflection = TransformersReflection(
-                model,
-                self._tokenizer,
-                max_new_tokens=self.args.reflection_max_tokens,
-                temperature=self.args.reflection_temperature,
-                batch_size=self.args.prompt_phase_batch_size,
+            return self._reflect_with(model, prompts, seed)
+
+    def _policy_reflection(self, prompts: list[str], *, seed: int) -> list[Reflection]:
+        return self._reflect_with(self.accelerator.unwrap_model(self.model), prompts, seed)
+
+    def _reflect_with(self, model: Any, prompts: list[str], seed: int) -> list[Reflection]:
+        reflection = TransformersReflection(
+            model,
+            self._tokenizer,
+            max_new_tokens=self.args.reflection_max_tokens,
+            temperature=self.args.reflection_temperature,
+            batch_size=self.args.prompt_phase_batch_size,
+        )
+        return reflection(prompts, seed=seed)
+
+    def _endpoint_reflection(self, args: P2OConfig) -> EndpointReflection:
+        endpoint = EndpointReflection(
+            args.reflection_model,
+            base_url=args.reflection_base_url,
+            max_tokens=args.reflection_max_tokens,
+            temperature=args.reflection_temperature,
+            concurrency=args.reflection_concurrency,
+            timeout=args.reflection_timeout,
+            max_retries=args.reflection_max_retries,
+            left=self._reflection_left,
+        )
+        if args.reflection_cost_limit is not None and not endpoint.priced:
+            raise ValueError(
+                f"reflection_cost_limit={args.reflection_cost_limit} cannot be kept: litellm knows no price for "
+                f"{args.reflection_model!r}. Set reflection_token_limit instead."
             )
-            return reflection(prompts, seed=seed)
+        return endpoint
+
+    def _reflection_left(self) -> tuple[float, float]:
+        """Tokens and US dollars that this run may still spend on reflection."""
+        tokens, cost = self.args.reflection_token_limit or math.inf, self.args.reflection_cost_limit or math.inf
+        for ledger in (self.p2o.ledger, self._phase_spent):
+            tokens -= ledger.prompt_tokens["reflection"] + ledger.completion_tokens["reflection"]
+            cost -= ledger.reflection_cost
+        return tokens, cost
 
     # -- policy phase: sample under T(x, z), learn on x --------------------------------------------------------------
 
@@ -460,6 +502,11 @@ class P2OTrainer(GRPOTrainer):
         if args.max_prompt_phases is not None and state.prompt_phases >= args.max_prompt_phases:
             self._assign()
             return
+        if isinstance(self.reflect, EndpointReflection) and (reached := self.reflect.limit_reached()) is not None:
+            logger.warning("Prompt phase skipped, the last templates stay in use: %s", reached)
+            self._assign()
+            self._phase_event("on_prompt_phase_end", result=None, reason=reached)
+            return
         state.templates = []
         if len(state.hard_set) < args.min_hard_questions:
             logger.warning(
@@ -484,6 +531,7 @@ class P2OTrainer(GRPOTrainer):
         if self._resume_directory is None:
             # A fresh run does not continue what an earlier one left in the same place.
             shutil.rmtree(directory, ignore_errors=True)
+        self._phase_spent = Ledger()
         result = evolve(
             [self._question(index) for index in state.hard_set],
             self._rollouts,
@@ -493,6 +541,7 @@ class P2OTrainer(GRPOTrainer):
             epoch=state.epoch,
             run_dir=directory,
             special_tokens=set(self._tokenizer.all_special_tokens),
+            spent=self._phase_spent,
             on_progress=self._on_evolution_progress,
         )
         self._adopt(result)
@@ -520,12 +569,17 @@ class P2OTrainer(GRPOTrainer):
         self._assign()
         state.prompt_phases += 1
         state.ledger.merge(result.spent)
+        self._phase_spent = Ledger()
         self._metric("p2o/templates", len(state.templates))
         self._metric("p2o/candidates", len(result.candidates))
         self._metric("p2o/evolution_rollouts", result.metric_calls)
         self._metric("p2o/dev_covered", len(frozenset().union(*(t.solves for t in state.templates))))
         for reason, count in result.rejections.items():
             self._metric(f"p2o/rejected/{reason}", count)
+        for event, count in result.events.items():
+            self._event(event, count)
+        if result.ended_early is not None:
+            self._event("prompt_phase_ended_early")
         self._phase_event("on_prompt_phase_end", result=result, reason=None)
 
     def _assign(self) -> None:
@@ -625,6 +679,8 @@ class P2OTrainer(GRPOTrainer):
                 for purpose, count in getattr(self.p2o.ledger, unit).items():
                     logs[f"p2o/{unit}/{purpose}"] = count
             logs["p2o/rollouts/total"] = self.p2o.ledger.total_rollouts
+            if self.p2o.ledger.reflection_cost:
+                logs["p2o/reflection_cost"] = self.p2o.ledger.reflection_cost
             logs["p2o/trained_tokens/forward"] = self.p2o.ledger.forward_tokens
             logs["p2o/trained_tokens/forward_backward"] = self.p2o.ledger.forward_backward_tokens
             for name, count in self.p2o.events.items():
@@ -675,8 +731,9 @@ class P2OTrainer(GRPOTrainer):
         names = (
             "seed num_generations generation_batch_size steps_per_generation num_iterations temperature near_hard "
             "success_threshold success_reward prompt_phase min_hard_questions max_dev_questions evolution_budget "
-            "parents_per_iteration feedback_minibatch_size max_template_length reflection_prompt reflection_max_tokens "
-            "reflection_temperature same_template_per_group bare_rollouts_per_group drop_failed_templated context_mask "
+            "parents_per_iteration feedback_minibatch_size max_template_length reflection_prompt reflection_model "
+            "reflection_max_tokens reflection_temperature "
+            "same_template_per_group bare_rollouts_per_group drop_failed_templated context_mask "
             "context_ratio_min context_ratio_max old_logprobs_context dynamic_sampling_rounds max_completion_length "
             "context_distillation max_prompt_phases "
             "loss_type shuffle_dataset"
