@@ -469,6 +469,7 @@ def train(tmp_path, url, resume=None, **changes):
         "num_train_epochs": 2,
         "max_steps": -1,
         "max_completion_length": 8,
+        "per_device_train_batch_size": 16,
         "min_hard_questions": 2,
         "evolution_budget": 150,
         "parents_per_iteration": 2,
@@ -512,7 +513,7 @@ def test_a_server_that_dies_ends_the_prompt_phase_and_not_the_run(tmp_path, capl
 
 
 def test_the_limit_is_one_of_the_run_and_its_last_templates_stay(tmp_path, caplog):
-    settings = {"num_train_epochs": 3, "save_strategy": "epoch", "reflection_token_limit": 650}
+    settings = {"num_train_epochs": 3, "save_strategy": "epoch", "reflection_token_limit": 650, "seed": 1}
     with serve(numbered) as server:
         trainer, events = train(tmp_path, server.url, **settings)
         asked = len(server.requests)
