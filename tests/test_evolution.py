@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from p2o.evolution.budget import PRESET_CANDIDATES, metric_call_budget, split_hard_set
 from p2o.evolution.feedback import rollout_feedback
 from p2o.evolution.guard import check_template, leaks_answer, stock_runs
-from p2o.evolution.prompt_phase import EvolutionConfig, Journal, Question, Reflection, Rollout, draw_distinct, evolve
+from p2o.evolution.prompt_phase import (
+    EvolutionConfig,
+    Journal,
+    Question,
+    Reflection,
+    ReflectionError,
+    Rollout,
+    draw_distinct,
+    evolve,
+)
+from p2o.ledger import Ledger
 
 # -- budget and split ------------------------------------------------------------------------------------------------
 
@@ -307,6 +317,72 @@ def test_a_reflection_model_that_raises_ends_the_phase_with_its_own_error(tmp_pa
 
     with pytest.raises(ConnectionError, match="is gone"):
         evolve(QUESTIONS, Land().rollout, reflect, CONFIG, seed=0, epoch=1, run_dir=tmp_path)
+
+
+class Moody(Land):
+    """Its reflection model fails now and then, by its seed, and not at all from batch `gone_at` on."""
+
+    def __init__(self, gone_at=None, **options):
+        super().__init__(**options)
+        self.gone_at, self.batches, self.failures = gone_at, 0, 0
+
+    def reflect(self, prompts, *, seed):
+        answers = super().reflect(prompts, seed=seed)
+        self.batches += 1
+        if self.batches - 1 == self.gone_at:
+            raise ReflectionError("the server is gone", [Reflection("", 7, 0, 0.5, "gone")] * len(prompts))
+        failed = [random.Random(seed + i).random() < 0.3 for i in range(len(prompts))]
+        self.failures += sum(failed)
+        return [Reflection("", 1, 0, 0.25, "no luck") if f else a for f, a in zip(failed, answers, strict=True)]
+
+
+@pytest.mark.parametrize("gone_at", [0, 3])
+def test_when_nobody_reflects_any_more_the_phase_ends_with_what_it_has(tmp_path, caplog, gone_at):
+    land, spent = Moody(gone_at), Ledger()
+    result = run(land, tmp_path, spent=spent)
+    assert result.ended_early == "the server is gone"
+    assert "before epoch 1 ends early" in caplog.text and "the server is gone" in caplog.text
+    whole = run(Moody(), tmp_path / "whole")
+    assert result.candidates == whole.candidates[: len(result.candidates)]
+    assert len(result.candidates) >= 1 and result.metric_calls < whole.metric_calls
+    assert land.calls[-1][0] == "reflection", "no rollout is wasted after it"
+    asked = [size for kind, size, _ in land.calls if kind == "reflection"]
+    failed = land.failures + asked[-1]
+    assert result.rejections["failed"] == result.events["reflection_failed"] == failed
+    assert result.reflections == sum(asked) - failed
+    # What failed has cost something, too.
+    assert result.spent is spent
+    assert spent.reflection_cost == 0.5 * asked[-1] + 0.25 * land.failures
+    assert spent.prompt_tokens["reflection"] == 7 * asked[-1] + land.failures + 100 * result.reflections
+
+
+def test_a_phase_that_ended_early_goes_on_where_reflection_failed(tmp_path):
+    straight = Moody()
+    whole = run(straight, tmp_path / "whole")
+    run(Moody(gone_at=2), tmp_path / "b")
+    again = Moody()
+    assert run(again, tmp_path / "b") == whole
+    # The batch that nobody answered is the first that is asked for.
+    assert again.calls == straight.calls[-len(again.calls) :]
+    assert again.calls[0][0] == "reflection" and again.batches == straight.batches - 2
+
+
+@pytest.mark.parametrize("when", [4, 9, 17])
+def test_failed_reflections_are_the_same_in_an_interrupted_phase(tmp_path, when):
+    whole = run(Moody(), tmp_path / "whole")
+    assert whole.events["reflection_failed"] > 1
+    with pytest.raises(RuntimeError, match="killed"):
+        run(Moody(fail_at=when), tmp_path / "b")
+    assert run(Moody(), tmp_path / "b") == whole
+
+
+def test_unknown_usage_is_counted(tmp_path):
+    def reflect(prompts, *, seed):
+        return [Reflection("```\nUse A.\n```", None, None) for _ in prompts]
+
+    result = evolve(QUESTIONS, Land().rollout, reflect, CONFIG, seed=0, epoch=1, run_dir=tmp_path)
+    assert result.events == {"reflection_usage_unknown": result.reflections}
+    assert result.spent.prompt_tokens["reflection"] == 0
 
 
 def test_progress_tells_where_it_stands(tmp_path):

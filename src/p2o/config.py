@@ -1,10 +1,12 @@
 """`P2OConfig`: everything `GRPOConfig` has, plus what P²O adds. The help texts are the documentation."""
 
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from trl import GRPOConfig
 
 EVOLUTION_PRESETS = ("light", "medium", "heavy", "heavy_4")
+OWN_REFLECTION = ("reference", "policy")
 
 
 @dataclass
@@ -83,6 +85,53 @@ class P2OConfig(GRPOConfig):
     )
 
     # -- reflection --------------------------------------------------------------------------------------------------
+    reflection_model: str = field(
+        default="reference",
+        metadata={
+            "help": "Who proposes better instructions: 'reference', the model as it was before training (with LoRA the "
+            "base without its adapter); 'policy', the model as it is (the paper found that templates then become alike "
+            "late in training); or a model behind an endpoint by any name that litellm understands, such as "
+            "'anthropic/<name>', or 'openai/<name>' for an OpenAI-compatible server at `reflection_base_url`. An "
+            "endpoint needs `pip install 'p2o-rl[reflection]'`, and its key in the environment (OPENAI_API_KEY and the "
+            "like), which is the only place for it."
+        },
+    )
+    reflection_base_url: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where the endpoint is, such as http://127.0.0.1:8000/v1. The provider's own address when not set."
+        },
+    )
+    reflection_concurrency: int = field(
+        default=16, metadata={"help": "Requests to the endpoint that are under way at once."}
+    )
+    reflection_timeout: float = field(
+        default=120.0,
+        metadata={"help": "Seconds after which a request whose answer is not complete has failed."},
+    )
+    reflection_max_retries: int = field(
+        default=3,
+        metadata={
+            "help": "Further attempts at a request that met a time-out, a broken connection, status 408, 429 or 5xx, "
+            "or an answer without sense, after waits that grow from a second and heed Retry-After up to a minute. A "
+            "reflection that fails for good costs its proposal; when a whole batch fails, the prompt phase ends with "
+            "what it has, and training goes on."
+        },
+    )
+    reflection_token_limit: int | None = field(
+        default=None,
+        metadata={
+            "help": "Prompt and completion tokens that a run may spend on its reflection endpoint; requests under way "
+            "are finished. Once it is reached there are no more prompt phases, and the last templates stay in use."
+        },
+    )
+    reflection_cost_limit: float | None = field(
+        default=None,
+        metadata={
+            "help": "The same in US dollars, by litellm's list of prices. An error at start for a model that is not in "
+            "that list."
+        },
+    )
     reflection_prompt: str | None = field(
         default=None,
         metadata={
@@ -225,6 +274,9 @@ class P2OConfig(GRPOConfig):
             "max_template_length": 1,
             "prompt_phase_batch_size": 1,
             "reflection_max_tokens": 1,
+            "reflection_concurrency": 1,
+            "reflection_max_retries": 0,
+            "reflection_token_limit": 1,
             "bare_rollouts_per_group": 0,
             "reused_rollouts_per_group": 0,
             "dynamic_sampling_rounds": 0,
@@ -262,10 +314,41 @@ class P2OConfig(GRPOConfig):
             raise ValueError(f"regression_margin={self.regression_margin} must not be negative.")
         if self.reflection_temperature < 0:
             raise ValueError(f"reflection_temperature={self.reflection_temperature} must not be negative.")
+        self._check_endpoint()
         if self.reflection_prompt is not None:
             missing = [p for p in ("<curr_param>", "<side_info>") if p not in self.reflection_prompt]
             if missing:
                 raise ValueError(f"reflection_prompt lacks the placeholder(s) {', '.join(missing)}.")
+
+    def _check_endpoint(self) -> None:
+        for name in ("reflection_timeout", "reflection_cost_limit"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}={value} must be greater than 0.")
+        if not self.reflection_endpoint:
+            for name in ("reflection_base_url", "reflection_token_limit", "reflection_cost_limit"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"{name} is about an endpoint, and reflection_model={self.reflection_model!r} is none; name "
+                        "the endpoint's model, such as 'openai/<name>'."
+                    )
+        if self.reflection_base_url is not None:
+            url = urlsplit(self.reflection_base_url)
+            # The address is part of the configuration, which is written down and shown.
+            if url.username is not None or url.password is not None:
+                raise ValueError(
+                    "reflection_base_url contains a user name or a password. Take them out and put the key into the "
+                    "environment, where it is not written down."
+                )
+            if url.scheme not in ("http", "https") or not url.hostname:
+                raise ValueError(
+                    f"reflection_base_url={self.reflection_base_url!r} is no address such as http://127.0.0.1:8000/v1."
+                )
+
+    @property
+    def reflection_endpoint(self) -> bool:
+        """Whether reflections come from an endpoint rather than from the model in training."""
+        return self.reflection_model not in OWN_REFLECTION
 
     @property
     def evolution_calls(self) -> str | int:

@@ -19,6 +19,7 @@ class Ledger:
         rollouts: generated completions by purpose; a reflection is one.
         prompt_tokens: tokens read in order to generate them, templates included.
         completion_tokens: tokens generated.
+        reflection_cost: US dollars paid to reflection endpoints, as far as prices are known.
         forward_tokens: prompt and completion tokens of passes without a gradient: old and reference log-probabilities,
             the context ratio, evaluation losses.
         forward_backward_tokens: prompt and completion tokens of passes that were learnt from.
@@ -27,6 +28,7 @@ class Ledger:
     rollouts: dict[str, int] = field(default_factory=_zeros)
     prompt_tokens: dict[str, int] = field(default_factory=_zeros)
     completion_tokens: dict[str, int] = field(default_factory=_zeros)
+    reflection_cost: float = 0.0
     forward_tokens: int = 0
     forward_backward_tokens: int = 0
 
@@ -38,6 +40,7 @@ class Ledger:
     def merge(self, other: "Ledger") -> None:
         for purpose in PURPOSES:
             self.add(purpose, other.rollouts[purpose], other.prompt_tokens[purpose], other.completion_tokens[purpose])
+        self.reflection_cost += other.reflection_cost
         self.forward_tokens += other.forward_tokens
         self.forward_backward_tokens += other.forward_backward_tokens
 

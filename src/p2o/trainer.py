@@ -40,6 +40,7 @@ from trl.trainer.utils import RepeatSampler, pad, use_adapter
 
 from p2o.config import P2OConfig
 from p2o.distillation import ContextStatistics, context_mask, context_ratio, token_advantages
+from p2o.evolution.endpoint import EndpointReflection
 from p2o.evolution.feedback import rollout_feedback
 from p2o.evolution.prompt_phase import (
     EvolutionConfig,
@@ -54,6 +55,7 @@ from p2o.evolution.prompt_phase import (
 )
 from p2o.evolution.reflection import TransformersReflection
 from p2o.hard_samples import HardSamples
+from p2o.ledger import Ledger
 from p2o.processes import FINISHED, follow, lead, most, share, spread
 from p2o.reuse import KeptRollout, draw_successes, padded
 from p2o.seeding import derive_seed, get_rng_states, random_stream, set_rng_states
@@ -88,11 +90,12 @@ class P2OTrainer(GRPOTrainer):
     Args:
         feedback_func: feedback on one rollout for the reflection model. By default: wrong or right, the gold answer
             of `args.solution_column`, the reward.
-        reflect: reflection model as a function of a batch of prompts. By default the frozen reference: the policy as
-            it was before training (the paper's self-reflection).
+        reflect: reflection model as a function of a batch of prompts, in place of `args.reflection_model`. It may raise
+            [`p2o.evolution.prompt_phase.ReflectionError`] to end a prompt phase early; anything else ends the run.
 
     Raises:
         ValueError: before any training: an option, a column, a prompt or a combination that cannot work.
+        ImportError: a reflection endpoint without the package that talks to it.
     """
 
     _tag_names: ClassVar = ["trl", "grpo", "p2o"]
@@ -133,6 +136,9 @@ class P2OTrainer(GRPOTrainer):
             if kwargs.get(option) is not None:
                 raise ValueError(f"P2OTrainer does not support `{option}`: templates are defined for single turns.")
         train_dataset = check_questions(train_dataset, args)
+        own_reflection = reflect is None and not args.reflection_endpoint
+        if reflect is None and args.prompt_phase and args.reflection_endpoint:
+            reflect = self._endpoint_reflection(args)
         super().__init__(model, reward_funcs, args, train_dataset, *pos, **kwargs)
 
         if args.success_reward is not None and args.success_reward not in self.reward_func_names:
@@ -148,6 +154,7 @@ class P2OTrainer(GRPOTrainer):
         self._check_prompt_lengths()
 
         self.p2o = P2OState()
+        self._phase_spent = Ledger()
         self.mined = HardSamples(near_hard=args.near_hard, outcomes=self.p2o.outcomes)
         self.feedback_func = feedback_func or self._default_feedback
         self.rollout_func: Any = self.rollout_func
@@ -169,10 +176,12 @@ class P2OTrainer(GRPOTrainer):
         # Rows of the update under way that have an advantage, and the log-probabilities that stand in for the others'.
         self._live: Bool[Tensor, " batch"] | None = None
         self._dead_logps: Float[Tensor, "batch completion"] | None = None
-        # A function of the user's runs in the first process alone; the reference model reflects in all of them.
-        self.reflect: ReflectionFn = reflect or self._reference_reflection
-        self._tasks: dict[str, Callable[..., Any]] = {"rollouts": self._rollouts, "reflect": self._reference_reflection}
-        self._frozen_model = self._freeze_reference() if args.prompt_phase and reflect is None else None
+        self._frozen_model = None
+        if args.prompt_phase and own_reflection and args.reflection_model == "reference":
+            self._frozen_model = self._freeze_reference()
+        # An endpoint and a function of the user's answer the first process alone; a model of ours runs in all of them.
+        self.reflect: ReflectionFn = reflect or self._own_reflection
+        self._tasks: dict[str, Callable[..., Any]] = {"rollouts": self._rollouts, "reflect": self._reflect_together}
         self.add_callback(_Phases(self))
 
     # -- before training ---------------------------------------------------------------------------------------------
@@ -206,19 +215,29 @@ class P2OTrainer(GRPOTrainer):
             return self.ref_model
         model = self.accelerator.unwrap_model(self.model)
         if hasattr(model, "peft_config"):
-            return None  # the base without its adapter is the reference; see _reference_reflection
+            return None  # the base without its adapter is the reference; see _reflect_together
         frozen = copy.deepcopy(model).requires_grad_(False).eval()
         # TRL and accelerate patch `forward` on the instance with closures over the policy, which a copy would share: it
         # would reflect with the policy's weights.
         vars(frozen).pop("forward", None)
-        return frozen.to(torch.bfloat16) if self.args.bf16 else frozen
+        # It waits in the machine's memory: the device, full in the policy phase, has room for it in the prompt phase.
+        return frozen.to("cpu", torch.bfloat16 if self.args.bf16 else frozen.dtype)
 
-    def _reference_reflection(self, prompts: list[str], seed: int) -> list[Reflection]:
+    def _own_reflection(self, prompts: list[str], *, seed: int) -> list[Reflection]:
+        lead(self.accelerator, "reflect", prompts, seed)
+        return self._reflect_together(prompts, seed)
+
+    def _reflect_together(self, prompts: list[str], seed: int) -> list[Reflection]:
+        """Reflections of the frozen reference, or of the policy, by all processes."""
         with contextlib.ExitStack() as stack:
             model = self._frozen_model
             if model is None:
                 model = self.accelerator.unwrap_model(self.model)
-                stack.enter_context(use_adapter(model, "ref" if "ref" in model.peft_config else None))
+                if self.args.reflection_model == "reference":
+                    stack.enter_context(use_adapter(model, "ref" if "ref" in model.peft_config else None))
+            elif model is not self.ref_model:
+                stack.callback(model.to, "cpu")
+                model.to(self.accelerator.device)
             size = self.args.prompt_phase_batch_size
             reflection = TransformersReflection(
                 model,
@@ -234,6 +253,32 @@ class P2OTrainer(GRPOTrainer):
                 batch_size=size,
                 seed=seed,
             )
+
+    def _endpoint_reflection(self, args: P2OConfig) -> EndpointReflection:
+        endpoint = EndpointReflection(
+            args.reflection_model,
+            base_url=args.reflection_base_url,
+            max_tokens=args.reflection_max_tokens,
+            temperature=args.reflection_temperature,
+            concurrency=args.reflection_concurrency,
+            timeout=args.reflection_timeout,
+            max_retries=args.reflection_max_retries,
+            left=self._reflection_left,
+        )
+        if args.reflection_cost_limit is not None and not endpoint.priced:
+            raise ValueError(
+                f"reflection_cost_limit={args.reflection_cost_limit} cannot be kept: litellm knows no price for "
+                f"{args.reflection_model!r}. Set reflection_token_limit instead."
+            )
+        return endpoint
+
+    def _reflection_left(self) -> tuple[float, float]:
+        """Tokens and US dollars that this run may still spend on reflection."""
+        tokens, cost = self.args.reflection_token_limit or math.inf, self.args.reflection_cost_limit or math.inf
+        for ledger in (self.p2o.ledger, self._phase_spent):
+            tokens -= ledger.prompt_tokens["reflection"] + ledger.completion_tokens["reflection"]
+            cost -= ledger.reflection_cost
+        return tokens, cost
 
     # -- policy phase: sample under T(x, z), learn on x --------------------------------------------------------------
 
@@ -574,6 +619,11 @@ class P2OTrainer(GRPOTrainer):
         if args.max_prompt_phases is not None and state.prompt_phases >= args.max_prompt_phases:
             self._assign()
             return
+        if isinstance(self.reflect, EndpointReflection) and (reached := self.reflect.limit_reached()) is not None:
+            logger.warning("Prompt phase skipped, the last templates stay in use: %s", reached)
+            self._assign()
+            self._phase_event("on_prompt_phase_end", result=None, reason=reached)
+            return
         state.templates = []
         if len(state.hard_set) < args.min_hard_questions:
             logger.warning(
@@ -595,6 +645,7 @@ class P2OTrainer(GRPOTrainer):
             reflection_prompt_template=args.reflection_prompt,
         )
         directory = Path(args.output_dir) / "evolution" / f"epoch-{state.epoch:03d}"
+        self._phase_spent = Ledger()
         if self.accelerator.is_main_process:
             if self._resume_directory is None:
                 # A fresh run does not continue what an earlier one left in the same place.
@@ -602,12 +653,13 @@ class P2OTrainer(GRPOTrainer):
             result = evolve(
                 [self._question(index) for index in state.hard_set],
                 self._lead_rollouts,
-                self._lead_reflection,
+                self.reflect,
                 config,
                 seed=args.seed,
                 epoch=state.epoch,
                 run_dir=directory,
                 special_tokens=set(self._tokenizer.all_special_tokens),
+                spent=self._phase_spent,
                 on_progress=self._on_evolution_progress,
             )
             lead(self.accelerator, FINISHED, result)
@@ -634,12 +686,17 @@ class P2OTrainer(GRPOTrainer):
         self._assign()
         state.prompt_phases += 1
         state.ledger.merge(result.spent)
+        self._phase_spent = Ledger()
         self._keep(result.successes)
         self._metric("p2o/candidates", len(result.candidates))
         self._metric("p2o/evolution_rollouts", result.metric_calls)
         self._metric("p2o/dev_covered", len(frozenset().union(*(t.solves for t in state.templates))))
         for reason, count in result.rejections.items():
             self._metric(f"p2o/rejected/{reason}", count)
+        for event, count in result.events.items():
+            self._event(event, count)
+        if result.ended_early is not None:
+            self._event("prompt_phase_ended_early")
         self._phase_event("on_prompt_phase_end", result=result, reason=None)
 
     def _keep(self, successes: list[Success]) -> None:
@@ -707,12 +764,6 @@ class P2OTrainer(GRPOTrainer):
     ) -> list[Rollout]:
         lead(self.accelerator, "rollouts", requests, seed)
         return self._rollouts(requests, seed)
-
-    def _lead_reflection(self, prompts: list[str], *, seed: int) -> list[Reflection]:
-        if self.reflect != self._reference_reflection:
-            return self.reflect(prompts, seed=seed)
-        lead(self.accelerator, "reflect", prompts, seed)
-        return self._reference_reflection(prompts, seed)
 
     def _rollouts(self, requests: list[tuple[Question, str]], seed: int) -> list[Rollout]:
         """Generates and scores one completion a request, as the policy phase would, from streams of its own.
@@ -808,6 +859,8 @@ class P2OTrainer(GRPOTrainer):
                 for purpose, count in getattr(self.p2o.ledger, unit).items():
                     logs[f"p2o/{unit}/{purpose}"] = count
             logs["p2o/rollouts/total"] = self.p2o.ledger.total_rollouts
+            if self.p2o.ledger.reflection_cost:
+                logs["p2o/reflection_cost"] = self.p2o.ledger.reflection_cost
             logs["p2o/trained_tokens/forward"] = self.p2o.ledger.forward_tokens
             logs["p2o/trained_tokens/forward_backward"] = self.p2o.ledger.forward_backward_tokens
             for name, count in self.p2o.events.items():
@@ -858,8 +911,9 @@ class P2OTrainer(GRPOTrainer):
         names = (
             "seed num_generations generation_batch_size steps_per_generation num_iterations temperature near_hard "
             "success_threshold success_reward prompt_phase min_hard_questions max_dev_questions evolution_budget "
-            "parents_per_iteration feedback_minibatch_size max_template_length reflection_prompt reflection_max_tokens "
-            "reflection_temperature same_template_per_group bare_rollouts_per_group drop_failed_templated context_mask "
+            "parents_per_iteration feedback_minibatch_size max_template_length reflection_prompt reflection_model "
+            "reflection_max_tokens reflection_temperature "
+            "same_template_per_group bare_rollouts_per_group drop_failed_templated context_mask "
             "context_ratio_min context_ratio_max old_logprobs_context dynamic_sampling_rounds max_completion_length "
             "context_distillation max_prompt_phases reused_rollouts_per_group "
             "loss_type shuffle_dataset"

@@ -64,7 +64,7 @@ class RunArguments:
         default=None,
         metadata={
             "help": "Reflection model as `module:function`, see `P2OTrainer(reflect=…)`; 'pico' is a teacher that "
-            "knows the embedded world. By default the model as it was before training."
+            "knows the embedded world. It takes the place of `reflection_model`."
         },
     )
     num_threads: int | None = field(default=None, metadata={"help": "CPU threads for torch; its own choice if unset."})

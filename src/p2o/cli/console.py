@@ -151,6 +151,8 @@ class Watch(TrainerCallback):
             self.say(f"prompt phase skipped · {reason}")
             return
         self.pace.add("prompt phase", time.monotonic() - self._since)
+        if result.ended_early is not None:
+            self.say(f"prompt phase ended early · {result.ended_early}")
         covered = len(frozenset().union(*(t.solves for t in p2o.templates)))
         self.say(
             f"prompt phase done · {result.metric_calls} rollouts, {result.reflections} reflections, "

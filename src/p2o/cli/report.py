@@ -396,7 +396,9 @@ def _lineage(run: RunData) -> str:
                 )
             return f"<ul class='tree'>{''.join(items)}</ul>" if items else ""
 
-        parts.append(f"<h3>Before epoch {epoch}</h3>{branch(None)}")
+        early = record["evolution"].get("ended_early")
+        note = f"<p>Ended early: {_text(early)}</p>" if early else ""
+        parts.append(f"<h3>Before epoch {epoch}</h3>{note}{branch(None)}")
     return "".join(parts)
 
 
@@ -427,6 +429,8 @@ def _ledger(runs: list[RunData]) -> str:
         if tokens:
             passes = f"{tokens['forward_backward_tokens']:,} learnt from, {tokens['forward_tokens']:,} only read"
             rows.append([run.name, "trainer's passes", "", "", passes])
+        if run.summary.get("reflection_cost"):
+            rows.append([run.name, "reflection, US dollars", "", "", f"{run.summary['reflection_cost']:.2f}"])
     return _table(["run", "spent on", "rollouts", "prompt tokens", "completion tokens"], rows)
 
 

@@ -107,7 +107,7 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
             peft_config=get_peft_config(run.model),
             quantization_config=get_quantization_config(run.model),
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise InputError(str(error)) from error
     # Two checkpoints with weights and two moments each, and the final model.
     _refuse_unless_writable(directory, 7 * sum(p.numel() * p.element_size() for p in trainer.model.parameters()))
@@ -171,7 +171,8 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
         "steps": trainer.state.global_step,
         "epochs": state.epoch + 1,
         "rollouts": {**state.ledger.rollouts, "total": state.ledger.total_rollouts},
-        "tokens": {k: v for k, v in asdict(state.ledger).items() if k != "rollouts"},
+        "tokens": {k: v for k, v in asdict(state.ledger).items() if k.endswith("_tokens")},
+        "reflection_cost": state.ledger.reflection_cost,
         "templates": [t.to_dict() for t in state.templates],
         "events": state.events,
         "wall_seconds": round(time.monotonic() - started, 1),

@@ -82,11 +82,36 @@ class Success:
 
 @dataclass(frozen=True)
 class Reflection:
-    """What the reflection model answered; "" where it failed, which costs that one proposal."""
+    """What the reflection model answered.
+
+    Args:
+        text: "" where it failed, which costs that one proposal.
+        prompt_tokens: read; None where nobody told. A failed reflection may have cost tokens too.
+        completion_tokens: generated.
+        cost: US dollars.
+        error: why it failed, in a form that may be shown to anybody; "" where it did not.
+    """
 
     text: str
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: int | None = 0
+    completion_tokens: int | None = 0
+    cost: float = 0.0
+    error: str = ""
+
+
+class ReflectionError(Exception):
+    """Raised by a [`ReflectionFn`] that can answer nothing at present: it ends the prompt phase, not the run.
+
+    Whatever else it raises is taken for a mistake in it, and does end the run.
+
+    Args:
+        reason: what is wrong and what to do, in a form that may be shown to anybody.
+        reflections: those that failed, for what they cost.
+    """
+
+    def __init__(self, reason: str, reflections: Sequence[Reflection] = ()) -> None:
+        super().__init__(reason)
+        self.reflections = list(reflections)
 
 
 class RolloutFn(Protocol):
@@ -98,7 +123,11 @@ class RolloutFn(Protocol):
 
 
 class ReflectionFn(Protocol):
-    """Answers each reflection prompt, in their order."""
+    """Answers each reflection prompt, in their order.
+
+    Raises:
+        ReflectionError: none can be had at present; evolution ends with what it has.
+    """
 
     def __call__(self, prompts: list[str], *, seed: int) -> list[Reflection]: ...
 
@@ -140,7 +169,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class EvolutionResult:
-    """What a prompt phase found and what it spent."""
+    """What a prompt phase found and what it spent.
+
+    Args:
+        rejections: reflections that became no candidate, by reason.
+        events: counted incidents that lost nothing else.
+        ended_early: why reflection was given up before the budget was spent; None when it was not.
+    """
 
     feedback_ids: list[int]
     dev_ids: list[int]
@@ -149,6 +184,8 @@ class EvolutionResult:
     iterations: int
     rejections: dict[str, int] = field(default_factory=dict)
     successes: list[Success] = field(default_factory=list)
+    events: dict[str, int] = field(default_factory=dict)
+    ended_early: str | None = None
 
     @property
     def metric_calls(self) -> int:
@@ -187,14 +224,19 @@ def evolve(
     epoch: int,
     run_dir: Path,
     special_tokens: Collection[str] = (),
+    spent: Ledger | None = None,
     on_progress: Callable[[EvolutionProgress], None] | None = None,
 ) -> EvolutionResult:
     """Evolves templates for the hard questions; `run_dir` holds the journal from which an interrupted call goes on.
 
+    Args:
+        spent: an empty ledger, in which spending is counted as it happens; the result's.
+
     Raises:
         ValueError: fewer than two questions.
-        Exception: whatever `rollout` or `reflect` raise; nothing done before is lost.
+        Exception: whatever `rollout` or `reflect` raise, but for [`ReflectionError`]; nothing done before is lost.
     """
+    spent = Ledger() if spent is None else spent
     if len(questions) < 2:
         raise ValueError(f"Evolution needs two hard questions, one to learn from and one to judge by; got {questions}.")
     by_id = {question.id: question for question in questions}
@@ -205,11 +247,11 @@ def evolve(
         limit = min(limit, config.max_metric_calls)
     if limit <= len(dev_ids):
         logger.warning("No prompt phase: %d rollouts do not even score the empty template.", limit)
-        return EvolutionResult(feedback_ids, dev_ids, [], Ledger(), 0)
+        return EvolutionResult(feedback_ids, dev_ids, [], spent, 0)
 
     fingerprint = {"seed": seed, "epoch": epoch, "limit": limit, "config": asdict(config), "ids": sorted(by_id)}
     with Journal(run_dir / "journal.jsonl", fingerprint) as journal:
-        world = _World(by_id, set(dev_ids), rollout, journal, seed, epoch)
+        world = _World(by_id, set(dev_ids), rollout, journal, seed, epoch, spent)
         reflector = _Reflector(
             world, reflect, config, special_tokens, stock_runs([(q.text, q.solution) for q in questions])
         )
@@ -223,7 +265,7 @@ def evolve(
             reflection_strategy=reflector,
             skip_perfect_score=False,  # the adapter's reflective dataset is empty where there is nothing to learn
             max_metric_calls=limit,
-            stop_callbacks=[reflector.failed],
+            stop_callbacks=[reflector.stopped],
             track_best_outputs=False,
             logger=_QuietLogger(),
             callbacks=[watcher],
@@ -232,6 +274,16 @@ def evolve(
         )
     if reflector.error is not None:
         raise reflector.error
+    if reflector.ended_early is not None:
+        logger.warning(
+            "The prompt phase before epoch %d ends early, after %d of %d rollouts and with the %d candidate(s) it has, "
+            "the empty one included: %s",
+            epoch,
+            spent.metric_calls,
+            limit,
+            len(result.candidates),
+            reflector.ended_early,
+        )
     return EvolutionResult(
         feedback_ids=feedback_ids,
         dev_ids=dev_ids,
@@ -250,6 +302,8 @@ def evolve(
         iterations=watcher.iteration,
         rejections=dict(sorted(reflector.rejections.items())),
         successes=world.successes,
+        events=dict(sorted(reflector.events.items())),
+        ended_early=reflector.ended_early,
     )
 
 
@@ -326,10 +380,10 @@ class _World:
         journal: Journal,
         seed: int,
         epoch: int,
+        spent: Ledger,
     ) -> None:
         self.questions, self.dev_ids, self.rollout, self.journal = questions, dev_ids, rollout, journal
-        self.seed, self.epoch = seed, epoch
-        self.spent = Ledger()
+        self.seed, self.epoch, self.spent = seed, epoch, spent
         self.dev_solved: dict[str, dict[int, bool]] = {}
         self.successes: list[Success] = []
 
@@ -414,11 +468,13 @@ class _Reflector:
         self.solutions = {question.text: question.solution for question in world.questions.values()}
         self.proposed = {""}
         self.rejections: Counter[str] = Counter()
+        self.events: Counter[str] = Counter()
         self.error: Exception | None = None
+        self.ended_early: str | None = None
 
-    def failed(self, state: Any) -> bool:
-        """GEPA swallows what a reflection raises; it is kept, ends the phase, and is raised from there."""
-        return self.error is not None
+    def stopped(self, state: Any) -> bool:
+        """GEPA swallows what a reflection raises; it is kept and ends the phase, where a mistake is raised from."""
+        return self.error is not None or self.ended_early is not None
 
     def reflect(self, *job: Any) -> tuple[ReflectionProposal, "_Reflector"]:
         return self.reflect_many([job])[0]
@@ -438,25 +494,41 @@ class _Reflector:
             )
             for index in asked
         ]
-        if prompts and self.error is None:
+        if prompts and not self.stopped(None):
             try:
-                answers = self.world.journal.call(
+                recorded = self.world.journal.call(
                     "reflection",
                     prompts,
-                    lambda position: [
-                        [r.text, r.prompt_tokens, r.completion_tokens]
-                        for r in self.reflect_fn(prompts, seed=self.world.stream(position))
-                    ],
+                    lambda position: [asdict(r) for r in self.reflect_fn(prompts, seed=self.world.stream(position))],
                 )
-                tokens = (sum(a[1] for a in answers), sum(a[2] for a in answers))
-                self.world.spent.add("reflection", len(prompts), *tokens)
-                for index, (answer, *_) in zip(asked, answers, strict=True):
-                    text = self._checked(answer, jobs[index][1][COMPONENT])
+                answers = [Reflection(**record) for record in recorded]
+                self._count(answers)
+                for index, answer in zip(asked, answers, strict=True):
+                    text = None if answer.error else self._checked(answer.text, jobs[index][1][COMPONENT])
                     if text is not None:
                         proposals[index].new_texts[COMPONENT] = text
+            except ReflectionError as error:
+                # A batch with some answers is in the journal as it came out, failures and all. One without any is not:
+                # it has changed nothing but the end of the phase, and whoever resumes here has perhaps mended what was
+                # wrong and is glad if it is asked again. Where it fails again, the phase ends just the same.
+                self.ended_early = str(error)
+                self._count(error.reflections)
             except Exception as error:
                 self.error = error
         return [(proposal, self) for proposal in proposals]
+
+    def _count(self, reflections: Sequence[Reflection]) -> None:
+        spent = self.world.spent
+        failed = sum(bool(r.error) for r in reflections)
+        tokens = (sum(r.prompt_tokens or 0 for r in reflections), sum(r.completion_tokens or 0 for r in reflections))
+        spent.add("reflection", len(reflections) - failed, *tokens)
+        spent.reflection_cost += sum(r.cost for r in reflections)
+        if failed:
+            self.rejections["failed"] += failed
+            self.events["reflection_failed"] += failed
+        unknown = sum(r.prompt_tokens is None for r in reflections)
+        if unknown:
+            self.events["reflection_usage_unknown"] += unknown
 
     def _checked(self, answer: str, records: Sequence[Mapping[str, Any]]) -> str | None:
         text = InstructionProposalSignature.output_extractor(answer.strip())["new_instruction"].strip()

@@ -1,0 +1,598 @@
+"""Reflection endpoints: the real litellm against a server on this machine that plays every fault."""
+
+import json
+import logging
+import math
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from p2o import P2OConfig, P2OTrainer
+from p2o.cli import main
+from p2o.evolution import endpoint as module
+from p2o.evolution.endpoint import EndpointReflection, redact, retry_after
+from p2o.evolution.prompt_phase import Reflection, ReflectionError
+from p2o.pico import model_path, teacher
+from p2o.pico.world import accuracy_reward
+from test_trainer import Events, coin, load, options, questions
+
+KEY = "planted-4f9c2d81-never-to-be-seen"
+TEXT = "```\nTry it line by line.\n```"
+USAGE = {"prompt_tokens": 70, "completion_tokens": 30, "total_tokens": 100}
+
+
+def completion(text=TEXT, **changes):
+    message = {"role": "assistant", "content": text}
+    choice = {"index": 0, "finish_reason": "stop", "message": message}
+    answer = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": USAGE}
+    return {k: v for k, v in {**answer, **changes}.items() if v is not None}
+
+
+class Server(ThreadingHTTPServer):
+    """Plays `acts` one after the other, the last for ever: functions of the request's handler."""
+
+    daemon_threads = True
+
+    def __init__(self, acts):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.acts, self.requests, self.times, self.keys = acts, [], [], set()
+        self.lock, self.over = threading.Lock(), threading.Event()
+        self.at_once, self.most_at_once = 0, 0
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+    def handle_error(self, request, client_address):
+        pass  # who hangs up on us is part of the play
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        server = self.server
+        self.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.key = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        with server.lock:
+            number = len(server.requests)
+            server.requests.append(self.body)
+            server.times.append(time.monotonic())
+            server.keys.add(self.key)
+            server.at_once += 1
+            server.most_at_once = max(server.at_once, server.most_at_once)
+        try:
+            server.acts[min(number, len(server.acts) - 1)](self)
+        finally:
+            with server.lock:
+                server.at_once -= 1
+
+    def send(self, status, body, content_type="application/json", length=None, **headers):
+        body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+        self.wfile.flush()
+
+    def log_message(self, *args):
+        pass
+
+
+@contextmanager
+def serve(*acts):
+    server = Server(acts)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.over.set()
+        server.shutdown()
+        server.server_close()
+
+
+def well(handler):
+    handler.send(200, completion())
+
+
+def status(code, **headers):
+    # As careless as a server can be: it says the key in its error and in a header.
+    def act(handler):
+        error = {"message": f"no luck with key {handler.key}", "type": "x", "code": code}
+        handler.send(code, {"error": error}, X_Your_Key=handler.key, **headers)
+
+    return act
+
+
+def hang(handler):
+    handler.server.over.wait(60)
+
+
+def drip(handler):
+    """A byte now and then, for ever: no time-out between bytes ends it."""
+    handler.send(200, b" ", length=10**6)
+    while not handler.server.over.wait(0.1):
+        handler.wfile.write(b" ")
+        handler.wfile.flush()
+
+
+def cut(handler):
+    handler.send(200, b'{"id": "1", "choices": [{"mess', length=5000)
+    handler.close_connection = True
+
+
+def answer(*args, **changes):
+    return lambda handler: handler.send(200, completion(*args, **changes))
+
+
+def raw(body, content_type="application/json"):
+    return lambda handler: handler.send(200, body, content_type)
+
+
+@pytest.fixture(autouse=True)
+def _no_keys(monkeypatch):
+    for name in list(os.environ):
+        if name.endswith("_API_KEY"):
+            monkeypatch.delenv(name)
+
+
+def reflection(server, **changes):
+    settings = {"base_url": server.url, "timeout": 30.0, "max_retries": 1, "backoff": 0.02, **changes}
+    return EndpointReflection("openai/some-model", **settings)
+
+
+# -- when all is well ------------------------------------------------------------------------------------------------
+
+
+def test_answers_come_in_the_order_of_the_prompts_with_what_they_cost():
+    def echo(handler):
+        prompt = handler.body["messages"][-1]["content"]
+        time.sleep(0.3 if prompt == "first" else 0.0)
+        handler.send(200, completion(f"```\n{prompt}!\n```"))
+
+    with serve(echo) as server:
+        reflect = reflection(server, max_tokens=77, temperature=0.5)
+        answers = reflect(["first", "second", "third"], seed=3)
+        assert answers == [Reflection(f"```\n{p}!\n```", 70, 30) for p in ("first", "second", "third")]
+        assert all(r["model"] == "some-model" and r["max_tokens"] == 77 for r in server.requests)
+        assert all(r["temperature"] == 0.5 for r in server.requests)
+        assert server.keys == {"unused"}, "a server without a key of its own gets a placeholder"
+        # A server that samples from seeds answers a repeated batch alike, and each prompt from a stream of its own.
+        seeds = {r["messages"][0]["content"]: r["seed"] for r in server.requests}
+        reflect(["first", "second", "third"], seed=3)
+        assert {r["messages"][0]["content"]: r["seed"] for r in server.requests[3:]} == seeds
+        assert len(set(seeds.values())) == 3
+
+
+def test_no_more_requests_at_once_than_allowed():
+    def slowly(handler):
+        time.sleep(0.1)
+        well(handler)
+
+    with serve(slowly) as server:
+        answers = reflection(server, concurrency=3)(["x"] * 9, seed=0)
+        assert [a.text for a in answers] == [TEXT] * 9
+        assert server.most_at_once == 3
+
+
+def test_the_price_is_what_litellm_says():
+    with serve(well) as server:
+        reflect = EndpointReflection("openai/gpt-4o", base_url=server.url)
+        (answer,) = reflect(["x"], seed=0)
+        assert reflect.priced and not reflection(server).priced
+        assert answer.cost == pytest.approx(sum(reflect.litellm.cost_per_token("openai/gpt-4o", 70, 30)))
+        assert answer.cost > 0
+
+
+# -- every fault -----------------------------------------------------------------------------------------------------
+
+PASSING = {
+    "408": (status(408), "no luck"),
+    "429": (status(429), "RateLimitError: no luck"),
+    "500": (status(500), "InternalServerError: no luck"),
+    "503": (status(503), "no luck"),
+    "hanging": (hang, "No whole answer within 1 s"),
+    "dripping": (drip, "No whole answer within 1 s"),
+    "cut in mid-body": (cut, "Connection error"),
+    "empty choices": (answer(choices=[]), "without choices"),
+    "no choices": (raw({"hello": "there"}), "no 'choices'"),
+    "no text": (answer(None), "An answer without text (finish_reason 'stop')"),
+    "invalid JSON": (raw(b'{"choices": ['), "Expecting value"),
+    "a list": (raw([1, 2]), "Received: [1, 2]"),
+    "wrong content type": (raw(b"<html>Welcome</html>", "text/html"), "<html>Welcome</html>"),
+    "not even text": (raw(bytes(range(256)), "application/octet-stream"), ""),
+}
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_a_passing_fault_is_tried_again(fault):
+    act, _ = PASSING[fault]
+    with serve(act, well) as server:
+        (got,) = reflection(server, timeout=2.0 if act in (hang, drip) else 30.0)(["x"], seed=0)
+        assert (got.text, got.error, len(server.requests)) == (TEXT, "", 2)
+        # An answer that is of no use was paid for as well.
+        assert got.prompt_tokens == (140 if fault in ("empty choices", "no text") else 70)
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_a_lasting_fault_is_given_up(fault):
+    act, message = PASSING[fault]
+    with serve(act) as server:
+        began = time.monotonic()
+        with pytest.raises(ReflectionError) as caught:
+            reflection(server, timeout=1.0 if act in (hang, drip) else 30.0)(["x", "y"], seed=0)
+        assert time.monotonic() - began < 30
+        assert len(server.requests) == 4
+    assert "None of 2 reflection(s) by openai/some-model came out" in str(caught.value)
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 700
+    # The original holds the request with its headers.
+    assert caught.value.__cause__ is None and caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (400, "reflection_max_tokens"),
+        (401, "Check the key in the environment"),
+        (403, "Check the key in the environment"),
+        (404, "Check reflection_model and reflection_base_url"),
+        (422, "reflection_max_tokens"),
+    ],
+)
+def test_what_cannot_pass_is_not_tried_again_and_says_what_to_check(code, message):
+    with serve(status(code)) as server:
+        with pytest.raises(ReflectionError, match=message):
+            reflection(server)(["x"], seed=0)
+        assert len(server.requests) == 1
+
+
+def test_nobody_there():
+    with serve(well) as server:
+        pass
+    with pytest.raises(ReflectionError, match="Is the server at reflection_base_url running"):
+        reflection(server)(["x"], seed=0)
+
+
+def test_one_failure_costs_one_reflection_and_is_told(caplog):
+    def moody(handler):
+        (status(400) if handler.body["messages"][0]["content"] == "bad" else well)(handler)
+
+    with serve(moody) as server:
+        answers = reflection(server)(["a", "bad", "b"], seed=0)
+    assert [a.text for a in answers] == [TEXT, "", TEXT]
+    assert "no luck" in answers[1].error
+    assert "1 of 3 reflections by openai/some-model failed: 1 × BadRequestError" in caplog.text
+
+
+def test_retry_after_is_heeded():
+    with serve(status(429, Retry_After="1"), well) as server:
+        (got,) = reflection(server)(["x"], seed=0)
+        assert got.text == TEXT
+        assert server.times[1] - server.times[0] >= 1
+
+
+def test_retry_after_is_heeded_within_bounds(monkeypatch):
+    monkeypatch.setattr(module, "MAX_DELAY", 0.3)
+    with serve(status(503, Retry_After="86400"), well) as server:
+        (got,) = reflection(server)(["x"], seed=0)
+        assert got.text == TEXT
+        assert 0.3 <= server.times[1] - server.times[0] < 60
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [("3", 3), ("0.5", 0.5), ("-1", 0), ("nan", 0), ("inf", 0), ("soon", 0), ("", 0)]
+)
+def test_reading_retry_after(value, seconds):
+    assert retry_after({"retry-after": value}) == seconds
+    assert retry_after({}) == 0
+
+
+def test_retry_after_may_be_a_date():
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    assert 25 < retry_after({"retry-after": soon}) <= 30
+    assert retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+    assert retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00"}) == 0
+
+
+def test_waits_grow():
+    with serve(status(500)) as server:
+        with pytest.raises(ReflectionError):
+            reflection(server, max_retries=3, backoff=0.2)(["x"], seed=0)
+        waits = [after - before for before, after in zip(server.times, server.times[1:], strict=False)]
+    # Doubled each time, times something between a half and one and a half.
+    assert len(waits) == 3 and all(wait >= 0.2 * 2**i * 0.5 for i, wait in enumerate(waits))
+
+
+def test_a_megabyte_of_text_is_one_short_line(caplog):
+    caplog.set_level(logging.INFO)
+    with serve(answer("```\n" + "word " * 200_000 + "\n```")) as server:
+        with pytest.raises(ReflectionError, match="more than 32,768 characters") as caught:
+            reflection(server)(["x"], seed=0)
+        assert len(server.requests) == 1, "it would be as long again"
+    assert caught.value.reflections == [Reflection("", 70, 30, 0.0, caught.value.reflections[0].error)]
+    assert len(str(caught.value)) < 300 and len(caplog.text) < 5000
+
+
+def test_a_long_error_is_one_short_line(caplog):
+    caplog.set_level(logging.INFO)
+    with (
+        serve(lambda handler: handler.send(400, {"error": {"message": "word " * 20_000}})) as server,
+        pytest.raises(ReflectionError) as caught,
+    ):
+        reflection(server)(["x"], seed=0)
+    assert len(str(caught.value)) < 600 and len(caplog.text) < 5000
+
+
+def test_an_answer_that_no_tokenizer_takes_is_made_one():
+    with serve(answer("```\nTry \ud800 it.\n```")) as server:
+        (got,) = reflection(server)(["x"], seed=0)
+    assert got.text == "```\nTry ? it.\n```"
+
+
+def test_a_thinker_without_room_is_told_to_have_more():
+    choice = {"index": 0, "finish_reason": "length", "message": {"role": "assistant", "content": ""}}
+    with serve(answer(choices=[choice])) as server, pytest.raises(ReflectionError, match="Raise reflection_max_tokens"):
+        reflection(server)(["x"], seed=0)
+
+
+def test_unknown_usage_is_said_once(caplog):
+    with serve(answer(usage=None)) as server:
+        reflect = reflection(server)
+        assert reflect(["x", "y"], seed=0) == [Reflection(TEXT, None, None)] * 2
+        reflect(["x"], seed=0)
+    assert caplog.text.count("does not say how many tokens") == 1
+
+
+def test_a_mistake_of_ours_is_loud(monkeypatch):
+    with serve(well) as server:
+        reflect = reflection(server)
+        monkeypatch.setattr(reflect, "_read", lambda response: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            reflect(["x"], seed=0)
+
+
+def test_nothing_holds_up_the_process_and_nothing_is_fetched():
+    script = """
+import socket, sys
+lookup = socket.getaddrinfo
+def local(host, *args, **kwargs):
+    assert host == "127.0.0.1", f"{host} was looked up"
+    return lookup(host, *args, **kwargs)
+socket.getaddrinfo = local
+from p2o.evolution.endpoint import EndpointReflection
+try:
+    EndpointReflection("openai/some-model", base_url=sys.argv[1], timeout=0.5, max_retries=0)(["x", "y"], seed=0)
+except Exception as error:
+    print(error)
+"""
+    with serve(drip) as server:  # for a day, if it were up to the server
+        done = subprocess.run([sys.executable, "-c", script, server.url], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "No whole answer within 0.5 s" in done.stdout, done.stdout + done.stderr
+    assert "looked up" not in done.stdout + done.stderr
+
+
+# -- limits ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("left", "name"),
+    [((250, math.inf), "reflection_token_limit"), ((math.inf, 0.002), "reflection_cost_limit")],
+)
+def test_no_request_begins_once_a_limit_is_reached(left, name):
+    with serve(well) as server:
+        reflect = EndpointReflection("openai/gpt-4o", base_url=server.url, concurrency=1, left=lambda: left)
+        answers = reflect(["x"] * 9, seed=0)
+        asked = len(server.requests)
+        # 100 tokens a reflection, of which 70 cost 2.5 and 30 cost 10 millionths of a dollar.
+        assert asked == math.ceil(left[0] / 100 if name == "reflection_token_limit" else left[1] / (475e-6))
+        assert [bool(a.text) for a in answers] == [True] * asked + [False] * (9 - asked)
+        assert all(name in a.error for a in answers[asked:])
+        left = (0, 0)
+        with pytest.raises(ReflectionError, match="has spent the"):
+            reflect(["x"], seed=0)
+        assert len(server.requests) == asked
+
+
+# -- at start --------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "litellm", None)
+    with pytest.raises(ImportError, match=re.escape("pip install 'p2o-rl[reflection]'")):
+        EndpointReflection("openai/some-model", base_url="http://127.0.0.1:1/v1")
+
+
+def test_a_missing_key_is_named():
+    with pytest.raises(ValueError, match="needs OPENAI_API_KEY in the environment"):
+        EndpointReflection("openai/some-model")
+
+
+@pytest.mark.parametrize("name", ["refrence", "some-org/some-model", ""])
+def test_a_name_that_nobody_knows(name):
+    with pytest.raises(ValueError, match="neither 'reference' nor 'policy' nor a name that litellm can place"):
+        EndpointReflection(name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reflection_base_url": "http://127.0.0.1/v1"}, "reflection_model='reference' is none"),
+        ({"reflection_model": "policy", "reflection_token_limit": 1}, "reflection_model='policy' is none"),
+        ({"reflection_cost_limit": 1.0}, "reflection_cost_limit is about an endpoint"),
+        ({"reflection_model": "openai/x", "reflection_base_url": "127.0.0.1:8000"}, "no address such as http"),
+        ({"reflection_model": "openai/x", "reflection_base_url": "file:///etc/x"}, "no address such as http"),
+        ({"reflection_model": "openai/x", "reflection_timeout": 0}, "reflection_timeout=0 must be greater than 0"),
+        ({"reflection_model": "openai/x", "reflection_timeout": math.nan}, "must be greater than 0"),
+        ({"reflection_model": "openai/x", "reflection_cost_limit": -1}, "must be greater than 0"),
+        ({"reflection_concurrency": 0}, "must be at least 1"),
+        ({"reflection_max_retries": -1}, "must be at least 0"),
+        ({"reflection_model": "openai/x", "reflection_token_limit": 0}, "must be at least 1"),
+    ],
+)
+def test_bad_options_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        P2OConfig(**options(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("url", [f"http://user:{KEY}@127.0.0.1/v1", f"https://{KEY}@127.0.0.1/v1"])
+def test_an_address_with_a_password_is_refused_without_repeating_it(tmp_path, url):
+    with pytest.raises(ValueError, match="user name or a password") as caught:
+        P2OConfig(**options(tmp_path, reflection_model="openai/x", reflection_base_url=url))
+    assert KEY not in str(caught.value)
+
+
+def test_a_cost_limit_needs_a_price(tmp_path):
+    with pytest.raises(ValueError, match="litellm knows no price for 'openai/some-model'"):
+        train(tmp_path, "http://127.0.0.1:1/v1", reflection_cost_limit=1.0)
+
+
+# -- in a run --------------------------------------------------------------------------------------------------------
+
+
+def train(tmp_path, url, resume=None, **changes):
+    settings = {
+        "num_train_epochs": 2,
+        "max_steps": -1,
+        "max_completion_length": 8,
+        "per_device_train_batch_size": 16,
+        "min_hard_questions": 2,
+        "evolution_budget": 150,
+        "parents_per_iteration": 2,
+        "reflection_model": "openai/some-model",
+        "reflection_base_url": url,
+        "reflection_max_retries": 0,
+        **changes,
+    }
+    trainer = P2OTrainer(
+        model=load(),
+        reward_funcs=coin,
+        args=P2OConfig(**options(tmp_path, **settings)),
+        train_dataset=questions(24),
+        processing_class=AutoTokenizer.from_pretrained(model_path()),
+    )
+    events = Events()
+    trainer.add_callback(events)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer, events
+
+
+def numbered(handler):
+    handler.send(200, completion(f"```\nTry way number {len(handler.server.requests)}.\n```"))
+
+
+def test_a_server_that_dies_ends_the_prompt_phase_and_not_the_run(tmp_path, caplog):
+    with serve(numbered, numbered, status(500)) as server:
+        trainer, events = train(tmp_path, server.url, evolution_budget=200)
+    ((_, result, _),) = events.phases
+    assert trainer.state.global_step == trainer.state.max_steps
+    assert "InternalServerError: no luck" in result.ended_early
+    assert "The prompt phase before epoch 1 ends early" in caplog.text and "no luck" in caplog.text
+    assert {c.text for c in result.candidates} <= {"", "Try way number 1.", "Try way number 2."}
+    assert result.metric_calls < 200
+    assert trainer.p2o.events["prompt_phase_ended_early"] == 1
+    failed = trainer.p2o.events["reflection_failed"]
+    assert failed >= 1 and result.rejections["failed"] == failed
+    assert trainer.p2o.ledger.rollouts["reflection"] == len(server.requests) - failed == 2
+    assert trainer.p2o.ledger.prompt_tokens["reflection"] == 2 * 70
+    assert trainer.p2o.ledger.completion_tokens["reflection"] == 2 * 30
+
+
+def test_the_limit_is_one_of_the_run_and_its_last_templates_stay(tmp_path, caplog):
+    settings = {"num_train_epochs": 3, "save_strategy": "epoch", "reflection_token_limit": 650, "seed": 1}
+    with serve(numbered) as server:
+        trainer, events = train(tmp_path, server.url, **settings)
+        asked = len(server.requests)
+        assert 650 <= 100 * asked < 650 + 200
+        (_, first, _), (_, second, why) = events.phases
+        assert "reflection_token_limit" in first.ended_early
+        assert second is None and "reflection_token_limit" in why
+        assert trainer.p2o.templates and set(trainer.p2o.assignment) == set(trainer.p2o.hard_set)
+        spent = trainer.p2o.ledger
+        assert spent.prompt_tokens["reflection"] + spent.completion_tokens["reflection"] == 100 * asked
+        # A resumed run has spent what it had: nothing is asked for again.
+        checkpoint = sorted(tmp_path.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))[-2]
+        resumed, _ = train(tmp_path, server.url, resume=str(checkpoint), **settings)
+        assert len(server.requests) == asked
+        assert resumed.p2o.ledger == spent and resumed.p2o.templates == trainer.p2o.templates
+
+
+def test_another_reflection_model_is_another_run(tmp_path):
+    with serve(well) as server:
+        trainer, _ = train(tmp_path, server.url, max_steps=1)
+        assert trainer.fingerprint()["reflection_model"] == "openai/some-model"
+        assert not any(server.url in str(value) for value in trainer.fingerprint().values())
+
+
+def test_the_policy_itself_can_reflect(tmp_path):
+    trainer = P2OTrainer(
+        model=load(),
+        reward_funcs=accuracy_reward,
+        args=P2OConfig(
+            **options(tmp_path, reflection_model="policy", reflection_max_tokens=12, reflection_temperature=0.0)
+        ),
+        train_dataset=questions(),
+        processing_class=AutoTokenizer.from_pretrained(model_path()),
+    )
+    assert trainer._frozen_model is None, "there is nothing to keep"
+    before = trainer.reflect(["Improve this."], seed=0)
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    assert trainer.reflect(["Improve this."], seed=0) != before
+
+
+def test_from_the_command_line_with_a_key_that_is_never_seen_again(tmp_path, config, monkeypatch, capfd, caplog):
+    """The server says the key wherever it can: in errors, headers and answers; nothing of it may be kept or shown."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    caplog.set_level(logging.INFO)
+
+    def careless(handler):
+        number = len(handler.server.requests)
+        if number % 3 == 1:
+            status(500)(handler)
+            return
+        (known,) = teacher.reflect([handler.body["messages"][-1]["content"]], seed=number)
+        handler.send(200, completion(f"With {handler.key}:\n{known.text}\n{handler.key}"), X_Your_Key=handler.key)
+
+    run = tmp_path / "run"
+    with serve(*[careless] * 3, status(401)) as server:
+        command = ["train", "--config", config(evolution_budget=90), "--output_dir", str(run)]
+        command += ["--reflection_model", "openai/some-model", "--reflection_base_url", server.url]
+        assert main(command) == 0
+        assert server.keys == {KEY}
+    evolution = json.loads((run / "templates" / "epoch-001.json").read_text())["evolution"]
+    assert len(evolution["candidates"]) > 1, "what the server proposed was tried, and found better than nothing"
+    assert "AuthenticationError" in evolution["ended_early"]
+    out, err = capfd.readouterr()
+    assert "prompt phase ended early" in out and "AuthenticationError: no luck with key [redacted]" in out
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["events"]["reflection_failed"] >= 1 and summary["events"]["prompt_phase_ended_early"] >= 1
+    assert summary["tokens"]["prompt_tokens"]["reflection"] >= 70
+    assert "Ended early: " in (run / "report.html").read_text()
+    assert "[redacted]" in (run / "evolution" / "epoch-001" / "journal.jsonl").read_text()
+    files = [path for path in run.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert [path for path in files if KEY.encode() in path.read_bytes()] == []
+    assert KEY not in out + err + caplog.text
+
+
+def test_what_is_redacted(monkeypatch):
+    monkeypatch.setenv("SOME_PASSWORD", "correct horse")
+    monkeypatch.setenv("SHORT_KEY", "a")
+    monkeypatch.setenv("OTHER", "plain value")
+    assert redact("a correct horse, a plain value") == "a [redacted], a plain value"
