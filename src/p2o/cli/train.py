@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 from trl import get_peft_config, get_quantization_config
@@ -42,7 +43,7 @@ def train(argv: list[str]) -> int:
         run = prepare(argv, str(directory))
         return _train(run, RunDirectory(directory), resume, console)
     except InputError as error:
-        errors.print(f"[bold red]Error:[/] {error}", markup=True)
+        errors.print(f"[bold red]Error:[/] {escape(str(error))}", markup=True)
         return 2
 
 
@@ -103,7 +104,7 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
             peft_config=get_peft_config(run.model),
             quantization_config=get_quantization_config(run.model),
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise InputError(str(error)) from error
     # Two checkpoints with weights and two moments each, and the final model.
     _refuse_unless_writable(directory, 7 * sum(p.numel() * p.element_size() for p in trainer.model.parameters()))
