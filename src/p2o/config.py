@@ -79,7 +79,10 @@ class P2OConfig(GRPOConfig):
     )
     prompt_phase_batch_size: int = field(
         default=128,
-        metadata={"help": "Rollouts or reflections generated at once, per process, in the prompt phase."},
+        metadata={
+            "help": "Rollouts or reflections that transformers generates at once, per process, in the prompt phase. "
+            "vLLM is given all rollouts and makes its own batches."
+        },
     )
 
     # -- reflection --------------------------------------------------------------------------------------------------

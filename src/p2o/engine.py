@@ -1,8 +1,8 @@
-"""vLLM as TRL drives it, and the few things P²O has to add. Every private name of either that P²O uses stands here.
+"""vLLM as TRL drives it, and the few things P²O has to add.
 
 Added are: errors at the start that say what to do, weights that reach the engine on a CPU as well (TRL's ways to send
 them need a GPU), and a way to see that weights changed while the step did not. On a GPU, weights travel as TRL sends
-them.
+them. Private names of TRL's backend stand here, vLLM's in `engine_worker.py`; tests say when one moves.
 """
 
 import json
