@@ -81,7 +81,11 @@ class P2OConfig(GRPOConfig):
     )
     prompt_phase_batch_size: int = field(
         default=128,
-        metadata={"help": "Rollouts or reflections generated at once, per process, in the prompt phase."},
+        metadata={
+            "help": "Rollouts or reflections that transformers generates at once in the prompt phase. Several "
+            "processes take turns with such batches, so templates depend on this number and not on how many processes "
+            "there are. vLLM is given all rollouts and makes its own batches."
+        },
     )
 
     # -- reflection --------------------------------------------------------------------------------------------------

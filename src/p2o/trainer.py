@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, set_seed
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -38,6 +38,7 @@ from trl import GRPOTrainer
 from trl.data_utils import is_conversational
 from trl.trainer.utils import RepeatSampler, pad, use_adapter
 
+from p2o import engine
 from p2o.config import P2OConfig
 from p2o.distillation import ContextStatistics, context_mask, context_ratio, token_advantages
 from p2o.evolution.endpoint import EndpointReflection
@@ -139,7 +140,13 @@ class P2OTrainer(GRPOTrainer):
         own_reflection = reflect is None and not args.reflection_endpoint
         if reflect is None and args.prompt_phase and args.reflection_endpoint:
             reflect = self._endpoint_reflection(args)
-        super().__init__(model, reward_funcs, args, train_dataset, *pos, **kwargs)
+        if args.use_vllm:
+            engine.check(args, model)
+        with engine.generation_backend(args.device):
+            super().__init__(model, reward_funcs, args, train_dataset, *pos, **kwargs)
+        if args.use_vllm:
+            # A colocated vLLM samples from the process-wide generators, and has just seeded them with a constant.
+            set_seed(args.seed, device_specific=True)
 
         if args.success_reward is not None and args.success_reward not in self.reward_func_names:
             raise ValueError(
@@ -189,8 +196,8 @@ class P2OTrainer(GRPOTrainer):
     def _room_for_prompt(self) -> int | None:
         """Tokens that the model's positions leave for a prompt; None when the model states no limit."""
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if self.args.use_vllm and self.args.vllm_max_model_length:
-            positions = min(positions or math.inf, self.args.vllm_max_model_length)
+        if self.args.use_vllm:
+            positions = min(positions or math.inf, engine.context_length(self.vllm_generation))
         return None if positions is None else int(positions) - self.max_completion_length
 
     def _check_prompt_lengths(self) -> None:
@@ -280,6 +287,16 @@ class P2OTrainer(GRPOTrainer):
             cost -= ledger.reflection_cost
         return tokens, cost
 
+    # Before every generation TRL asks whether this is the present step, and sends the weights where it is not. But
+    # weights change without a step, too: when the best checkpoint is loaded at the end, or when somebody edits them.
+    @property
+    def _last_loaded_step(self) -> int:
+        return self._loaded_step if self._loaded_weights == engine.weight_versions(self.model) else -1
+
+    @_last_loaded_step.setter
+    def _last_loaded_step(self, step: int) -> None:
+        self._loaded_step, self._loaded_weights = step, engine.weight_versions(self.model)
+
     # -- policy phase: sample under T(x, z), learn on x --------------------------------------------------------------
 
     def _get_train_sampler(self, dataset: Any = None) -> "EpochSampler":
@@ -321,6 +338,8 @@ class P2OTrainer(GRPOTrainer):
         two_contexts = mode == "train" and bool(self.p2o.assignment or self.kept)
         self.rollout_func = _rollout_under_templates if two_contexts else self._users_rollout_func
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if two_contexts and self.args.context_distillation:
+            self._leave_two_contexts_out_of_mismatch(output)
         self._logs["extra"]["template"].extend(gather_object(self._row_templates))
         rollouts = len(inputs) * self.accelerator.num_processes
         # A kept rollout was paid for when it was sampled, and says nothing of what the policy can do now.
@@ -446,6 +465,23 @@ class P2OTrainer(GRPOTrainer):
         if self.args.old_logprobs_context == "rollout":
             output["old_per_token_logps"][rows] = sampled
         self._log_context(ContextStatistics.of(ratio, output["completion_mask"][rows], low, high))
+
+    def _leave_two_contexts_out_of_mismatch(self, output: dict[str, Any]) -> None:
+        """What TRL has logged about the two engines, again, over the rows whose log-probabilities share a context."""
+        if "importance_sampling_ratio" not in output:
+            return
+        alike = [not z and kept is None for z, kept in zip(self._row_templates, self._row_kept, strict=True)]
+        bare = torch.tensor(alike, device=output["completion_mask"].device)
+        measured = engine.mismatch_metrics(
+            output["old_per_token_logps"],
+            output["sampling_per_token_logps"],
+            output["importance_sampling_ratio"],
+            output["completion_mask"].bool() & bare.unsqueeze(1),
+        )
+        for name, values in measured.items():
+            self._metrics["train"][name][-1:] = values
+            if not self._metrics["train"][name]:
+                del self._metrics["train"][name]
 
     def _bare_logps(self, output: dict[str, Any], rows: Bool[Tensor, " batch"]) -> Float[Tensor, "rows completion"]:
         """log π_old(y|x) of these rows: TRL's old log-probabilities where it has them, else a pass."""
@@ -775,12 +811,14 @@ class P2OTrainer(GRPOTrainer):
         prompts = [row["prompt"] for row in rows]
         contexts, used = self._contextualise(prompts, [template for _, template in requests])
         self._count_dropped(sum(bool(asked) for _, asked in requests) - sum(map(bool, used)))
+        # vLLM makes its own batches, the larger its queue the better.
+        each = -(-len(contexts) // self.accelerator.num_processes)
         with torch.no_grad():
             completion_ids = spread(
                 self.accelerator,
                 lambda batch, stream: self._generate_single_turn(batch, None, {}, 1)[0],
                 contexts,
-                batch_size=self.args.prompt_phase_batch_size,
+                batch_size=each if self.use_vllm else self.args.prompt_phase_batch_size,
                 seed=seed,
             )
         texts = self.processing_class.batch_decode(completion_ids, skip_special_tokens=True)
@@ -936,6 +974,7 @@ class P2OTrainer(GRPOTrainer):
             if newest is None:
                 raise CheckpointError(f"There is no checkpoint in {self.args.output_dir} to resume from.")
             resume_from_checkpoint = str(newest)
+        self._last_loaded_step = -1  # steps are counted from zero again, with other weights
         if resume_from_checkpoint:
             self._restore(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint or None, *args, **kwargs)

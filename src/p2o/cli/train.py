@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 from trl import get_peft_config, get_quantization_config
@@ -44,7 +45,7 @@ def train(argv: list[str]) -> int:
         run = prepare(argv, str(directory))
         return _train(run, RunDirectory(directory), resume, console)
     except InputError as error:
-        errors.print(f"[bold red]Error:[/] {error}", markup=True)
+        errors.print(f"[bold red]Error:[/] {escape(str(error))}", markup=True)
         return 2
 
 

