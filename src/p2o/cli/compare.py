@@ -283,28 +283,44 @@ def _percent(middle: float, half: float) -> str:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Bare accuracy on the headline set against rollouts, with 95 % intervals over seeds; PNG and SVG."""
+    """Bare accuracy on the headline set against rollouts; PNG and SVG.
+
+    Means and, from three seeds on, 95 % intervals. Variants of P²O (p2o-…) have a panel of their own beside the others.
+    """
     import matplotlib.pyplot as plt
-    import numpy as np
 
     shown = headline(name for cell in result["cells"] for name in cell["curves"])
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for method in result["methods"]:
-        curves = [cell["curves"].get(shown, []) for cell in result["cells"] if cell["method"] == method]
-        curves = [np.array(curve, dtype=float).T for curve in curves if curve]
-        if not curves:
-            continue
-        grid = np.linspace(0, min(rollouts[-1] for rollouts, _ in curves), 60)
-        values = np.array([np.interp(grid, *curve) for curve in curves])
-        (line,) = axes.plot(grid, values.mean(0), label=method)
-        if len(curves) > 1:
-            half = np.array([interval(list(column))[1] for column in values.T])
-            axes.fill_between(grid, values.mean(0) - half, values.mean(0) + half, alpha=0.15, color=line.get_color())
-    what = (shown or "").replace("_", " ")
-    axes.set(xlabel="rollouts in all, prompt phases charged", ylabel=f"bare accuracy, {what} questions", ylim=(0, 1))
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend(frameon=False)
+    variants = [method for method in result["methods"] if method.startswith("p2o-")]
+    others = [method for method in result["methods"] if method not in variants]
+    panels = [others, ["p2o"] * ("p2o" in others) + variants] if variants and others else [variants or others]
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(1.5 + 5 * len(panels), 4.6), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, methods in zip(axes[0], panels, strict=True):
+        for method in methods:
+            _draw_method(axis, method, result, shown)
+        axis.set(xlabel="rollouts in all, prompt phases charged", ylim=(0, 1))
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend(frameon=False, loc="upper left")
+    axes[0][0].set_ylabel(f"bare accuracy, {(shown or '').replace('_', ' ')} questions")
     for ending in ("png", "svg"):
         figure.savefig(path.with_suffix(f".{ending}"), dpi=160)
     plt.close(figure)
+
+
+def _draw_method(axis: Any, method: str, result: dict[str, Any], shown: str | None) -> None:
+    import numpy as np
+
+    curves = [cell["curves"].get(shown, []) for cell in result["cells"] if cell["method"] == method]
+    curves = [np.array(curve, dtype=float).T for curve in curves if curve]
+    if not curves:
+        return
+    grid = np.linspace(0, min(rollouts[-1] for rollouts, _ in curves), 60)
+    values = np.array([np.interp(grid, *curve) for curve in curves])
+    middle = values.mean(0)
+    (line,) = axis.plot(grid, middle, label=method, linewidth=2.5 if method == "p2o" else 1.5)
+    if len(curves) > 2:
+        half = np.array([interval(list(column))[1] for column in values.T])
+        low, high = np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1)
+        axis.fill_between(grid, low, high, alpha=0.13, linewidth=0, color=line.get_color())
