@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -599,15 +599,16 @@ ALTERNATE = {
 }
 
 
-def alternate(tmp_path, reward=coin, data=None, reflect=None, **changes):
+def alternate(tmp_path, reward=coin, data=None, reflect=None, model=None, peft_config=None, **changes):
     numbers = itertools.count()
     settings = {**ALTERNATE, **changes}
     trainer = P2OTrainer(
-        model=load(),
+        model=load() if model is None else model,
         reward_funcs=reward,
         args=P2OConfig(**options(tmp_path, **settings)),
         train_dataset=questions(16) if data is None else data,
         processing_class=AutoTokenizer.from_pretrained(model_path()),
+        peft_config=peft_config,
         reflect=reflect
         or (lambda prompts, *, seed: [Reflection(f"```\nTry way {next(numbers)}.\n```") for _ in prompts]),
     )
@@ -708,6 +709,31 @@ def test_reflection_is_by_the_model_as_it_was_before_training(tmp_path, lora):
             if parameter.requires_grad and (not lora or "lora" in name):
                 parameter.add_(torch.randn_like(parameter))
     assert trainer.reflect(["Improve this."] * 2, seed=0) == before
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_adapters_alternate_like_whole_models(tmp_path, given):
+    """Whether TRL makes the adapter or the user does; gradient accumulation and two updates a batch beside."""
+    lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    trainer, events = alternate(
+        tmp_path,
+        model=get_peft_model(load(), lora) if given else None,
+        peft_config=None if given else lora,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        steps_per_generation=4,
+        num_iterations=2,
+        reused_rollouts_per_group=1,
+    )
+    assert any(template for _, rollouts in events.rollouts for _, template, _, _ in rollouts)
+    base = {f"base_model.model.{name}": value for name, value in load().state_dict().items()}
+    moved = 0
+    for name, value in weights(trainer).items():
+        if "lora" in name:
+            moved += bool(value.abs().sum() > 0) if "lora_B" in name else 0  # an adapter's B starts at zero
+        else:
+            assert torch.equal(value, base[name.replace(".base_layer", "")]), name
+    assert moved > 0
 
 
 def test_without_distillation_the_templated_question_is_learnt_on(tmp_path):

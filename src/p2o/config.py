@@ -242,7 +242,7 @@ class P2OConfig(GRPOConfig):
             "help": "Whether rollouts whose advantage is zero are left out of the update's forward and backward "
             "passes, to which they add exactly nothing; loss and normalisers stay TRL's, equal to rounding. Has "
             "no effect with a KL term, an entropy bonus, `top_entropy_quantile` or a router's auxiliary loss, where "
-            "they do add something, or with Liger."
+            "they do add something."
         },
     )
 

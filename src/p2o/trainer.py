@@ -548,11 +548,7 @@ class P2OTrainer(GRPOTrainer):
     def _skips_zero_advantages(self) -> bool:
         """Whether rollouts without advantage add nothing to the gradient: no other term than the policy's is in it."""
         others = (
-            self.beta != 0.0
-            or self._entropy_bonus_enabled
-            or self.top_entropy_quantile < 1.0
-            or self.aux_loss_enabled
-            or self.args.use_liger_kernel
+            self.beta != 0.0 or self._entropy_bonus_enabled or self.top_entropy_quantile < 1.0 or self.aux_loss_enabled
         )
         return self.args.skip_zero_advantages and not others
 
