@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import gather_object, send_to_device, set_seed
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -986,7 +986,8 @@ class P2OTrainer(GRPOTrainer):
         self.kept = {question: [KeptRollout(**k) for k in rollouts] for question, rollouts in found.items()}
         buffer = checkpoint / BUFFER_FILE.format(process=self.accelerator.process_index)
         if buffer.exists():
-            self._buffered_inputs = torch.load(buffer, map_location=self.accelerator.device, weights_only=True)
+            loaded = torch.load(buffer, map_location="cpu", weights_only=True)
+            self._buffered_inputs = send_to_device(loaded, self.accelerator.device)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Writes into a staging directory and renames it: what is called a checkpoint is complete, whenever we die."""

@@ -87,7 +87,7 @@ def compare(argv: list[str]) -> int:
     )
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 160
+        console.width = 180
 
     def run(cells: list[Cell]) -> bool:
         with ThreadPoolExecutor(arguments.jobs) as pool:
