@@ -74,6 +74,8 @@ def server(tmp_path_factory):
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model_path()]
     command += ["--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1", "--dtype", "float32"]
     command += ["--worker-extension-cls", "p2o.engine_worker.TakesWeights"]
+    # Half a minute less than compiled, as the colocated one is.
+    command += ["--enforce-eager"]
     command += ["--max-model-len", "1024", "--host", "127.0.0.1", "--port", str(port)]
     with log.open("w") as out:
         process = subprocess.Popen(
@@ -85,7 +87,7 @@ def server(tmp_path_factory):
             "use_vllm": True,
             "vllm_mode": "server",
             "vllm_server_base_url": f"http://127.0.0.1:{port}",
-            "vllm_server_timeout": 180,
+            "vllm_server_timeout": 600,
         }
     finally:
         process.terminate()
@@ -461,7 +463,7 @@ def test_the_command_line_trains_with_a_colocated_engine(config, tmp_path):
     command = [sys.executable, "-m", "p2o", "train", "--config", config(), "--output_dir", str(run)]
     command += ["--use_vllm", "true", "--vllm_mode", "colocate", "--vllm_max_model_length", "1024"]
     code = "import sys; from p2o.cli import main; sys.exit(main(sys.argv[3:]))"
-    done = subprocess.run([sys.executable, "-c", code, *command[1:]], capture_output=True, text=True, timeout=500)
+    done = subprocess.run([sys.executable, "-c", code, *command[1:]], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     summary = json.loads((run / "summary.json").read_text())
     assert summary["rollouts"]["evolution_dev"] > 0 and summary["rollouts"]["policy"] > 0
