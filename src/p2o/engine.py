@@ -111,12 +111,15 @@ def _check_server(args: Any) -> None:
     )
     _wait_for(url, args.vllm_server_timeout, start)
     try:
-        info = json.loads(_get(f"{url}/server_info?config_format=json"))["vllm_config"]
+        # The first time, vLLM looks over its whole environment.
+        info = json.loads(_get(f"{url}/server_info?config_format=json", seconds=120))["vllm_config"]
     except urllib.error.HTTPError as error:
         raise ValueError(
             f"The vLLM server at {url} answers {error.code} to /server_info: it runs without VLLM_SERVER_DEV_MODE=1 in "
             f"its environment, and without that it takes no weights. Start it with: {start}"
         ) from None
+    except TimeoutError:
+        raise ConnectionError(f"The vLLM server at {url} is up, but does not answer to /server_info.") from None
     mode = info["model_config"]["logprobs_mode"]
     if mode != "processed_logprobs":
         raise ValueError(
@@ -152,8 +155,8 @@ def _wait_for(url: str, timeout: float, start: str) -> None:
             time.sleep(1)
 
 
-def _get(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=10) as answer:
+def _get(url: str, seconds: float = 10) -> bytes:
+    with urllib.request.urlopen(url, timeout=seconds) as answer:
         content: bytes = answer.read()
         return content
 
