@@ -109,6 +109,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                         hits[kind] = found / sum(map(len, prompts))
                     if turn:  # the first warms up
                         seconds.setdefault(kind, {True: [], False: []})[cached].append(taken)
+        for engine in engines.values():  # two in one process would wait for each other at its end
+            engine.llm_engine.engine_core.shutdown()
     rows = {}
     for kind, taken in seconds.items():
         on, off = (statistics.median(taken[cached]) for cached in (True, False))
