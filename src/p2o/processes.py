@@ -54,13 +54,12 @@ def spread(
     for start in range(0, len(batches), accelerator.num_processes):
         number = start + accelerator.process_index
         stream = seed if number == 0 else derive_seed(seed, "batch", number)
+        # Sharded weights are gathered by all processes or by none: one without work does a little for nothing.
+        batch = batches[number] if number < len(batches) else batches[start][:1]
+        with random_stream(stream):
+            results = run(batch, stream)
         if number < len(batches):
-            with random_stream(stream):
-                done.append((number, run(batches[number], stream)))
-        else:
-            # Sharded weights are gathered by all processes or by none: one without work does a little for nothing.
-            with random_stream(stream):
-                run(batches[start][:1], stream)
+            done.append((number, results))
     if accelerator.num_processes > 1:
         done = gather_object(done)
     return [result for _, results in sorted(done, key=lambda pair: pair[0]) for result in results]

@@ -96,7 +96,7 @@ class P2OTrainer(GRPOTrainer):
 
     Raises:
         ValueError: before any training: an option, a column, a prompt or a combination that cannot work.
-        ImportError: a reflection endpoint without the package that talks to it.
+        ImportError: a reflection endpoint or vLLM without the package that it needs.
     """
 
     _tag_names: ClassVar = ["trl", "grpo", "p2o"]
@@ -331,8 +331,7 @@ class P2OTrainer(GRPOTrainer):
         inputs = [{k: v for k, v in row.items() if k != QUESTION_ID} for row in inputs]
         self._row_templates, self._row_kept = [""] * len(inputs), [None] * len(inputs)
         if mode == "train":
-            self._draw_templates(questions)
-            self._draw_kept(questions)
+            self._draw(questions)
         self._row_contexts = []
         # By the epoch, not by the rows at hand: all processes go the same way.
         two_contexts = mode == "train" and bool(self.p2o.assignment or self.kept)
@@ -343,7 +342,7 @@ class P2OTrainer(GRPOTrainer):
         self._logs["extra"]["template"].extend(gather_object(self._row_templates))
         rollouts = len(inputs) * self.accelerator.num_processes
         # A kept rollout was paid for when it was sampled, and says nothing of what the policy can do now.
-        sampled = torch.tensor([kept is None for kept in self._row_kept], device=self.accelerator.device)
+        sampled = ~self._kept_rows(self.accelerator.device)
         everywhere = self.accelerator.gather(sampled)
         contexts = [context for context, kept in zip(self._row_contexts, self._row_kept, strict=False) if kept is None]
         read = sum(map(len, contexts)) or int(output["prompt_mask"][sampled].sum())
@@ -398,26 +397,24 @@ class P2OTrainer(GRPOTrainer):
         self._collapsed = collapsed
         return True
 
-    def _places(self, questions: Sequence[int | None]) -> Iterator[tuple[int, int | None, int]]:
-        """Row, question and place in the group: K consecutive rows of the global batch are one question's rollouts."""
+    def _draw(self, questions: list[Any]) -> None:
+        """Template or kept rollout of each row: K consecutive rows of the global batch are one question's rollouts.
+
+        The last rollouts of a group are kept ones, as far as there are any.
+        """
         first = self.accelerator.process_index * len(questions)
         for row, question in enumerate(questions):
-            yield row, question, (first + row) % self.num_generations
-
-    def _draw_templates(self, questions: Sequence[int | None]) -> None:
-        for row, question, place in self._places(questions):
-            draws = self.p2o.assignment.get(question) if question is not None else None
-            index = draws[place] if draws else None
-            self._row_templates[row] = "" if index is None else self.p2o.templates[index].text
-
-    def _draw_kept(self, questions: Sequence[int | None]) -> None:
-        """The last rollouts of a group are kept ones, as far as there are any."""
-        for row, question, place in self._places(questions):
-            kept = self.kept.get(question, []) if question is not None else []
-            from_end = self.num_generations - 1 - place
+            place = (first + row) % self.num_generations
+            kept, from_end = self.kept.get(question, []), self.num_generations - 1 - place
+            draws = self.p2o.assignment.get(question)
             if from_end < len(kept):
                 self._row_kept[row] = kept[from_end]
                 self._row_templates[row] = kept[from_end].template
+            elif draws and (index := draws[place]) is not None:
+                self._row_templates[row] = self.p2o.templates[index].text
+
+    def _kept_rows(self, device: torch.device) -> Bool[Tensor, " batch"]:
+        return torch.tensor([kept is not None for kept in self._row_kept], device=device)
 
     def _contextualise(self, prompts: Sequence[Prompt], templates: Sequence[str]) -> tuple[list[list[int]], list[str]]:
         """Tokens of T(x, z) for each row, and the template really used: "" where z would exceed the prompt limit."""
@@ -438,8 +435,7 @@ class P2OTrainer(GRPOTrainer):
     def _distil(self, output: dict[str, Any]) -> None:
         """Turns advantages into ones per token, masked by the context ratio in the rows that have two contexts."""
         device = output["advantages"].device
-        kept = torch.tensor([kept is not None for kept in self._row_kept], device=device)
-        rows = kept | torch.tensor([bool(z) for z in self._row_templates], device=device)
+        rows = self._kept_rows(device) | torch.tensor([bool(z) for z in self._row_templates], device=device)
         if not most(self.accelerator, int(rows.sum())):
             return
         if "importance_sampling_ratio" in output:
@@ -470,8 +466,8 @@ class P2OTrainer(GRPOTrainer):
         """What TRL has logged about the two engines, again, over the rows whose log-probabilities share a context."""
         if "importance_sampling_ratio" not in output:
             return
-        alike = [not z and kept is None for z, kept in zip(self._row_templates, self._row_kept, strict=True)]
-        bare = torch.tensor(alike, device=output["completion_mask"].device)
+        device = output["completion_mask"].device
+        bare = torch.tensor([not z for z in self._row_templates], device=device) & ~self._kept_rows(device)
         measured = engine.mismatch_metrics(
             output["old_per_token_logps"],
             output["sampling_per_token_logps"],
@@ -485,7 +481,7 @@ class P2OTrainer(GRPOTrainer):
 
     def _bare_logps(self, output: dict[str, Any], rows: Bool[Tensor, " batch"]) -> Float[Tensor, "rows completion"]:
         """log π_old(y|x) of these rows: TRL's old log-probabilities where it has them, else a pass."""
-        kept = [row for row, rollout in enumerate(self._row_kept) if rollout is not None]
+        kept = self._kept_rows(rows.device)
         if "old_per_token_logps" not in output:
             everything = bool(self.kept) or self.args.old_logprobs_context == "rollout"
             needed = torch.ones_like(rows) if everything else rows
@@ -498,7 +494,7 @@ class P2OTrainer(GRPOTrainer):
             if not everything:
                 return logps
             output["old_per_token_logps"] = logps
-        if kept:
+        if kept.any():
             # Not this batch's policy has sampled them.
             output["old_per_token_logps"][kept] = self._of_kept("bare_logps", output["old_per_token_logps"])
         return output["old_per_token_logps"][rows].clone()
@@ -510,7 +506,7 @@ class P2OTrainer(GRPOTrainer):
         self, output: dict[str, Any], rows: Bool[Tensor, " batch"]
     ) -> Float[Tensor, "rows completion"]:
         """log π_old(y|T(x, z)) of these rows, for engines that do not hand them out."""
-        kept = torch.tensor([kept is not None for kept in self._row_kept], device=rows.device)
+        kept = self._kept_rows(rows.device)
         logps = torch.zeros_like(output["completion_ids"], dtype=torch.float32)
         fresh = rows & ~kept
         contexts = [self._row_contexts[row] for row in fresh.nonzero().flatten().tolist()]
@@ -807,21 +803,21 @@ class P2OTrainer(GRPOTrainer):
         prompts = [row["prompt"] for row in rows]
         contexts, used = self._contextualise(prompts, [template for _, template in requests])
         self._count_dropped(sum(bool(asked) for _, asked in requests) - sum(map(bool, used)))
+        mine = share(self.accelerator, len(rows))
         # vLLM makes its own batches, the larger its queue the better.
-        each = -(-len(contexts) // self.accelerator.num_processes)
+        size = len(mine) if self.use_vllm else self.args.prompt_phase_batch_size
         with torch.no_grad():
             completion_ids = spread(
                 self.accelerator,
                 lambda batch, stream: self._generate_single_turn(batch, None, {}, 1)[0],
                 contexts,
-                batch_size=each if self.use_vllm else self.args.prompt_phase_batch_size,
+                batch_size=size,
                 seed=seed,
             )
         texts = self.processing_class.batch_decode(completion_ids, skip_special_tokens=True)
         chat = is_conversational({"prompt": prompts[0]})
         completions = [[{"role": "assistant", "content": text}] for text in texts] if chat else texts
         with random_stream(derive_seed(seed, "rewards")):
-            mine = share(self.accelerator, len(rows))
             batch = ([column[i] for i in mine] for column in (inputs, prompts, completions, completion_ids))
             self._calculate_rewards(*batch)
         # What reward functions logged belongs to no policy batch.

@@ -410,7 +410,7 @@ class _World:
             said = [["", ""] if dev else [r.completion, r.feedback] for r in rollouts]
             kept = [[r.template, r.completion_ids] if r.solved and r.completion_ids else [] for r in rollouts]
             return [
-                [r.reward, r.solved, r.prompt_tokens, r.completion_tokens, *s, *k]
+                [r.reward, r.solved, r.prompt_tokens, r.completion_tokens, *s, k]
                 for r, s, k in zip(rollouts, said, kept, strict=True)
             ]
 
@@ -418,10 +418,9 @@ class _World:
         results = self.journal.call(purpose, asked, run)
         tokens = (sum(r[2] for r in results), sum(r[3] for r in results))
         self.spent.add("evolution_dev" if dev else "evolution_feedback", len(results), *tokens)
-        for (question, _), (*_, template, ids) in [
-            (request, result) for request, result in zip(requests, results, strict=True) if len(result) > 6
-        ]:
-            self.successes.append(Success(question.id, template, ids))
+        for (question, _), (*_, kept) in zip(requests, results, strict=True):
+            if kept:
+                self.successes.append(Success(question.id, *kept))
         batches, start = [], 0
         for candidate, batch in items:
             part = results[start : start + len(batch)]
