@@ -233,7 +233,7 @@ def _broken(prompt: Prompt, solution: str) -> tuple[str, str] | None:
         found = BROKEN.search(text)
         if found:
             start = found.start()
-            detail = f"U+{ord(found[0]):04X} in the {where}, near {ascii(text[max(start - 12, 0) : start + 12])}"
+            detail = f"U+{ord(found[0]):04X} in the {where}, near {text[max(start - 12, 0) : start + 12]!a}"
             if found[0] in "\x08\x0c":
                 detail += " (in JSON the backslash of LaTeX is written twice)"
             return "broken encoding", detail

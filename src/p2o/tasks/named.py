@@ -380,7 +380,8 @@ def _gym_rows(
     if len(rows) < count:
         raise DataError(
             f"{name}: {family}{'' if level is None else f'@{level}'} has only {len(rows)} different questions for "
-            f"{split} in {settings['size']} draws, and {count} are wanted. Ask for fewer, or for another level.{failure}"
+            f"{split} in {settings['size']} draws, and {count} are wanted. "
+            f"Ask for fewer, or for another level.{failure}"
         )
     return list(rows.values())
 
