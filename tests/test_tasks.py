@@ -1,4 +1,4 @@
-"""Own data is mapped and checked over all rows; named sets are what the table says, or an error says what they are not."""
+"""Own data is mapped and checked over all rows; named sets are as the table says, or an error tells the difference."""
 
 import dataclasses
 import json

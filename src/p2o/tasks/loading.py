@@ -39,6 +39,9 @@ def load_splits(name: str, config: str | None = None, revision: str | None = Non
         if suffix in FILE_FORMATS:
             if not glob.glob(name):
                 raise DataError(f"The dataset file {name} does not exist.")
+            if suffix == path.suffix and suffix != ".parquet":
+                for file in glob.glob(name):
+                    Path(file).read_bytes().decode()  # the loader lets single bytes through that are not UTF-8
             return load_dataset(FILE_FORMATS[suffix], data_files=name)
         if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
             saved = load_from_disk(name)
