@@ -231,7 +231,7 @@ def load_set(
             "download may be incomplete (delete it from the cache), or this is another version of the set."
         )
     columns = dataset.select_columns(sorted(named.columns))[:]
-    rows = range(len(dataset))
+    rows = list(range(len(dataset)))
     if named.min_difficulty is not None:
         difficulty = columns["difficulty"]
         rows = [row for row in rows if difficulty[row] is not None and difficulty[row] >= named.min_difficulty]
@@ -243,7 +243,7 @@ def load_set(
         rng = random.Random(derive_seed(seed, "sample", named.name))
         areas = [_area(columns[named.balance][row]) if named.balance else "" for row in rows]
         rows = [rows[index] for index in balanced(areas, named.sample, rng)]
-    rows = list(rows)[:limit]
+    rows = rows[:limit]
     ending = named.answer_format if answer_format is None else answer_format
     made = []
     for row in rows:
