@@ -17,6 +17,7 @@ from p2o.config import P2OConfig
 from p2o.methods import METHODS, with_method
 from p2o.tasks import NAMED_SETS, DataError, Report, is_task, load_splits, load_task, long_prompts, questions
 from p2o.templates import Prompt
+from p2o.verifiers import shared_pool
 
 EMBEDDED = "pico"
 EMBEDDED_FUNCTIONS = {
@@ -24,6 +25,7 @@ EMBEDDED_FUNCTIONS = {
     "feedback_func": "p2o.pico.world:feedback",
     "reflection_func": "p2o.pico.teacher:reflect",
 }
+REWARDS = {"math": "p2o.verifiers:math_reward", "exact": "p2o.verifiers:exact_reward"}
 EMBEDDED_RECIPE = Path(p2o.pico.__file__).parent / "recipe.yaml"
 
 
@@ -85,8 +87,9 @@ class RunArguments:
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Reward functions as `module:function`, names from `trl.rewards`, or 'pico'. A file in the "
-            "working directory is a module too."
+            "help": "Reward functions: 'math' (math-verify, in processes that can be killed), 'exact' (the last box to "
+            "the letter), `module:function`, names from `trl.rewards`, or 'pico'. A file in the working directory is a "
+            "module too."
         },
     )
     feedback_func: str | None = field(
@@ -268,6 +271,7 @@ def load_questions(
         "as_chat": arguments.prompts_as_chats,
         "too_long": _too_long(training, model),
         "strict": arguments.strict_data,
+        "unparsable": shared_pool().unreadable if "math" in (arguments.reward_funcs or []) else None,
     }
     try:
         if is_task(name):
@@ -335,6 +339,7 @@ def load_function(name: str, option: str) -> Any:
     """A function by `module:function`; for rewards also by its name in `trl.rewards`, or 'pico'."""
     if name == EMBEDDED:
         name = EMBEDDED_FUNCTIONS[option]
+    name = REWARDS.get(name, name)
     if ":" not in name and "." not in name:
         name = f"trl.rewards:{name}"
     module, _, function = name.replace(":", ".").rpartition(".")
