@@ -242,7 +242,7 @@ def test_what_a_run_trains_on_is_mapped_and_recorded(tmp_path, config, monkeypat
         reflection_func=None,
         max_steps=1,
     )
-    assert main(["train", "--config", path, "--output_dir", str(tmp_path / "run")]) == 0
+    assert main(["train", "--config", path, "--output-dir", str(tmp_path / "run")]) == 0
     found = json.loads((tmp_path / "run" / "data.json").read_text())
     assert (found["rows"], found["kept"]) == (9, 8)
     # A resumed run reads the mapping from its own configuration.

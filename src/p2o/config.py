@@ -64,7 +64,8 @@ class P2OConfig(GRPOConfig):
         default="light",
         metadata={
             "help": "Rollouts one prompt phase may spend: a preset ('light', 'medium', 'heavy', 'heavy_4'; the paper "
-            "uses 'heavy_4') that grows with the dev set, or a number. Every rollout counts."
+            "uses 'heavy_4') that grows with the dev set, or a number. Every rollout counts, one that is known "
+            "already included."
         },
     )
     parents_per_iteration: int = field(

@@ -46,7 +46,7 @@ class Ledger:
 
     @property
     def metric_calls(self) -> int:
-        """Rollouts of evolution on questions, GEPA's unit of budget."""
+        """Rollouts of evolution on questions."""
         return self.rollouts["evolution_feedback"] + self.rollouts["evolution_dev"]
 
     @property

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoTokenizer
 from trl import ModelConfig, TrlParser
 
 import p2o.pico
+from p2o.cli.errors import InputError
 from p2o.config import P2OConfig
 from p2o.methods import METHODS, with_method
 from p2o.tasks import NAMED_SETS, DataError, Report, is_task, load_splits, load_task, long_prompts, questions
@@ -27,10 +28,6 @@ EMBEDDED_FUNCTIONS = {
 }
 REWARDS = {"math": "p2o.verifiers:math_reward", "exact": "p2o.verifiers:exact_reward"}
 EMBEDDED_RECIPE = Path(p2o.pico.__file__).parent / "recipe.yaml"
-
-
-class InputError(Exception):
-    """Bad input, told in one message without a traceback."""
 
 
 @dataclass
@@ -136,7 +133,7 @@ def parse(argv: list[str], output_dir: str) -> tuple[RunArguments, P2OConfig, Mo
     Raises:
         InputError: no such file, not a mapping, unknown names, values that do not fit.
     """
-    argv = [_spelled(word) for word in argv]
+    argv = list(argv)
     path = take_option(argv, "--config") or str(EMBEDDED_RECIPE)
     try:
         settings = yaml.safe_load(Path(path).read_text())
@@ -166,7 +163,7 @@ def parse(argv: list[str], output_dir: str) -> tuple[RunArguments, P2OConfig, Mo
     return arguments, training, model, settings
 
 
-def _spelled(word: str) -> str:
+def spelled(word: str) -> str:
     """An option as the parser knows it: `--prompt-column` is `--prompt_column`, and `--dataset` the data's name."""
     if not word.startswith("--"):
         return word

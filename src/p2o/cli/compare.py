@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from p2o.cli.arguments import InputError
+from p2o.cli.errors import InputError
 from p2o.cli.metrics import accuracy_curves, by_epoch, headline
 from p2o.methods import METHODS
 from p2o.state import differences, write_json

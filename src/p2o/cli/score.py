@@ -14,13 +14,10 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from p2o.cli.errors import InputError
 from p2o.verifiers import VerifierPool
 
 BATCH = 1000
-
-
-class RowError(Exception):
-    """A row that cannot be scored, by its line."""
 
 
 def score(argv: list[str]) -> int:
@@ -39,10 +36,10 @@ def score(argv: list[str]) -> int:
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         if output.exists():
-            raise RowError(f"{output} exists already; name another --output or remove it.")
+            raise InputError(f"{output} exists already; name another --output or remove it.")
         columns = (arguments.completion_column, arguments.solution_column)
         total = sum(1 for _ in rows(arguments.file, *columns))
-    except (RowError, OSError) as error:
+    except (InputError, OSError) as error:
         errors.print(f"[bold red]Error:[/] {escape(str(error))}")
         return 2
 
@@ -80,7 +77,7 @@ def rows(file: Path, completion_column: str, solution_column: str) -> Iterator[t
     """Completion and solution of each line.
 
     Raises:
-        RowError: not JSON, no such field, or a field of another type; names the line, counted from 1.
+        InputError: not JSON, no such field, or a field of another type; names the line, counted from 1.
     """
     with file.open(encoding="utf-8", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, 1):
@@ -89,17 +86,17 @@ def rows(file: Path, completion_column: str, solution_column: str) -> Iterator[t
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise RowError(f"{file}, line {number}: not valid JSON ({error}).") from None
+                raise InputError(f"{file}, line {number}: not valid JSON ({error}).") from None
             fields = []
             for column in (completion_column, solution_column):
                 if not isinstance(row, dict) or column not in row:
-                    raise RowError(
+                    raise InputError(
                         f"{file}, line {number}: no field `{column}`; --completion_column and "
                         "--solution_column name others."
                     )
                 text = _text(row[column])
                 if text is None:
-                    raise RowError(f"{file}, line {number}, field `{column}`: neither text nor a chat.")
+                    raise InputError(f"{file}, line {number}, field `{column}`: neither text nor a chat.")
                 fields.append(text)
             yield fields[0], fields[1]
 

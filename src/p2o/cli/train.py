@@ -21,8 +21,9 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 from trl import get_peft_config, get_quantization_config
 
-from p2o.cli.arguments import InputError, Run, prepare, take_option
+from p2o.cli.arguments import Run, prepare, spelled, take_option
 from p2o.cli.console import Watch, bare_accuracies, clock, outcome_table
+from p2o.cli.errors import InputError
 from p2o.cli.report import write_report
 from p2o.cli.run_directory import RunDirectory, check_writable
 from p2o.state import write_json
@@ -40,8 +41,9 @@ def train(argv: list[str]) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl")
     disable_progress_bar()
     try:
+        argv = [spelled(word) for word in argv]
         resume = take_flag(argv, "--resume")
-        check_only = take_flag(argv, "--check-only") or take_flag(argv, "--check_only")
+        check_only = take_flag(argv, "--check_only")
         directory, argv = (RUNS, argv) if check_only else run_directory(argv, resume)
         run = prepare(argv, str(directory))
         if check_only:

@@ -295,7 +295,7 @@ def evolve(
                 parents=[parent for parent in result.parents[index] if parent is not None],
                 iteration=watcher.found_in[index],
                 dev_rewards={dev_ids[i]: float(score) for i, score in result.val_subscores[index].items()},
-                dev_solved=world.dev_solved[candidate[COMPONENT]],
+                dev_solved={q: bool(r[1]) for q, r in world.dev_results(candidate[COMPONENT]).items()},
             )
             for index, candidate in enumerate(result.candidates)
         ],
@@ -391,14 +391,21 @@ class _World:
         self.seed, self.epoch, self.spent = seed, epoch, spent
         self.known: dict[tuple[int, str], list[Any]] = {}
         self.asked = 0
-        self.dev_solved: dict[str, dict[int, bool]] = {}
         self.successes: list[Success] = []
 
+    def dev_results(self, template: str) -> dict[int, list[Any]]:
+        """What came out on each dev question under a template that was tried on all of them."""
+        return {question: self.known[question, template] for question in sorted(self.dev_ids)}
+
     def all_solved(self, state: Any) -> bool:
-        """Whether one template solves every dev question with the best score: no other would be selected after it."""
+        """Whether a template solves every dev question for the highest reward that was ever seen.
+
+        It is then the whole selection, ties go to the earlier one, and only a reward yet unseen could change that.
+        """
+        best = max(result[0] for result in self.known.values())
         return any(
-            template and all(solved.values()) and all(self.known[question, template][0] >= 1 for question in solved)
-            for template, solved in self.dev_solved.items()
+            template and all(r[1] and r[0] >= best for r in self.dev_results(template).values())
+            for template in (candidate[COMPONENT] for candidate in state.program_candidates)
         )
 
     def stream(self, position: int) -> int:
@@ -420,8 +427,6 @@ class _World:
         for candidate, batch in items:
             template = candidate[COMPONENT]
             part = [self.known[question.id, template] for question in batch]
-            if dev:
-                self.dev_solved[template] = {q.id: bool(r[1]) for q, r in zip(batch, part, strict=True)}
             batches.append(
                 EvaluationBatch(
                     outputs=[r[1] for r in part],

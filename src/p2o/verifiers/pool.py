@@ -19,6 +19,8 @@ Reason = Literal["right", "wrong", "no answer", "time-out", "memory", "crash", "
 
 # What a pipe takes without anybody reading at the other end is 64 KiB; more would block on a stuck process.
 IN_FLIGHT = 48_000
+# What one process has before it another cannot take.
+AHEAD = 8
 # Answers stand at the end. What is in front of so many characters is not looked at.
 READ = 20_000
 START_SECONDS = 120.0
@@ -64,8 +66,8 @@ class VerifierPool:
         """A verdict for each completion, in order.
 
         Args:
-            verifier: 'math' is math-verify as TRL's `accuracy_reward` has it; 'exact' compares the last box, or the
-                whole, to the letter. Of a completion the last 20,000 characters are read.
+            verifier: 'math' is math-verify on the last box, configured as in TRL's `accuracy_reward`; 'exact' compares
+                the last box, or the whole, to the letter. Of a completion the last 20,000 characters are read.
 
         Raises:
             ValueError: not as many solutions as completions.
@@ -155,7 +157,7 @@ class _Worker:
         """Takes completions until none is left; False where this process is of no more use."""
         sent: deque[tuple[int, bytes]] = deque()
         while True:
-            while not sent or sum(len(line) for _, line in sent) < IN_FLIGHT:
+            while len(sent) < AHEAD:
                 try:
                     index, line = todo.popleft()
                 except IndexError:

@@ -16,7 +16,7 @@ from typing import Any
 
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
-# The configuration of TRL's `accuracy_reward`, so that the two agree: boxes first, LaTeX in delimiters after them.
+# As in TRL's `accuracy_reward`: boxes first, LaTeX in delimiters after them.
 GOLD = (LatexExtractionConfig(), ExprExtractionConfig())
 ANSWER = (LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False),)
 SHOWN = 200
