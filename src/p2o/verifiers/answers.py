@@ -1,0 +1,48 @@
+"""Where the answer of a completion stands: string work only, in time linear in the text."""
+
+import re
+
+MOST_CHARACTERS = 32_768
+_MARKERS = re.compile(r"\\boxed\s*\{|<answer>|^[ \t]*(?:\*\*)?Answer:(?:\*\*)?", re.MULTILINE)
+
+
+class GoldError(ValueError):
+    """The gold answer cannot be read; the message goes on after "'solution' is '…': "."""
+
+
+def shortened(text: str) -> str:
+    """What is read of a completion: its last 32,768 characters, or as many from shortly before its last `\\boxed`.
+
+    The answer stands at the end. Megabytes must not reach regular expressions.
+    """
+    if len(text) <= MOST_CHARACTERS:
+        return text
+    start = len(text) - MOST_CHARACTERS
+    box = text.rfind("\\boxed")
+    if 0 <= box < start:
+        start = max(box - 100, 0)
+    return text[start : start + MOST_CHARACTERS]
+
+
+def find_answer(text: str) -> str | None:
+    """The last of `\\boxed{…}`, `<answer>…</answer>` and `Answer: …` (to the end of its line); None if there is none.
+
+    An empty one, or one that is never closed, is none.
+    """
+    found = None
+    for found in _MARKERS.finditer(text):
+        pass
+    if found is None:
+        return None
+    rest = text[found.end() :]
+    if found[0].startswith("<"):
+        answer, closed, _ = rest.partition("</answer>")
+        return (answer.strip() or None) if closed else None
+    if not found[0].startswith("\\"):
+        return rest.split("\n", 1)[0].strip() or None
+    depth = 1
+    for brace in re.finditer(r"\\.|[{}]", rest, re.DOTALL):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if depth == 0:
+            return rest[: brace.start()].strip() or None
+    return None
