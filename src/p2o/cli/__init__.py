@@ -1,4 +1,4 @@
-"""The command line: `p2o train`, `p2o compare`, `p2o report`."""
+"""The command line: `p2o train`, `p2o compare`, `p2o report`, `p2o score`."""
 
 import argparse
 import sys
@@ -13,6 +13,7 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("train", help="train a model; without arguments: the embedded world", add_help=False)
     commands.add_parser("compare", help="methods × seeds at equal compute", add_help=False)
     commands.add_parser("report", help="one HTML page about one run or several", add_help=False)
+    commands.add_parser("score", help="verdicts on the completions of a file", add_help=False)
     arguments, rest = parser.parse_known_args(argv[:1])
     if arguments.version:
         from p2o import __version__
@@ -30,6 +31,10 @@ def main(argv: list[str] | None = None) -> int:
         from p2o.cli.report import report
 
         return report([*rest, *argv[1:]])
+    if arguments.command == "score":
+        from p2o.cli.score import score
+
+        return score([*rest, *argv[1:]])
     from p2o.cli.train import train
 
     return train([*rest, *argv[1:]])

@@ -1,6 +1,7 @@
 """Where the answer of a completion stands: string work only, in time linear in the text."""
 
 import re
+from collections import deque
 
 MOST_CHARACTERS = 32_768
 _MARKERS = re.compile(r"\\boxed\s*\{|<answer>|^[ \t]*(?:\*\*)?Answer:(?:\*\*)?", re.MULTILINE)
@@ -29,9 +30,7 @@ def find_answer(text: str) -> str | None:
 
     An empty one, or one that is never closed, is none.
     """
-    found = None
-    for found in _MARKERS.finditer(text):
-        pass
+    found = next(iter(deque(_MARKERS.finditer(text), maxlen=1)), None)
     if found is None:
         return None
     rest = text[found.end() :]

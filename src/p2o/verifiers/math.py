@@ -17,9 +17,7 @@ from p2o.verifiers.answers import GoldError
 
 _NORMALIZATION = NormalizationConfig(units=True, boxed="last")
 COMPLETION = [
-    LatexExtractionConfig(
-        boxed_match_priority=0, try_extract_without_anchor=False, normalization_config=_NORMALIZATION
-    )
+    LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False, normalization_config=_NORMALIZATION)
 ]
 GOLD = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
 

@@ -1,0 +1,76 @@
+"""Reward functions by TRL's convention over the verifiers, and what to tell a reflection model about a rollout.
+
+Each logs the share of a batch's completions, in [0, 1], that had no answer or exhausted a limit or killed a worker:
+`verifier/no answer`, `verifier/time-out`, `verifier/memory`, `verifier/crash`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from p2o.evolution.feedback import rollout_feedback
+from p2o.verifiers import COLUMNS, REASONS, count_reasons, verify
+from p2o.verifiers.answers import find_answer, shortened
+
+LogMetric = Callable[[str, float], None] | None
+
+BOXED = "Put the final answer in \\boxed{}."
+ANSWER_FORMATS = {
+    "math": BOXED,
+    "exact": "Put the final answer in \\boxed{}, or on a line `Answer: ...`.",
+    "gym": "Put the final answer in <answer></answer>, in \\boxed{}, or on a line `Answer: ...`.",
+}
+
+
+def math(completions: list[Any], log_metric: LogMetric = None, **columns: Any) -> list[float | None]:
+    """1 where math-verify finds the answer equal to the column `solution`, else 0; None where that is None."""
+    return _rewards("math", completions, columns, log_metric)
+
+
+def exact(completions: list[Any], log_metric: LogMetric = None, **columns: Any) -> list[float | None]:
+    """1 where the answer is the column `solution`, white space aside, else 0; None where that is None."""
+    return _rewards("exact", completions, columns, log_metric)
+
+
+def gym(completions: list[Any], log_metric: LogMetric = None, **columns: Any) -> list[float | None]:
+    """1 where reasoning-gym's scorer gives full marks for the column `entry`, else 0; None where that is None."""
+    return _rewards("gym", completions, columns, log_metric)
+
+
+def feedback_of(reward: str) -> Callable[[str, dict[str, Any]], str] | None:
+    """`feedback_func(completion, row)` that belongs to the reward `math`, `exact` or `gym`; None for any other.
+
+    A format failure is told what was expected, and a wrong answer the right one.
+    """
+    if reward not in ANSWER_FORMATS:
+        return None
+
+    def feedback(completion: str, row: dict[str, Any]) -> str:
+        return rollout_feedback(
+            reward=row["reward"],
+            extracted=find_answer(shortened(completion)),
+            solution=str(row.get("solution") or ""),
+            answer_format=ANSWER_FORMATS[reward],
+        )
+
+    return feedback
+
+
+def _rewards(
+    verifier: str, completions: list[Any], columns: dict[str, Any], log_metric: LogMetric
+) -> list[float | None]:
+    missing = [name for name in COLUMNS[verifier] if name not in columns]
+    if missing:
+        raise ValueError(f"The reward {verifier!r} needs the dataset column {missing[0]!r}.")
+    texts = [c if isinstance(c, str) else c[-1]["content"] or "" for c in completions]
+    needed = {name: columns[name] for name in ("solution", "entry", "family") if name in columns}
+    rows = [dict(zip(needed, values, strict=True)) for values in zip(*needed.values(), strict=True)]
+    applies = [i for i, row in enumerate(rows) if all(row[name] is not None for name in COLUMNS[verifier])]
+    verdicts = verify([texts[i] for i in applies], [rows[i] for i in applies], verifier)
+    if log_metric is not None and verdicts:
+        counts = count_reasons(verdicts)
+        for reason in REASONS[2:]:
+            log_metric(f"verifier/{reason}", counts[reason] / len(verdicts))
+    rewards: list[float | None] = [None] * len(rows)
+    for i, verdict in zip(applies, verdicts, strict=True):
+        rewards[i] = verdict.reward
+    return rewards
