@@ -33,17 +33,17 @@ def score(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="p2o score",
-        description="Verifies completions in worker processes with limits, and writes for each line of FILE a line with "
-        f"reward, extracted (the answer found), reason ({', '.join(REASONS)}) and milliseconds.",
+        description="Verifies completions in worker processes with limits, and writes for each line of FILE a line "
+        f"with reward, extracted (the answer found), reason ({', '.join(REASONS)}) and milliseconds.",
     )
     parser.add_argument("file", type=Path, metavar="FILE.jsonl", help="one JSON object a line")
     parser.add_argument("--verifier", choices=VERIFIERS, default="math")
-    parser.add_argument("--completion-column", default="completion", metavar="NAME", help="text, or a chat whose last")
+    parser.add_argument(
+        "--completion-column", default="completion", metavar="NAME", help="text, or a chat (its last message)"
+    )
     parser.add_argument("--solution-column", default="solution", metavar="NAME", help="gold answer (math, exact)")
     parser.add_argument("--entry-column", default="entry", metavar="NAME", help="reasoning-gym entry as JSON (gym)")
-    parser.add_argument(
-        "--family-column", default="family", metavar="NAME", help="its family, if it does not say (gym)"
-    )
+    parser.add_argument("--family-column", default="family", metavar="NAME", help="its family, if not in it (gym)")
     parser.add_argument("--timeout", type=float, default=Limits.seconds, metavar="SECONDS", help="for one completion")
     parser.add_argument("--memory", type=int, default=Limits.memory_mb, metavar="MIB", help="for one worker")
     parser.add_argument("--workers", type=int, default=None, metavar="N", help="processes; one a core if not given")
@@ -163,6 +163,14 @@ def _problem(row: dict[str, Any], arguments: argparse.Namespace) -> str | None:
         return f"{arguments.completion_column!r} is neither text nor a chat that ends with text"
     if arguments.verifier != "gym" and not isinstance(row[arguments.solution_column], str | int | float):
         return f"{arguments.solution_column!r} is neither text nor a number"
+    if arguments.verifier == "gym":
+        try:
+            entry = row[arguments.entry_column]
+            entry = json.loads(entry) if isinstance(entry, str) else entry
+            if not (row.get(arguments.family_column) or entry["metadata"]["source_dataset"]):
+                raise KeyError(arguments.family_column)
+        except (ValueError, KeyError, TypeError) as error:
+            return f"{arguments.entry_column!r} is no reasoning-gym entry ({type(error).__name__}: {error})"
     return None
 
 

@@ -1,7 +1,8 @@
 """math-verify's judgement, for the workers only: its own time-outs are off here, since a worker can be killed.
 
 A completion's answer is what math-verify finds in its last `\\boxed{…}`, or in LaTeX after "final answer is" and the
-like: the extraction of `trl.rewards.accuracy_reward`, but where several boxes follow each other the last one wins.
+like, as in `trl.rewards.accuracy_reward`. The last box wins; boxes that stand within ten characters before it, or in an
+enumeration with it, are answers of one set with it.
 """
 
 import logging

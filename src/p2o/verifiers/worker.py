@@ -74,17 +74,8 @@ def _own_signals() -> None:
 def _warm_up() -> None:
     """Regular expressions are compiled and parsers have seen the usual before workers are forked."""
     math = importlib.import_module("p2o.verifiers.math")
-    for answer in (
-        r"\frac{1}{2}",
-        "12.5",
-        r"\sqrt{3}+x^2",
-        "(1,2]",
-        r"\{1,2\}",
-        r"50\%",
-        r"x=5",
-        r"5\text{ cm}",
-        "1,2",
-    ):
+    usual = (r"\frac{1}{2}", "12.5", r"\sqrt{3}+x^2", "(1,2]", r"\{1,2\}", r"50\%", "x=5", r"5\text{ cm}", "1,2")
+    for answer in usual:
         math.score(rf"So \[x = \boxed{{{answer}}}\]", {"solution": answer})
     gc.freeze()  # what is there is for good, and shared
 
