@@ -38,9 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("file", type=Path, metavar="FILE.jsonl", help="one JSON object a line")
     parser.add_argument("--verifier", choices=VERIFIERS, default="math")
-    parser.add_argument(
-        "--completion-column", default="completion", metavar="NAME", help="text, or a chat (its last message)"
-    )
+    parser.add_argument("--completion-column", default="completion", metavar="NAME", help="text or chat")
     parser.add_argument("--solution-column", default="solution", metavar="NAME", help="gold answer (math, exact)")
     parser.add_argument("--entry-column", default="entry", metavar="NAME", help="reasoning-gym entry as JSON (gym)")
     parser.add_argument("--family-column", default="family", metavar="NAME", help="its family, if not in it (gym)")

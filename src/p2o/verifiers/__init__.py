@@ -32,6 +32,7 @@ __all__ = [
     "Verifier",
     "check_solutions",
     "count_reasons",
+    "default_pool",
     "set_default_limits",
     "verify",
     "verify_stream",

@@ -266,7 +266,7 @@ class _Worker:
         return rest
 
     def receive(self) -> tuple[list[tuple[int, Result]], bool]:
-        """What has come, and whether it is alive. A slow one is asked for nothing more; nor is one out of memory."""
+        """What has come, and whether it is alive. One that has needed much memory is done."""
         results: list[tuple[int, Result]] = []
         try:
             data = self.channel.recv(1 << 16)
@@ -278,7 +278,7 @@ class _Worker:
                 break
             results.append((self.jobs.popleft()[0], json.loads(line)))
             self.since = time.monotonic()
-            self.spent = results[-1][1].get("reason") == "memory"
+            self.spent = results[-1][1]["spent"]
         return results, bool(data) and not self.spent
 
     def _write(self, message: Any) -> bool:

@@ -91,7 +91,10 @@ def _work(channel: socket.socket) -> None:
                 chunk = json.loads(line)
                 if "memory" in chunk:
                     base = _peak()
-                    resource.setrlimit(resource.RLIMIT_AS, (base + chunk["memory"],) * 2)
+                    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+                    most = base + chunk["memory"]
+                    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+                    resource.setrlimit(resource.RLIMIT_AS, (most, most))
                     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
                     alarm, suspicious = chunk["seconds"] + 1, base + chunk["memory"] // 2
                     continue
@@ -101,11 +104,12 @@ def _work(channel: socket.socket) -> None:
                     signal.setitimer(signal.ITIMER_REAL, alarm)
                     result = verdict(job)
                     # sympy turns a MemoryError into an answer that is not equal, or none; the peak tells.
-                    if result.get("reason") in ("wrong", "no answer") and _peak() > suspicious:
+                    result["spent"] = result.get("reason") == "memory" or _peak() > suspicious
+                    if result["spent"] and result.get("reason") in ("wrong", "no answer"):
                         result.update(reason="memory", reward=0.0)
                     signal.setitimer(signal.ITIMER_REAL, 0)
                     channel.sendall(json.dumps(result).encode() + b"\n")
-                    if result.get("reason") == "memory":
+                    if result["spent"]:  # the next one starts with all of its memory, in another worker
                         return
     finally:
         os._exit(0)
