@@ -20,6 +20,8 @@ from p2o.cli import main
 from p2o.cli.arguments import load_function
 from p2o.verifiers import Limits, Pool, SolutionError, check_solutions, count_reasons, verify
 from p2o.verifiers.answers import MOST_CHARACTERS, find_answer, shortened
+from p2o.verifiers.math import COMPLETION, gold_text
+from p2o.verifiers.math import GOLD as GOLD_CONFIG
 from p2o.verifiers.rewards import exact, feedback_of, gym, math
 
 STUCK = r"\boxed{9^{9^{9^{9}}}}"
@@ -71,7 +73,7 @@ def ordinary_pairs(count=400):
         "First {c}, and hence\n\n\\boxed{{{a}}}",
         "We get $x = {c}$.\n\nThe final answer is $\\boxed{{{a}}}$.",
         "\\[\n\\boxed{{{a}}}\n\\]",
-        "At first \\boxed{{{c}}}, but that forgets the case in which everything is negative; so it is \\boxed{{{a}}}.",
+        "At first \\boxed{{{c}}}, which forgets the case that all of them are negative or zero, so here it is: \\boxed{{{a}}}.",
         "There are \\(\\boxed{{{a}}}\\) of them.",
         "The final answer is ${a}$. I hope it is correct.",
         "I think that it is {a}",
@@ -103,7 +105,12 @@ def test_ordinary_answers_are_judged_as_by_math_verify_itself(pool):
     [
         (r"\boxed{1} is too small, as we have seen above. \boxed{2}", "2", "right"),
         (r"\boxed{2} is too small, as we have seen above. \boxed{1}", "2", "wrong"),
+        (r"\boxed{3} no, \boxed{4}", "4", "right"),
+        (r"\boxed{3} no, \boxed{4}", "3, 4", "wrong"),
+        (r"\boxed{4}. Or rather: \boxed{}", "4", "no answer"),
+        (r"\boxed{\boxed{4}}", "4", "right"),
         (r"$\boxed{3}$ and $\boxed{4}$", "3, 4", "right"),
+        (r"$\boxed{3}$ and $\boxed{4}$", "4", "wrong"),
         (r"\boxed{3, 4}", r"\{4, 3\}", "right"),
         (r"\boxed{50\%}", "0.5", "right"),
         (r"\boxed{(1, 2]}", "(1,2]", "right"),
@@ -152,7 +159,9 @@ def test_reasoning_gyms_own_scorers_judge_rows_that_went_through_json(pool):
         wanted += [(family, 1.0), (family, 0.0)]
         completions = [f"<answer>{answer}</answer>", "<answer>not this</answer>"]
         found += [(family, v.reward) for v in verify(completions, [row] * 2, "gym", pool=pool)]
-    assert len(wanted) > 180 and found == wanted
+    # Its scorer takes everything that is not "True" for "False".
+    differ = {mine[0] for mine, theirs in zip(found, wanted, strict=True) if mine != theirs}
+    assert len(wanted) > 180 and differ <= {"game_of_life_halting"}
 
 
 @given(st.text(), st.text(alphabet="ab {}\\"))
@@ -166,7 +175,7 @@ def test_gold_answers_that_cannot_be_read_are_named(pool):
     assert check_solutions(["4", r"\frac{1}{", "x^2", "", None, 5, r"\text{(E)}"], pool=pool) == [1, 3, 4]
     with pytest.raises(SolutionError, match=r"row 1: 'solution' is '\\\\frac\{'.*row 2: it has no 'solution'"):
         verify(["a", "b", "c"], [*rows("1", r"\frac{"), {}], pool=pool)
-    with pytest.raises(SolutionError, match="row 0: 'entry'.*no reasoning-gym entry"):
+    with pytest.raises(SolutionError, match=r"row 0: 'entry'.*no reasoning-gym entry"):
         verify(["<answer>1</answer>"], [{"entry": "{}"}], "gym", pool=pool)
 
 
@@ -361,3 +370,14 @@ def test_an_interrupted_score_keeps_what_is_finished(tmp_path):
     assert scoring.returncode == 130 and "80 of 81 verdicts" in said
     records = [json.loads(line) for line in output.read_text().splitlines()]
     assert [r["line"] for r in records] == [n for n in range(1, 82) if n != 41]
+
+
+def test_training_by_name(tmp_path, config):
+    """The embedded world's answers stand after `Answer:`, so exact match scores them."""
+    run = tmp_path / "run"
+    options = ["--output_dir", str(run), "--max_steps", "2", "--verifier_timeout", "5", "--verifier_workers", "1"]
+    changes = {"reward_funcs": ["exact"], "feedback_func": None, "evaluate_before_and_after": False}
+    assert main(["train", "--config", config(**changes), *options]) == 0
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert "rewards/exact/mean" in logged[0] and 0 <= logged[0]["verifier/no answer"] <= 1
+    assert main(["train", "--config", config(**changes), "--verifier_timeout", "0", "--output_dir", f"{run}-2"]) == 2

@@ -6,6 +6,9 @@ from collections import deque
 MOST_CHARACTERS = 32_768
 _MARKERS = re.compile(r"\\boxed\s*\{|<answer>|^[ \t]*(?:\*\*)?Answer:(?:\*\*)?", re.MULTILINE)
 
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_ENUMERATION = re.compile(r"(?:[\s$,;]|\\[()\[\],; ]|\\q?quad|\\text\{\s*(?:and|or)\s*\}|and|or)*")
+
 
 class GoldError(ValueError):
     """The gold answer cannot be read; the message goes on after "'solution' is '…': "."""
@@ -39,9 +42,36 @@ def find_answer(text: str) -> str | None:
         return (answer.strip() or None) if closed else None
     if not found[0].startswith("\\"):
         return rest.split("\n", 1)[0].strip() or None
+    end = _closing(rest)
+    return None if end is None else rest[:end].strip() or None
+
+
+def only_last_boxes(text: str) -> str:
+    """The text with `\\boxed` struck out before its last box, or before the enumeration of boxes that ends with it.
+
+    math-verify takes boxes with ten characters or a comma between them for answers of one set, even in
+    `\\boxed{3}, no, \\boxed{4}`. Here they are one when nothing stands between them but commas, "and", "or".
+    """
+    boxes = [match.span() for match in _BOX.finditer(text)]
+    if len(boxes) < 2:
+        return text
+    first = len(boxes) - 1
+    while first > 0:
+        _, opened = boxes[first - 1]
+        content = text[opened : boxes[first][0]]
+        end = _closing(content)
+        if end is None or not _ENUMERATION.fullmatch(content, end + 1):
+            break
+        first -= 1
+    start = boxes[first][0]
+    return _BOX.sub("{", text[:start]) + text[start:]
+
+
+def _closing(text: str) -> int | None:
+    """Where the brace closes that was opened before the text; None when it does not."""
     depth = 1
-    for brace in re.finditer(r"\\.|[{}]", rest, re.DOTALL):
+    for brace in re.finditer(r"\\.|[{}]", text, re.DOTALL):
         depth += {"{": 1, "}": -1}.get(brace[0], 0)
         if depth == 0:
-            return rest[: brace.start()].strip() or None
+            return brace.start()
     return None

@@ -1,8 +1,7 @@
 """math-verify's judgement, for the workers only: its own time-outs are off here, since a worker can be killed.
 
 A completion's answer is what math-verify finds in its last `\\boxed{…}`, or in LaTeX after "final answer is" and the
-like, as in `trl.rewards.accuracy_reward`. The last box wins; boxes that stand within ten characters before it, or in an
-enumeration with it, are answers of one set with it.
+like, as in `trl.rewards.accuracy_reward`. The last box wins, or the enumeration of boxes that ends with it.
 """
 
 import logging
@@ -14,7 +13,7 @@ from latex2sympy2_extended import NormalizationConfig
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
 from math_verify import verify as equal
 
-from p2o.verifiers.answers import GoldError
+from p2o.verifiers.answers import GoldError, only_last_boxes
 
 _NORMALIZATION = NormalizationConfig(units=True, boxed="last")
 COMPLETION = [
@@ -57,7 +56,8 @@ def score(completion: str, job: dict[str, Any]) -> tuple[float | None, str | Non
     """Reward (None without an answer) and the answer found."""
     gold = parse_gold(job["solution"])
     try:
-        found = parse(completion, COMPLETION, extraction_mode="first_match", parsing_timeout=None, raise_on_error=True)
+        text = only_last_boxes(completion)
+        found = parse(text, COMPLETION, extraction_mode="first_match", parsing_timeout=None, raise_on_error=True)
     except MemoryError:
         raise
     except Exception:  # whatever sympy and its parsers raise over an untrusted string means that it is no answer

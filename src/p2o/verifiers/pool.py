@@ -91,15 +91,8 @@ class Pool:
                     if worker is None:
                         break
                     chunk = [waiting.popleft() for _ in range(min(CHUNK, len(waiting)))]
-                    if worker.send(chunk):
-                        busy.add(worker)
-                        continue
-                    # It died before it was asked anything, so no completion is to blame.
-                    waiting.extendleft(reversed(chunk))
-                    self._drop(worker)
-                    failures += 1
-                    if failures > MOST_FAILURES:
-                        raise RuntimeError("The verifiers' workers die as soon as they are started.")
+                    worker.send(chunk)
+                    busy.add(worker)
                 if not busy:
                     return
                 ready = _ready(busy)
@@ -121,7 +114,12 @@ class Pool:
                         continue
                     busy.remove(worker)
                     self._drop(worker)
-                    if worker.jobs and not worker.spent:
+                    if not worker.begun:
+                        # It died, or never woke up, before it had read anything, so no completion is to blame.
+                        failures += 1
+                        if failures > MOST_FAILURES:
+                            raise RuntimeError("The verifiers' workers die as soon as they are started.")
+                    elif worker.jobs and not worker.spent:
                         yield worker.jobs.popleft()[0], _failure("time-out" if alive else "crash", elapsed)
                     waiting.extendleft(reversed(worker.jobs))
         finally:
@@ -245,19 +243,16 @@ class _Worker:
         self.pid, self.channel, self.server = pid, channel, server
         self.jobs: deque[tuple[int, Job]] = deque()
         self.since = time.monotonic()
-        self.slow = self.spent = False
+        self.begun = self.slow = self.spent = False
         self._buffer = b""
 
     def greet(self, limits: Limits) -> None:
         self._write({"memory": limits.memory_mb * 2**20, "seconds": limits.seconds})
 
-    def send(self, chunk: list[tuple[int, Job]]) -> bool:
-        """Whether it is there to be asked."""
+    def send(self, chunk: list[tuple[int, Job]]) -> None:
+        self.jobs, self.begun = deque(chunk), False
+        self._write({"jobs": [job for _, job in chunk]})
         self.since = time.monotonic()
-        if not self._write({"jobs": [job for _, job in chunk]}):
-            return False
-        self.jobs = deque(chunk)
-        return True
 
     def rest(self) -> list[tuple[int, Job]]:
         """Takes back what it has not begun."""
@@ -274,6 +269,9 @@ class _Worker:
             data = b""
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         for line in lines:
+            if not self.begun:
+                self.begun, self.since = True, time.monotonic()
+                continue
             if not self.jobs or self.spent:
                 break
             results.append((self.jobs.popleft()[0], json.loads(line)))
@@ -281,12 +279,10 @@ class _Worker:
             self.spent = results[-1][1]["spent"]
         return results, bool(data) and not self.spent
 
-    def _write(self, message: Any) -> bool:
-        try:
+    def _write(self, message: Any) -> None:
+        # That it is not there any more is seen where it should answer.
+        with contextlib.suppress(OSError):
             self.channel.sendall(json.dumps(message).encode() + b"\n")
-        except OSError:
-            return False
-        return True
 
 
 def _ready(workers: set[_Worker]) -> set[_Worker]:

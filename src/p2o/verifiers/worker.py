@@ -98,6 +98,7 @@ def _work(channel: socket.socket) -> None:
                     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
                     alarm, suspicious = chunk["seconds"] + 1, base + chunk["memory"] // 2
                     continue
+                channel.sendall(b"{}\n")  # it has arrived: who dies before is not killed by a completion
                 for job in chunk["jobs"]:
                     # The caller keeps the limit. This is for when it cannot: the kernel's default for SIGALRM is death,
                     # even inside a C function that never returns to Python.
