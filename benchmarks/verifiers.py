@@ -3,7 +3,7 @@
     python benchmarks/verifiers.py --json verifiers.json
 
 The two take turns over the same ordinary completions, so that what else the machine does is shared between them; the
-gold answers repeat as those of a group's rollouts do. The hostile ones are towers of powers that never end by themselves.
+gold answers repeat as those of a group's rollouts do. The hostile ones are towers of powers that never end.
 """
 
 import argparse

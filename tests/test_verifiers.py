@@ -73,9 +73,10 @@ def ordinary_pairs(count=400):
         "First {c}, and hence\n\n\\boxed{{{a}}}",
         "We get $x = {c}$.\n\nThe final answer is $\\boxed{{{a}}}$.",
         "\\[\n\\boxed{{{a}}}\n\\]",
-        "At first \\boxed{{{c}}}, which forgets the case that all of them are negative or zero, so here it is: \\boxed{{{a}}}.",
+        "At first \\boxed{{{c}}}, which forgets that all of them may be negative, so here it is: \\boxed{{{a}}}.",
+        "Note that \\[ {c} < 5 \\]\n\nThe final answer is $\\boxed{{{a}}}$\n\nI hope it is right.",
         "There are \\(\\boxed{{{a}}}\\) of them.",
-        "The final answer is ${a}$. I hope it is correct.",
+        "The final answer is ${a}$. I hope it is right.",
         "I think that it is {a}",
     ]
     pairs = []

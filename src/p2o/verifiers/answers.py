@@ -46,14 +46,16 @@ def find_answer(text: str) -> str | None:
     return None if end is None else rest[:end].strip() or None
 
 
-def only_last_boxes(text: str) -> str:
-    """The text with `\\boxed` struck out before its last box, or before the enumeration of boxes that ends with it.
+def around_last_boxes(text: str) -> str:
+    """The text from the paragraph of its last box, or of the enumeration of boxes that ends with it, on.
 
-    math-verify takes boxes with ten characters or a comma between them for answers of one set, even in
-    `\\boxed{3}, no, \\boxed{4}`. Here they are one when nothing stands between them but commas, "and", "or".
+    What stands before cannot matter and takes most of the time: formulas do not span a blank line. In that paragraph
+    `\\boxed` is struck out before them, because math-verify takes boxes with ten characters or a comma between them for
+    answers of one set, even in `\\boxed{3}, no, \\boxed{4}`. Here they are one when nothing stands between them but
+    commas, "and", "or". Text without a box is left as it is.
     """
     boxes = [match.span() for match in _BOX.finditer(text)]
-    if len(boxes) < 2:
+    if not boxes:
         return text
     first = len(boxes) - 1
     while first > 0:
@@ -64,7 +66,8 @@ def only_last_boxes(text: str) -> str:
             break
         first -= 1
     start = boxes[first][0]
-    return _BOX.sub("{", text[:start]) + text[start:]
+    paragraph = text.rfind("\n\n", 0, start) + 1
+    return _BOX.sub("{", text[paragraph:start]) + text[start:]
 
 
 def _closing(text: str) -> int | None:

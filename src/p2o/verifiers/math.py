@@ -13,7 +13,7 @@ from latex2sympy2_extended import NormalizationConfig
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
 from math_verify import verify as equal
 
-from p2o.verifiers.answers import GoldError, only_last_boxes
+from p2o.verifiers.answers import GoldError, around_last_boxes
 
 _NORMALIZATION = NormalizationConfig(units=True, boxed="last")
 COMPLETION = [
@@ -56,7 +56,7 @@ def score(completion: str, job: dict[str, Any]) -> tuple[float | None, str | Non
     """Reward (None without an answer) and the answer found."""
     gold = parse_gold(job["solution"])
     try:
-        text = only_last_boxes(completion)
+        text = around_last_boxes(completion)
         found = parse(text, COMPLETION, extraction_mode="first_match", parsing_timeout=None, raise_on_error=True)
     except MemoryError:
         raise

@@ -1,7 +1,7 @@
 """Worker processes for untrusted completions, each with a limit of wall-clock time and of memory per completion.
 
-A worker that is stuck does not hold up the rest: after a tenth of a second others, beside the usual number, take over
-what it has not begun, and it goes on at low priority until its limit. So a batch takes little longer than the limit.
+A worker that is stuck does not hold up the rest: after a tenth of a second or two others, beside the usual number, take
+over what it has not begun; it goes on at low priority until its limit. So a batch takes little longer than the limit.
 """
 
 import atexit
@@ -27,6 +27,7 @@ Result = dict[str, Any]
 
 CHUNK = 16
 SLOW_SECONDS = 0.1
+STUCK_SECONDS = 1.0
 SPARES = 16
 START_SECONDS = 120.0
 MOST_FAILURES = 5
@@ -108,7 +109,7 @@ class Pool:
                         self._give(worker)
                         continue
                     if alive and worker.jobs and elapsed < self.limits.seconds:
-                        if elapsed > SLOW_SECONDS and not worker.slow:
+                        if elapsed > SLOW_SECONDS and not worker.slow and worker.is_stuck(elapsed):
                             waiting.extendleft(reversed(worker.rest()))
                             self._slow_down(worker)
                         continue
@@ -231,8 +232,11 @@ class Pool:
         if self._control is not None:
             self._control.close()
         if self._server is not None:
-            self._server.kill()  # its workers die with it
-            self._server.wait()
+            try:
+                self._server.wait(timeout=2)  # it ends its workers, and then itself
+            except subprocess.TimeoutExpired:
+                self._server.kill()  # they die with it
+                self._server.wait()
         self._control = self._server = None
 
 
@@ -245,6 +249,7 @@ class _Worker:
         self.since = time.monotonic()
         self.begun = self.slow = self.spent = False
         self._buffer = b""
+        self._looked_at = self._cpu_seconds = 0.0
 
     def greet(self, limits: Limits) -> None:
         self._write({"memory": limits.memory_mb * 2**20, "seconds": limits.seconds})
@@ -279,6 +284,14 @@ class _Worker:
             self.spent = results[-1][1]["spent"]
         return results, bool(data) and not self.spent
 
+    def is_stuck(self, elapsed: float) -> bool:
+        """Whether it has worked long on its present job. On a busy machine it may only have waited for a core."""
+        if elapsed > STUCK_SECONDS:
+            return True
+        if self._looked_at != self.since:
+            self._looked_at, self._cpu_seconds = self.since, _cpu_seconds(self.pid)
+        return _cpu_seconds(self.pid) - self._cpu_seconds > SLOW_SECONDS
+
     def _write(self, message: Any) -> None:
         # That it is not there any more is seen where it should answer.
         with contextlib.suppress(OSError):
@@ -292,6 +305,14 @@ def _ready(workers: set[_Worker]) -> set[_Worker]:
     for descriptor in by_descriptor:
         poll.register(descriptor, select.POLLIN)
     return {by_descriptor[descriptor] for descriptor, _ in poll.poll(1000 * SLOW_SECONDS / 2)}
+
+
+def _cpu_seconds(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _line(channel: socket.socket) -> bytes:

@@ -4,7 +4,6 @@ Forking is safe here and not in the caller: this process has one thread and neit
 ends with its caller, and its workers end with it.
 """
 
-import contextlib
 import ctypes
 import gc
 import importlib
@@ -32,6 +31,7 @@ def main(control: socket.socket) -> None:
     _own_signals()
     _warm_up()
     control.send(b"ready\n")
+    workers: set[int] = set()
     buffer = b""
     while os.getppid() == caller:
         # A copy of the socket in a fork of the caller may keep it open: hence a look at the caller itself.
@@ -39,7 +39,7 @@ def main(control: socket.socket) -> None:
             continue
         message, descriptors, _, _ = socket.recv_fds(control, 4096, 16)
         if not message:
-            return
+            break
         buffer += message
         *commands, buffer = buffer.split(b"\n")
         for command in commands:
@@ -52,14 +52,19 @@ def main(control: socket.socket) -> None:
                     control.close()
                     _work(socket.socket(fileno=descriptor))
                 os.close(descriptor)
+                workers.add(pid)
                 control.send(b"%d\n" % pid)
             else:
-                # Only we reap our children, so the number cannot belong to anybody else by now.
-                pid = int(argument)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(pid, 0)
+                _end(int(argument))
+                workers.discard(int(argument))
+    for pid in workers:
+        _end(pid)
+
+
+def _end(pid: int) -> None:
+    # Only we reap our children, so the number cannot belong to anybody else by now.
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
 
 
 def _own_signals() -> None:
@@ -76,7 +81,9 @@ def _warm_up() -> None:
     math = importlib.import_module("p2o.verifiers.math")
     usual = (r"\frac{1}{2}", "12.5", r"\sqrt{3}+x^2", "(1,2]", r"\{1,2\}", r"50\%", "x=5", r"5\text{ cm}", "1,2")
     for answer in usual:
-        math.score(rf"So \[x = \boxed{{{answer}}}\]", {"solution": answer})
+        for gold in (answer, "7", "(2,3)", "x+y"):
+            math.score(rf"So \[x = \boxed{{{answer}}}\]", {"solution": gold})
+    math.score("None.", {"solution": "7"})
     gc.freeze()  # what is there is for good, and shared
 
 
