@@ -73,7 +73,8 @@ def ordinary_pairs(count=400):
         "First {c}, and hence\n\n\\boxed{{{a}}}",
         "We get $x = {c}$.\n\nThe final answer is $\\boxed{{{a}}}$.",
         "\\[\n\\boxed{{{a}}}\n\\]",
-        "At first \\boxed{{{c}}}, which forgets that all of them may be negative, so here it is: \\boxed{{{a}}}.",
+        # Further apart than math-verify joins boxes.
+        "At first \\boxed{{{c}}}. " + "That forgets one case after another. " * 2 + "So: \\boxed{{{a}}}.",
         "Note that \\[ {c} < 5 \\]\n\nThe final answer is $\\boxed{{{a}}}$\n\nI hope it is right.",
         "There are \\(\\boxed{{{a}}}\\) of them.",
         "The final answer is ${a}$. I hope it is right.",

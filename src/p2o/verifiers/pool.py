@@ -26,7 +26,7 @@ Job = dict[str, Any]
 Result = dict[str, Any]
 
 CHUNK = 16
-SLOW_SECONDS = 0.1
+SLOW_SECONDS = 0.05
 STUCK_SECONDS = 1.0
 SPARES = 16
 START_SECONDS = 120.0
@@ -109,7 +109,7 @@ class Pool:
                         self._give(worker)
                         continue
                     if alive and worker.jobs and elapsed < self.limits.seconds:
-                        if elapsed > SLOW_SECONDS and not worker.slow and worker.is_stuck(elapsed):
+                        if elapsed > SLOW_SECONDS / 2 and not worker.slow and worker.is_stuck(elapsed):
                             waiting.extendleft(reversed(worker.rest()))
                             self._slow_down(worker)
                         continue
@@ -215,7 +215,7 @@ class Pool:
                 stdout=subprocess.DEVNULL,
                 stderr=said,
                 pass_fds=[theirs.fileno()],
-                start_new_session=True,
+                process_group=0,  # Ctrl-C is ours
                 env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
             )
             self._control = ours
