@@ -77,7 +77,7 @@ def main() -> None:
     plain(warm), pooled(warm, pool)
     ratios, speeds, pool_speeds, shares = [], [], [], []
     for turn in range(arguments.turns):
-        # New ones every turn: both remember what they have parsed.
+        # New ones every turn, since both remember what they have parsed.
         pairs = ordinary(arguments.completions, arguments.rollouts, random.Random(turn))
         expected, alone = timed(plain, pairs)
         verdicts, together = timed(pooled, pairs, pool)

@@ -54,9 +54,14 @@ def parse_gold(solution: str) -> list[Any]:
 
 def score(completion: str, job: dict[str, Any]) -> tuple[float | None, str | None]:
     """Reward (None without an answer) and the answer found."""
-    gold = parse_gold(job["solution"])
+    return _judge(around_last_boxes(completion), job["solution"])
+
+
+# Rollouts of one question end alike more often than not.
+@lru_cache(maxsize=4096)
+def _judge(text: str, solution: str) -> tuple[float | None, str | None]:
+    gold = parse_gold(solution)
     try:
-        text = around_last_boxes(completion)
         found = parse(text, COMPLETION, extraction_mode="first_match", parsing_timeout=None, raise_on_error=True)
     except MemoryError:
         raise
