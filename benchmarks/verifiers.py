@@ -1,9 +1,9 @@
-"""The verifier pool against plain math-verify on one thread, on the same completions; ratios from one run.
+"""Verified completions per second against plain single-threaded math-verify, and a batch with 1 % hostile ones.
 
     python benchmarks/verifiers.py --json verifiers.json
 
-Plain and pool take turns, and a figure is the median over them. Then one completion in a hundred is hostile: what is
-printed beside it is what that costs: every one of them its limit and a new process.
+The two take turns over the same ordinary completions, so that what else the machine does is shared between them; the
+gold answers repeat as those of a group's rollouts do. The hostile ones are towers of powers that never end.
 """
 
 import argparse
@@ -12,82 +12,107 @@ import random
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
-from math_verify import parse, verify
+import math_verify
 from rich.console import Console
 from rich.table import Table
 
-from p2o.verifiers import VerifierPool
-from p2o.verifiers.worker import ANSWER, GOLD
+from p2o.verifiers import Limits, Pool, Verdict, verify
+from p2o.verifiers.math import COMPLETION, GOLD, gold_text
 
-HOSTILE = r"\boxed{9^{9^{9^{9}}}}"
+STUCK = r"\boxed{9^{9^{9^{9}}}}"
+FORMS = (
+    lambda a, b: f"{a}",
+    lambda a, b: rf"\frac{{{a}}}{{{b}}}",
+    lambda a, b: rf"{a}\sqrt{{{b}}}",
+    lambda a, b: f"({a}, {a + b}]",
+    lambda a, b: f"{a / 8}",
+    lambda a, b: f"x^2+{a}x-{b}",
+)
+REASONING = "Let $x = {a}$ and note that $x^2 = {b}$, from which \\(x + 1 = {a} + 1\\) and so on. "
 
 
-def ordinary(count: int) -> tuple[list[str], list[str]]:
-    """Completions of a few hundred words with a box at the end, and their solutions; half of them wrong."""
-    rng = random.Random(0)
-    completions, solutions = [], []
-    for _ in range(count):
-        n, wrong = rng.randrange(2, 999), rng.random() < 0.5
-        answer, solution = rng.choice(
-            [
-                (f"{n + wrong}", f"{n}"),
-                (f"\\frac{{{n + wrong}}}{{7}}", f"\\frac{{{n}}}{{7}}"),
-                (f"{n + wrong}x", f"{n}x"),
-            ]
+def ordinary(count: int, rollouts: int, rng: random.Random) -> list[tuple[str, str]]:
+    """Completions of about 1,500 characters with their gold answers, half of them right."""
+    pairs = []
+    while len(pairs) < count:
+        form, a, b = rng.choice(FORMS), rng.randint(2, 400), rng.randint(2, 40)
+        for _ in range(rollouts):
+            answer = form(a, b) if rng.random() < 0.5 else form(a + rng.randint(1, 9), b)
+            reasoning = "".join(REASONING.format(a=rng.randint(1, 99), b=rng.randint(1, 99)) for _ in range(18))
+            pairs.append((f"{reasoning}\n\nThe final answer is $\\boxed{{{answer}}}$.", form(a, b)))
+    return pairs[:count]
+
+
+def plain(pairs: list[tuple[str, str]]) -> list[bool]:
+    return [
+        math_verify.verify(
+            math_verify.parse(gold_text(gold), GOLD),
+            math_verify.parse(completion, COMPLETION, extraction_mode="first_match"),
         )
-        work = " ".join(
-            f"Then {rng.randrange(99)} and {rng.randrange(99)} make {rng.randrange(999)}." for _ in range(40)
-        )
-        completions.append(f"{work} So the answer is \\boxed{{{answer}}}.")
-        solutions.append(solution)
-    return completions, solutions
+        for completion, gold in pairs
+    ]
 
 
-def plain(completions: list[str], solutions: list[str]) -> list[float]:
-    """math-verify as its documentation has it, in this thread."""
-    rewards = []
-    for completion, solution in zip(completions, solutions, strict=True):
-        gold = parse(f"\\boxed{{{solution}}}", GOLD, parsing_timeout=None)
-        answer = parse(completion, ANSWER, extraction_mode="first_match", parsing_timeout=None)
-        rewards.append(float(verify(gold, answer, timeout_seconds=None)))
-    return rewards
+def pooled(pairs: list[tuple[str, str]], pool: Pool) -> list[Verdict]:
+    return verify([c for c, _ in pairs], [{"solution": g} for _, g in pairs], pool=pool)
+
+
+def timed(function: Any, *arguments: Any) -> tuple[Any, float]:
+    began = time.perf_counter()
+    return function(*arguments), time.perf_counter() - began
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--completions", type=int, default=2000)
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--timeout", type=float, default=1.0, help="seconds for one completion")
+    parser.add_argument("--completions", type=int, default=800, help="of a batch")
+    parser.add_argument("--rollouts", type=int, default=6, help="with the same gold answer")
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--timeout", type=float, default=Limits.seconds, help="seconds for one completion")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    completions, solutions = ordinary(arguments.completions)
-    attacked = [HOSTILE if i % 100 == 50 else c for i, c in enumerate(completions)]
-    pool = VerifierPool(arguments.workers, timeout=arguments.timeout)
-    pool.verify(completions[:10], solutions[:10])  # starts the processes
-    plain(completions[:10], solutions[:10])
-    seconds: dict[str, list[float]] = {"plain, one thread": [], "pool": [], "pool, 1 % hostile": []}
-    for _ in range(arguments.turns):
-        began = time.perf_counter()
-        expected = plain(completions, solutions)
-        seconds["plain, one thread"].append(time.perf_counter() - began)
-        for name, batch in (("pool", completions), ("pool, 1 % hostile", attacked)):
-            began = time.perf_counter()
-            rewards = [verdict.reward for verdict in pool.verify(batch, solutions)]
-            seconds[name].append(time.perf_counter() - began)
-            if rewards != [0.0 if c is HOSTILE else r for c, r in zip(batch, expected, strict=True)]:
-                raise SystemExit(f"{name} disagrees with plain math-verify.")
+    pool = Pool(Limits(seconds=arguments.timeout))
+    warm = ordinary(200, arguments.rollouts, random.Random(-1))
+    plain(warm), pooled(warm, pool)
+    ratios, speeds, pool_speeds, shares = [], [], [], []
+    for turn in range(arguments.turns):
+        # New ones every turn, since both remember what they have parsed.
+        pairs = ordinary(arguments.completions, arguments.rollouts, random.Random(turn))
+        expected, alone = timed(plain, pairs)
+        verdicts, together = timed(pooled, pairs, pool)
+        assert [v.reward == 1 for v in verdicts] == expected
+        ratios.append(alone / together)
+        speeds.append(len(pairs) / alone)
+        pool_speeds.append(len(pairs) / together)
+    hostile = max(arguments.completions // 100, 1)
+    for turn in range(3):
+        rng = random.Random(100 + turn)
+        pairs = ordinary(arguments.completions, arguments.rollouts, rng)
+        for index in rng.sample(range(len(pairs)), hostile):
+            pairs[index] = (STUCK, pairs[index][1])
+        verdicts, seconds = timed(pooled, pairs, pool)
+        assert sum(v.reason == "time-out" for v in verdicts) == hostile
+        shares.append(seconds / arguments.timeout)
     pool.close()
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    table = Table("", "seconds", "completions per second", "speed / plain")
-    for name, value in median.items():
-        speed = arguments.completions / value
-        table.add_row(name, f"{value:.2f}", f"{speed:.0f}", f"{median['plain, one thread'] / value:.2f}")
-    Console(width=100).print(table)
+    table = Table(title=f"{arguments.completions} completions, {pool.size} workers, {arguments.turns} turns")
+    for heading in ("", "median", "least", "most"):
+        table.add_column(heading, justify="right" if heading else "left")
+    rows = {
+        "plain math-verify, completions per second": speeds,
+        "worker processes, completions per second": pool_speeds,
+        "worker processes / plain": ratios,
+        f"{hostile} hostile among them: seconds / limit of {arguments.timeout:g} s": shares,
+    }
+    for name, values in rows.items():
+        digits = 0 if "per second" in name else 2
+        table.add_row(name, *(f"{f(values):.{digits}f}" for f in (statistics.median, min, max)))
+    Console(width=110).print(table)
     if arguments.json:
         options = {name: value for name, value in vars(arguments).items() if name != "json"}
-        arguments.json.write_text(json.dumps({"options": options, "seconds": median}, indent=1) + "\n")
+        arguments.json.write_text(
+            json.dumps({"options": options, "workers": pool.size, "turns": rows}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
-"""Verifiers in their processes: ordinary answers, hostile completions, and what happens to the processes."""
+"""Verdicts on ordinary, hostile and unlucky completions, all through real worker processes."""
 
-import contextlib
 import json
 import os
 import random
@@ -9,243 +8,382 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
+import math_verify
 import pytest
-from math_verify import parse, verify
+import reasoning_gym
+from hypothesis import given
+from hypothesis import strategies as st
 
+from hostile import GOLD, hostile_completions
 from p2o.cli import main
-from p2o.verifiers import VerifierPool, math_reward
-from p2o.verifiers.worker import ANSWER, GOLD, final_answer
+from p2o.cli.arguments import load_function
+from p2o.verifiers import Limits, Pool, SolutionError, check_solutions, count_reasons, verify
+from p2o.verifiers.answers import MOST_CHARACTERS, find_answer, shortened
+from p2o.verifiers.math import COMPLETION, gold_text
+from p2o.verifiers.math import GOLD as GOLD_CONFIG
+from p2o.verifiers.rewards import exact, feedback_of, gym, math
+
+STUCK = r"\boxed{9^{9^{9^{9}}}}"
 
 
 @pytest.fixture(scope="module")
 def pool():
-    pool = VerifierPool(2, timeout=2.0, memory=1 << 29)
-    yield pool
-    pool.close()
+    made = Pool(Limits(seconds=10, workers=2))
+    yield made
+    made.close()
 
 
-def ordinary(count=300):
-    """Pairs of an answer and a solution as people write them, half of them equal."""
+@pytest.fixture
+def short():
+    made = Pool(Limits(seconds=0.5, memory_mb=256, workers=2))
+    yield made
+    made.close()
+
+
+def rows(*solutions):
+    return [{"solution": solution} for solution in solutions]
+
+
+# -- ordinary answers ------------------------------------------------------------------------------------------------
+
+
+def ordinary_pairs(count=400):
+    """Completions and gold answers as mathematics data has them, right and wrong ones."""
     rng = random.Random(0)
+    number = lambda: rng.randint(-20, 20)  # noqa: E731
     forms = [
-        lambda n: (f"{n}", f"{n}"),
-        lambda n: (f"\\frac{{{n}}}{{7}}", f"{n}/7"),
-        lambda n: (f"{n / 4}", f"\\frac{{{n}}}{{4}}"),
-        lambda n: (f"{n}\\%", f"{n}\\%"),
-        lambda n: (f"({n}, {n + 2})", f"({n}, {n + 2})"),
-        lambda n: (f"[{n}, {n + 3})", f"[{n},{n + 3})"),
-        lambda n: (f"\\{{{n + 1}, {n}\\}}", f"\\{{{n}, {n + 1}\\}}"),
-        lambda n: (f"{n} \\text{{ cm}}", f"{n}"),
-        lambda n: (f"x = {n}", f"{n}"),
-        lambda n: (f"{n}x + 2x", f"{n + 2}x"),
-        lambda n: (f"{n}, {n + 5}", f"{n + 5}, {n}"),
-        lambda n: (f"\\sqrt{{{n * n}}}", f"{n}"),
-        lambda n: (f"{n}\\pi", f"{n}\\pi"),
-        lambda n: (f"{n},000", f"{n}000"),
+        lambda a, b: f"{a}",
+        lambda a, b: rf"\frac{{{a}}}{{{abs(b) + 1}}}",
+        lambda a, b: f"{a / 8}",
+        lambda a, b: rf"{abs(a)}\%",
+        lambda a, b: rf"{a}\sqrt{{{abs(b) + 2}}}",
+        lambda a, b: f"({a}, {a + abs(b) + 1}]",
+        lambda a, b: rf"\{{{a}, {b}\}}",
+        lambda a, b: f"{a}, {b}",
+        lambda a, b: rf"{abs(a)}\text{{ cm}}",
+        lambda a, b: f"x^2+{abs(a)}x-{abs(b)}",
+        lambda a, b: f"x={a}",
+        lambda a, b: rf"{a}\pi",
+        lambda a, b: rf"\text{{({'ABCDE'[a % 5]})}}",
+        lambda a, b: f"{abs(a)},000",
+        lambda a, b: rf"\begin{{pmatrix}} {a} \\ {b} \end{{pmatrix}}",
+    ]
+    frames = [
+        "First {c}, and hence\n\n\\boxed{{{a}}}",
+        "We get $x = {c}$.\n\nThe final answer is $\\boxed{{{a}}}$.",
+        "\\[\n\\boxed{{{a}}}\n\\]",
+        # Further apart than math-verify joins boxes.
+        "At first \\boxed{{{c}}}. " + "That forgets one case after another. " * 2 + "So: \\boxed{{{a}}}.",
+        "Note that \\[ {c} < 5 \\]\n\nThe final answer is $\\boxed{{{a}}}$\n\nI hope it is right.",
+        "There are \\(\\boxed{{{a}}}\\) of them.",
+        "The final answer is ${a}$. I hope it is right.",
+        "I think that it is {a}",
     ]
     pairs = []
-    for index in range(count):
-        form, n = forms[index % len(forms)], rng.randrange(2, 90)
-        wrong = rng.random() < 0.5
-        pairs.append((f"So we get \\boxed{{{form(n + wrong)[0]}}}.", form(n)[1]))
+    for _ in range(count):
+        form = rng.choice(forms)
+        a, b, c = number(), number(), number()
+        gold = form(a, b)
+        said = gold if rng.random() < 0.5 else form(c, b)
+        pairs.append((rng.choice(frames).format(a=said, c=c), rng.choice([gold, f"${gold}$", rf"\boxed{{{gold}}}"])))
     return pairs
 
 
-def test_ordinary_answers_are_judged_as_plain_math_verify_does(pool):
-    completions, solutions = zip(*ordinary(), strict=True)
-    plain = [
-        float(
-            verify(
-                parse(f"\\boxed{{{solution}}}", GOLD, parsing_timeout=None),
-                parse(completion, ANSWER, extraction_mode="first_match", parsing_timeout=None),
-                timeout_seconds=None,
-            )
-        )
-        for completion, solution in zip(completions, solutions, strict=True)
-    ]
-    verdicts = pool.verify(completions, solutions)
-    assert [verdict.reward for verdict in verdicts] == plain
-    assert 0.3 < sum(plain) / len(plain) < 0.7
+def test_ordinary_answers_are_judged_as_by_math_verify_itself(pool):
+    pairs = ordinary_pairs()
+    plain = []
+    for completion, gold in pairs:
+        found = math_verify.parse(completion, COMPLETION, extraction_mode="first_match")
+        plain.append(math_verify.verify(math_verify.parse(gold_text(gold), GOLD_CONFIG), found))
+    verdicts = verify([c for c, _ in pairs], rows(*(g for _, g in pairs)), pool=pool)
+    assert [v.reward == 1 for v in verdicts] == plain
+    assert 100 < sum(plain) < 300
+    assert all((v.reward == 1) == (v.reason == "right") and v.milliseconds > 0 for v in verdicts)
 
 
 @pytest.mark.parametrize(
-    ("completion", "solution", "reward"),
+    ("completion", "solution", "reason"),
     [
-        (r"\boxed{3}, no: \boxed{4}", "4", 1),
-        (r"\boxed{4}, no: \boxed{3}", "4", 0),
-        (r"$\boxed{1}$ and $\boxed{2}$", "1, 2", 1),
-        (r"\boxed{\frac{1}{2}}", "0.5", 1),
-        (r"\boxed{(1,2)}", "(1,2)", 1),
-        (r"it is $4$", "4", 0),
-        ("it is 4", "4", 0),
-        (r"\boxed{4}", "$4$", 1),
-        (r"\boxed{4}", "", None),
+        (r"\boxed{1} is too small, as we have seen above. \boxed{2}", "2", "right"),
+        (r"\boxed{2} is too small, as we have seen above. \boxed{1}", "2", "wrong"),
+        (r"\boxed{3} no, \boxed{4}", "4", "right"),
+        (r"\boxed{3} no, \boxed{4}", "3, 4", "wrong"),
+        (r"\boxed{4}. Or rather: \boxed{}", "4", "no answer"),
+        (r"\boxed{\boxed{4}}", "4", "right"),
+        (r"$\boxed{3}$ and $\boxed{4}$", "3, 4", "right"),
+        (r"$\boxed{3}$ and $\boxed{4}$", "4", "wrong"),
+        (r"\boxed{3, 4}", r"\{4, 3\}", "right"),
+        (r"\boxed{50\%}", "0.5", "right"),
+        (r"\boxed{(1, 2]}", "(1,2]", "right"),
+        (r"\boxed{(1, 2]}", "[1,2]", "wrong"),
+        (r"\boxed{5 \text{ cm}}", "5", "right"),
+        (r"\boxed{x = 5}", "5", "right"),
+        (r"\boxed{0.5}", r"\frac{1}{2}", "right"),
+        (r"\boxed{x^2 + 1}", "1+x^2", "right"),
+        (r"\boxed{4}", 4, "right"),
+        ("It is four.", "4", "no answer"),
+        (r"\boxed{}", "4", "no answer"),
+        ("x" * 10**7 + r"\boxed{4}" + " and that is it" * 10**5, "4", "right"),
     ],
 )
-def test_answers(pool, completion, solution, reward):
-    assert pool.verify([completion], [solution])[0].reward == reward
+def test_mathematics(pool, completion, solution, reason):
+    assert verify([completion], rows(solution), pool=pool)[0].reason == reason
 
 
-def test_exact(pool):
-    completions = [r"\boxed{Paris}", " Paris\n", "paris", r"\boxed{{a}}", ""]
-    verdicts = pool.verify(completions, ["Paris"] * 3 + ["{a}", "x"], "exact")
-    assert [v.reason for v in verdicts] == ["right", "right", "wrong", "right", "no answer"]
+@pytest.mark.parametrize(
+    ("completion", "reason", "extracted"),
+    [
+        (r"\boxed{New \text{York}}", "right", r"New \text{York}"),
+        ("Answer:  New   \\text{York} ", "right", r"New   \text{York}"),
+        ("<answer>\nNew \\text{York}\n</answer>", "right", r"New \text{York}"),
+        (r"\boxed{York}", "wrong", "York"),
+        (r"New \text{York}", "no answer", None),
+        (r"\boxed{New \text{York}", "no answer", None),
+    ],
+)
+def test_exact(pool, completion, reason, extracted):
+    verdict = verify([completion], rows(r"New \text{York}"), "exact", pool=pool)[0]
+    assert (verdict.reason, verdict.extracted) == (reason, extracted)
 
 
-def test_final_answer():
-    assert final_answer("none") is None and final_answer(r"\boxed{open") is None
-    assert final_answer(r"\boxed{\boxed{1}}") == r"\boxed{1}"
-    assert final_answer(r"\boxed{1} or \boxed{2}, so \boxed{\frac{1}{2}} and \boxed{3}") == r"\frac{1}{2}, 3"
+def test_reasoning_gyms_own_scorers_judge_rows_that_went_through_json(pool):
+    wanted, found = [], []
+    for family in reasoning_gym.factory.DATASETS:
+        if family == "composite":
+            continue  # needs its parts named
+        dataset = reasoning_gym.create_dataset(family, size=1, seed=1)
+        entry = dataset[0]
+        answer = entry["answer"]
+        if not isinstance(answer, str) or not answer.strip():
+            continue  # families without one gold answer
+        row = {"entry": json.dumps(entry), "family": family}
+        wanted += [(family, 1.0), (family, 0.0)]
+        completions = [f"<answer>{answer}</answer>", "<answer>not this</answer>"]
+        found += [(family, v.reward) for v in verify(completions, [row] * 2, "gym", pool=pool)]
+    # Its scorer takes everything that is not "True" for "False".
+    differ = {mine[0] for mine, theirs in zip(found, wanted, strict=True) if mine != theirs}
+    assert len(wanted) > 180 and differ <= {"game_of_life_halting"}
 
 
-def hostile():
-    """Completions that hang, crash or fool a verifier; the solution is 4171 to all of them."""
-    box = "\\boxed{{{}}}".format
-    nested = [f(n) for n in (10, 100, 1000, 4000) for f in (
-        lambda n: box("(" * n), lambda n: box("(" * n + "1" + ")" * n), lambda n: box("{" * n + "1" + "}" * n),
-        lambda n: box("\\sqrt{" * n + "2" + "}" * n), lambda n: box("\\frac{1}{" * n + "2" + "}" * n),
-        lambda n: box("-" * n + "1"), lambda n: box("\\left(" * n), lambda n: box("|" * n + "x" + "|" * n),
-        lambda n: box("1+" * n + "1"), lambda n: box("x^{" * n + "2" + "}" * n),
-            lambda n: box("a_{" * n + "b" + "}" * n),
-        lambda n: "\\boxed{" * n, lambda n: "\\boxed{" * n + "1" + "}" * n, lambda n: "$" * n, lambda n: box("1") * n,
-    )]  # fmt: skip
-    towers = [box(f"{base}^{{{base}^{{{base}^{{{top}}}}}}}") for base in (2, 9, 99, "x") for top in (2, 9, 99)]
-    huge = [box(text) for n in (10**3, 10**6, 10**9, 10**15) for text in (
-        f"{n}!", f"2^{{{n}}}", f"\\binom{{{2 * n}}}{{{n}}}", f"\\sum_{{i=1}}^{{{n}}} i^2",
-            f"\\prod_{{i=1}}^{{{n}}} i",
-        f"10^{{-{n}}}", f"\\sqrt[{n}]{{2}}", f"({n}!)!", f"\\int_0^{{{n}}} x^x dx", f"\\lim_{{x \\to {n}}} x^x",
-        f"{n}^{{{n}}}", f"x^{{{n}}} + 1", f"(x+1)^{{{n}}}",
-    )]  # fmt: skip
-    broken = ["\\frac{1}", "\\frac{", "\\sqrt", "\\left(1", "\\begin{pmatrix}1", "\\begin{x}", "\\end{x}",
-            "\\", "\\\\",
-              "{", "}", "}{", "^", "_", "^^", "1^", "_1", "\\int", "\\sum", "\\lim", "\\infty", "-\\infty",
-            "nan", "NaN", "inf",
-              "oo", "zoo", "1/0", "\\frac{1}{0}", "\\frac{0}{0}", "0^0", "0^{-1}", "\\text{}",
-            "\\emptyset", "\\{\\}", "", " ",
-              "\\boxed{}", "()", "[]", "1e999999999", "0x1053", "4171j", "4 171 1", "41.71", "=", "==",
-            "x=", "=x", "<", "1<x<"]  # fmt: skip
-    code = ["import os", "__import__('os').abort()", "exec('1')", "eval('4171')", "lambda: 4171", "while True: pass",
-            "open('/etc/passwd')", "Symbol('x')", "S.One", "Integer(1)", "beta", "gamma", "zeta(1)", "E",
-            "I", "N", "O", "Q",
-            "lambda", "None", "True", "False", "factorial(10**9)", "solve(x)", "print(4171)",
-            "().__class__.__bases__",
-            "os.kill(0, 9)", "raise SystemExit", "exit()", "{{4170}}", "${jndi:ldap://x}", "%s%s%s%n"]  # fmt: skip
-    odd = ["\0", "\x1b[31m", "\u202e1714", "\u200b", "\ufeff", "\ud800", "\uffff", "٤١٧٢", "４１７２", "①",
-            "𝟒𝟏𝟕𝟐", "é" * 9, "\r", "\x7f",
-           "a\u0300" * 1000, "💥" * 1000]  # fmt: skip
-    long = [letter * 3_000_000 for letter in "1x({\\ $"] + [
-        box("1" * 100_000),
-        box("1," * 5000),
-        "\\boxed{4171" * 100_000,
-    ]
-    return [*nested, *towers, *huge, *map(box, broken), *map(box, code), *odd, *map(box, odd), *long]
+@given(st.text(), st.text(alphabet="ab {}\\"))
+def test_answers_are_found_where_they_stand(before, answer):
+    inside = answer.replace("{", "").replace("}", "").replace("\\", "").strip()
+    assert find_answer(before + rf"\boxed{{{inside}}}") == (inside or None)
+    assert len(shortened(before * 1000 + answer)) <= MOST_CHARACTERS
+
+
+def test_gold_answers_that_cannot_be_read_are_named(pool):
+    assert check_solutions(["4", r"\frac{1}{", "x^2", "", None, 5, r"\text{(E)}"], pool=pool) == [1, 3, 4]
+    with pytest.raises(SolutionError, match=r"row 1: 'solution' is '\\\\frac\{'.*row 2: it has no 'solution'"):
+        verify(["a", "b", "c"], [*rows("1", r"\frac{"), {}], pool=pool)
+    with pytest.raises(SolutionError, match=r"row 0: 'entry'.*no reasoning-gym entry"):
+        verify(["<answer>1</answer>"], [{"entry": "{}"}], "gym", pool=pool)
+
+
+# -- hostile and unlucky ones ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_hostile_completions_hang_nothing_crash_nothing_and_earn_nothing():
-    corpus = hostile()
-    assert len(set(corpus)) >= 200
-    with_good = [r"\boxed{4171}", *corpus, r"\boxed{4171}"]
-    pool = VerifierPool(2, timeout=0.5, memory=1 << 29)
-    verdicts = pool.verify(with_good, ["4171"] * len(with_good))
+@pytest.mark.parametrize("verifier", ["math", "exact"])
+def test_no_hostile_completion_hangs_or_kills_or_is_rewarded(short, verifier):
+    completions = hostile_completions()
+    assert len(completions) >= 200
+    verdicts = verify(completions, rows(GOLD) * len(completions), verifier, pool=short)
+    rewarded = [c[:80] for c, v in zip(completions, verdicts, strict=True) if v.reward]
+    assert len(verdicts) == len(completions) and not rewarded
+    assert count_reasons(verdicts)["crash"] == 0
+    assert verify([rf"\boxed{{{GOLD}}}"], rows(GOLD), verifier, pool=short)[0].reason == "right"
+
+
+@pytest.mark.slow
+def test_score_survives_the_hostile_ones_too(tmp_path, capsys):
+    path = tmp_path / "hostile.jsonl"
+    completions = hostile_completions()
+    path.write_text("".join(json.dumps({"completion": c, "solution": GOLD}) + "\n" for c in completions))
+    assert main(["score", str(path), "--timeout", "0.3", "--memory", "256"]) == 0
+    scored = [json.loads(line) for line in (tmp_path / "hostile.scored.jsonl").read_text().splitlines()]
+    assert [record["line"] for record in scored] == list(range(1, len(completions) + 1))
+    assert all(record["reward"] == 0 and record["reason"] not in ("right", "crash") for record in scored)
+    assert "time-out" in capsys.readouterr().out
+
+
+def test_a_stuck_completion_costs_only_itself(short):
+    completions = [STUCK if n % 16 == 3 else rf"\boxed{{{n}}}" for n in range(64)]
+    verdicts = verify(completions, rows(*map(str, range(64))), pool=short)
+    assert [v.reason for v in verdicts] == ["time-out" if n % 16 == 3 else "right" for n in range(64)]
+    assert all(v.milliseconds >= 500 for v in verdicts if v.reason == "time-out")
+
+
+def test_memory_runs_out_for_one_completion_only():
+    pool = Pool(Limits(seconds=20, memory_mb=4, workers=1))
+    verdicts = verify([r"\boxed{1}", r"\boxed{2^{10^8}}", r"\boxed{2}"], rows("1", "2", "2"), pool=pool)
     pool.close()
-    assert verdicts[0].reward == verdicts[-1].reward == 1.0
-    assert [c[:80] for c, v in zip(corpus, verdicts[1:-1], strict=True) if v.reward != 0.0] == []
-    assert "time-out" in {v.reason for v in verdicts}
+    assert [v.reason for v in verdicts] == ["right", "memory", "right"]
 
 
-def test_memory_has_its_own_reason(pool):
-    verdicts = pool.verify([r"\boxed{10^{10^{10}}}", r"\boxed{4}"], ["4", "4"])
-    assert verdicts[0].reward == 0.0 and verdicts[0].reason in ("memory", "time-out", "wrong", "no answer")
-    assert verdicts[1].reason == "right"
-    script = (
-        "from p2o.verifiers import worker; worker.JUDGES['math'] = lambda c, s: bytes(1 << 33); worker.main(1 << 28, 5)"
+def workers_of(pool):
+    listed = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(pool._server.pid)], capture_output=True, text=True, check=False
     )
-    line = json.dumps(["math", "", ""]) + "\n"
-    done = subprocess.run([sys.executable, "-c", script], input=line, capture_output=True, text=True, timeout=60)
-    assert json.loads(done.stdout.splitlines()[1])["reason"] == "memory"
+    return [int(pid) for pid in listed.stdout.split()]
 
 
-def test_a_killed_process_costs_its_own_completion_only():
-    pool = VerifierPool(1, timeout=30.0)
-    before = set(children())
-    pool.verify([r"\boxed{1}"], ["1"])
-    (worker,) = set(children()) - before
-    killer = threading.Timer(0.5, os.kill, (worker, signal.SIGKILL))
+def test_workers_killed_from_outside_are_replaced():
+    pool = Pool(Limits(seconds=5, workers=1))
+    assert verify([r"\boxed{1}"], rows("1"), pool=pool)[0].reason == "right"
+    os.kill(workers_of(pool)[0], signal.SIGKILL)  # an idle one: nothing is lost
+    assert verify([r"\boxed{1}"], rows("1"), pool=pool)[0].reason == "right"
+    (busy,) = workers_of(pool)
+    killer = threading.Timer(0.5, lambda: os.kill(busy, signal.SIGKILL))
     killer.start()
-    verdicts = pool.verify([r"\boxed{9^{9^{9^{9}}}}"] + [r"\boxed{1}"] * 50, ["1"] * 51)
-    killer.join()
+    verdicts = verify([STUCK, *[r"\boxed{1}"] * 30], rows(*["1"] * 31), pool=pool)
+    assert [v.reason for v in verdicts] == ["crash", *["right"] * 30]
+    os.kill(pool._server.pid, signal.SIGKILL)  # what forks them
+    pool._server.wait()
+    assert {v.reason for v in verify([r"\boxed{1}"] * 3, rows(*["1"] * 3), pool=pool)} == {"right"}
     pool.close()
-    assert verdicts[0].reason == "crash" and verdicts[0].reward == 0.0
-    assert all(v.reason == "right" for v in verdicts[1:])
 
 
-def children(parent=None):
-    """Of this or another process, by the kernel's own list."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # gone in the meantime
-            if int(status.read_text().rpartition(")")[2].split()[1]) == (parent or os.getpid()):
-                found.append(int(status.parent.name))
-    return found
+def test_four_threads_at_once(short):
+    done = {}
 
+    def call(name):
+        completions = [STUCK if n == 5 else rf"\boxed{{{n * name}}}" for n in range(40)]
+        done[name] = verify(completions, rows(*(str(n * name) for n in range(40))), pool=short)
 
-def test_threads_share_a_pool(pool):
-    results = {}
-
-    def ask(n):
-        completions = [f"\\boxed{{{n + i}}}" for i in range(40)]
-        results[n] = pool.verify(completions, [str(n + i if i % 2 else -1) for i in range(40)])
-
-    threads = [threading.Thread(target=ask, args=(n,)) for n in range(4)]
+    threads = [threading.Thread(target=call, args=(name,)) for name in range(1, 5)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert all([v.reward for v in results[n]] == [0.0, 1.0] * 20 for n in range(4))
+    for name in range(1, 5):
+        assert [v.reason for v in done[name]] == ["time-out" if n == 5 else "right" for n in range(40)]
 
 
-def test_nobody_is_left_when_a_run_is_killed(tmp_path):
-    script = (
-        "from p2o.verifiers import VerifierPool; pool = VerifierPool(1); "
-        "pool.verify(['x'], ['1']); print('up', flush=True); input()"
+SCRIPT = r"""
+import os, sys
+from p2o.verifiers import verify, default_pool
+print([v.reason for v in verify(["\\boxed{1}", "\\boxed{2}"], [{"solution": "1"}] * 2)], flush=True)
+pid = os.fork()
+print([v.reason for v in verify(["\\boxed{1}"], [{"solution": "1"}])], flush=True)
+if pid == 0:
+    sys.exit()
+os.waitpid(pid, 0)
+print("torch" in sys.modules, "sympy" in sys.modules, default_pool()._server.pid)
+"""
+
+
+def test_a_script_without_guard_and_its_fork_have_pools_of_their_own(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    (tmp_path / "random.py").write_text("raise SystemExit('not the one of the library')")
+    command = [sys.executable, "-P", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, check=True)
+    *said, last = done.stdout.splitlines()
+    assert sorted(said) == ["['right', 'wrong']", "['right']", "['right']"]
+    torch, sympy, server = last.split()
+    assert (torch, sympy) == ("False", "False") and not done.stderr
+    assert not os.path.exists(f"/proc/{server}")
+
+
+def test_nothing_is_left_when_the_caller_is_killed(tmp_path):
+    code = (
+        "import sys, threading; from p2o.verifiers import verify, default_pool\n"
+        f"threading.Thread(target=verify, args=([{STUCK!r}] * 4, [{{'solution': '1'}}] * 4)).start()\n"
+        "import time; time.sleep(4); print(default_pool()._server.pid, flush=True)"
     )
-    run = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
-    assert run.stdout.readline() == "up\n"
-    (worker,) = children(run.pid)
-    run.kill()
-    run.wait()
+    caller = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    server = int(caller.stdout.readline())
+    group = os.getpgid(server)
+    caller.kill()
+    caller.wait()
     for _ in range(100):
-        status = Path(f"/proc/{worker}/stat")
-        if not status.exists() or status.read_text().split()[2] == "Z":
-            return
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            break
         time.sleep(0.1)
-    pytest.fail("the verifier outlives its run")
+    else:
+        pytest.fail("Workers outlive their caller.")
 
 
-def test_rewards_by_trl_convention():
+# -- rewards, feedback, score ----------------------------------------------------------------------------------------
+
+
+def test_rewards_by_trls_convention(caplog):
     logged = {}
-    chat = [[{"role": "assistant", "content": r"\boxed{4}"}], [{"role": "assistant", "content": "four"}]]
-    assert math_reward(chat, ["4", "4"], log_metric=logged.__setitem__, level=[1, 2]) == [1.0, 0.0]
-    assert math_reward([r"\boxed{4}"], [""], log_metric=logged.__setitem__) == [None]
-    assert logged == {"verifier/unparsable solution": 1.0}
+    said = (r"\boxed{2}", r"\boxed{3}", "two", r"\boxed{2}", r"\boxed{2}")
+    chats = [[{"role": "assistant", "content": text}] for text in said]
+    solutions = ["2", "2", "2", None, r"\frac{"]
+    found = math(completions=chats, solution=solutions, log_metric=logged.__setitem__, prompts=[])
+    assert found == [1.0, 0.0, 0.0, None, None]
+    assert "math-verify cannot parse it" in caplog.text
+    assert logged == {
+        "verifier/no answer": 0.25,
+        "verifier/time-out": 0,
+        "verifier/memory": 0,
+        "verifier/crash": 0,
+        "verifier/unreadable solution": 0.25,
+    }
+    assert exact(["Answer: a b", "a b"], solution=["a b"] * 2) == [1.0, 0.0]
+    entry = reasoning_gym.create_dataset("chain_sum", size=1, seed=1)[0]
+    assert gym([f"Answer: {entry['answer']}"], entry=[json.dumps(entry)]) == [1.0]
+    with pytest.raises(ValueError, match="needs the dataset column 'solution'"):
+        math(["a"])
+    assert load_function("math", "reward_funcs") is math
+    assert load_function("accuracy_reward", "reward_funcs").__module__.startswith("trl.")
 
 
-def test_score(tmp_path, capsys):
-    file = tmp_path / "all.jsonl"
-    rows = [{"completion": r"\boxed{4}", "solution": 4}, {"completion": "four", "solution": "4"}]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert main(["score", str(file)]) == 0
-    scored = [json.loads(line) for line in (tmp_path / "all.scored.jsonl").read_text().splitlines()]
-    assert [(row["reward"], row["reason"]) for row in scored] == [(1.0, "right"), (0.0, "no answer")]
-    assert set(scored[0]) == {"reward", "extracted", "reason", "milliseconds"}
-    assert "mean reward 0.500" in capsys.readouterr().out
-    assert main(["score", str(file)]) == 2
-    assert "exists already" in capsys.readouterr().err
-    for line, message in [("{", "line 3: not valid JSON"), ('{"completion": "x"}', "line 3: no field `solution`"),
-                          ('{"completion": null, "solution": "4"}', "line 3, field `completion`")]:  # fmt: skip
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows) + line)
-        assert main(["score", str(file), "--output", str(tmp_path / "other.jsonl")]) == 2
-        assert message in capsys.readouterr().err
+def test_feedback_knows_format_failures():
+    tell = feedback_of("math")
+    row = {"solution": "4", "reward": 0.0}
+    assert tell("four", row) == "No answer found. Put the final answer in \\boxed{}. The answer is 4. Reward: 0."
+    assert tell(r"\boxed{3}", row) == "Wrong. The answer is 4. Reward: 0."
+    assert tell(r"\boxed{4}", {**row, "reward": 1.0}) == "Right. Reward: 1."
+    assert feedback_of("accuracy_reward") is None
+
+
+def test_score_names_bad_lines_before_any_work(tmp_path, capsys):
+    path = tmp_path / "c.jsonl"
+    lines = ['{"text": "a", "answer": 1}', "{", '{"text": "a"}', "[]", '{"text": 3, "answer": "1"}']
+    path.write_text("\n".join([*lines, r'{"text": "a", "answer": "\\frac{"}']))
+    columns = ["--completion-column", "text", "--solution-column", "answer"]
+    assert main(["score", str(path), *columns]) == 2
+    said = capsys.readouterr().err
+    assert all(f"line {n}: " in said for n in range(2, 7)) and "line 1:" not in said
+    assert not (tmp_path / "c.scored.jsonl").exists()
+    path.write_text(lines[0])
+    assert main(["score", str(path), *columns]) == 0
+    assert main(["score", str(path), *columns]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main(["score", str(tmp_path / "none.jsonl")]) == 2
+    assert main(["score", str(path), *columns, "--overwrite", "--timeout", "0"]) == 2
+
+
+def test_an_interrupted_score_keeps_what_is_finished(tmp_path):
+    path = tmp_path / "c.jsonl"
+    completions = [r"\boxed{1}"] * 40 + [STUCK] + [r"\boxed{1}"] * 40
+    path.write_text("".join(json.dumps({"completion": c, "solution": "1"}) + "\n" for c in completions))
+    command = [sys.executable, "-m", "p2o", "score", str(path), "--timeout", "60"]
+    scoring = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    output = tmp_path / "c.scored.jsonl"
+    while not output.exists():
+        time.sleep(0.1)
+    time.sleep(4)
+    scoring.send_signal(signal.SIGINT)
+    said, _ = scoring.communicate(timeout=30)
+    assert scoring.returncode == 130 and "80 of 81 verdicts" in said
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [r["line"] for r in records] == [n for n in range(1, 82) if n != 41]
+
+
+def test_training_by_name(tmp_path, config):
+    """The embedded world's answers stand after `Answer:`, so exact match scores them."""
+    run = tmp_path / "run"
+    options = ["--output_dir", str(run), "--max_steps", "2", "--verifier_timeout", "5", "--verifier_workers", "1"]
+    changes = {"reward_funcs": ["exact"], "feedback_func": None, "evaluate_before_and_after": False}
+    assert main(["train", "--config", config(**changes), *options]) == 0
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert "rewards/exact/mean" in logged[0] and 0 <= logged[0]["verifier/no answer"] <= 1
+    assert main(["train", "--config", config(**changes), "--verifier_timeout", "0", "--output_dir", f"{run}-2"]) == 2

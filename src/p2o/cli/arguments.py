@@ -18,7 +18,8 @@ from p2o.config import P2OConfig
 from p2o.methods import METHODS, with_method
 from p2o.tasks import NAMED_SETS, DataError, Report, is_task, load_splits, load_task, long_prompts, questions
 from p2o.templates import Prompt
-from p2o.verifiers import shared_pool
+from p2o.verifiers import VERIFIERS, Limits, check_solutions, set_default_limits
+from p2o.verifiers.rewards import feedback_of
 
 EMBEDDED = "pico"
 EMBEDDED_FUNCTIONS = {
@@ -26,7 +27,6 @@ EMBEDDED_FUNCTIONS = {
     "feedback_func": "p2o.pico.world:feedback",
     "reflection_func": "p2o.pico.teacher:reflect",
 }
-REWARDS = {"math": "p2o.verifiers:math_reward", "exact": "p2o.verifiers:exact_reward"}
 EMBEDDED_RECIPE = Path(p2o.pico.__file__).parent / "recipe.yaml"
 
 
@@ -84,13 +84,27 @@ class RunArguments:
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Reward functions: 'math' (math-verify, in processes that can be killed), 'exact' (the last box to "
-            "the letter), `module:function`, names from `trl.rewards`, or 'pico'. A file in the working directory is a "
-            "module too."
+            "help": "Reward functions: 'math' (math-verify), 'exact' or 'gym' (reasoning-gym's scorers), which verify "
+            "in worker processes with limits; names from `trl.rewards`; `module:function`; or 'pico'. A file in the "
+            "working directory is a module too."
         },
     )
     feedback_func: str | None = field(
-        default=None, metadata={"help": "Feedback for the reflection model, as `module:function`."}
+        default=None,
+        metadata={
+            "help": "Feedback for the reflection model, as `module:function`. By default that of the reward 'math', "
+            "'exact' or 'gym', if one of them decides success."
+        },
+    )
+    verifier_timeout: float = field(
+        default=Limits.seconds,
+        metadata={"help": "Seconds that the rewards 'math', 'exact' and 'gym' give one completion."},
+    )
+    verifier_memory: int = field(
+        default=Limits.memory_mb, metadata={"help": "Memory in MiB that one of their worker processes may take."}
+    )
+    verifier_workers: int | None = field(
+        default=None, metadata={"help": "Their worker processes; as many as there are cores if unset."}
     )
     reflection_func: str | None = field(
         default=None,
@@ -224,6 +238,13 @@ def prepare(argv: list[str], output_dir: str) -> Run:
         model.model_name_or_path = model_path()
     rewards = [load_function(name, "reward_funcs") for name in arguments.reward_funcs or []]
     feedback = load_function(arguments.feedback_func, "feedback_func") if arguments.feedback_func else None
+    if feedback is None:
+        deciding = [training.success_reward] if training.success_reward else arguments.reward_funcs or []
+        feedback = next(filter(None, map(feedback_of, deciding)), None)
+    try:
+        set_default_limits(Limits(arguments.verifier_timeout, arguments.verifier_memory, arguments.verifier_workers))
+    except ValueError as error:
+        raise InputError(str(error)) from None
     reflect = load_function(arguments.reflection_func, "reflection_func") if arguments.reflection_func else None
     report = None
     if arguments.dataset_name == EMBEDDED:
@@ -268,7 +289,7 @@ def load_questions(
         "as_chat": arguments.prompts_as_chats,
         "too_long": _too_long(training, model),
         "strict": arguments.strict_data,
-        "unparsable": shared_pool().unreadable if "math" in (arguments.reward_funcs or []) else None,
+        "unparsable": check_solutions if "math" in (arguments.reward_funcs or []) else None,
     }
     try:
         if is_task(name):
@@ -333,10 +354,11 @@ def split_of(loaded: DatasetDict, split: str, name: str | None) -> Dataset:
 
 
 def load_function(name: str, option: str) -> Any:
-    """A function by `module:function`; for rewards also by its name in `trl.rewards`, or 'pico'."""
+    """A function by `module:function`; for rewards also a verifier's, by its name in `trl.rewards`, or 'pico'."""
     if name == EMBEDDED:
         name = EMBEDDED_FUNCTIONS[option]
-    name = REWARDS.get(name, name)
+    if name in VERIFIERS and option == "reward_funcs":
+        name = f"p2o.verifiers.rewards:{name}"
     if ":" not in name and "." not in name:
         name = f"trl.rewards:{name}"
     module, _, function = name.replace(":", ".").rpartition(".")

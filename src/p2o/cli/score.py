@@ -1,109 +1,201 @@
-"""`p2o score`: rewards of completions at hand, by the verifiers of training."""
+"""`p2o score FILE.jsonl`: the verdict on every completion of a file, in the file's order."""
 
 import argparse
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 
 from p2o.cli.errors import InputError
-from p2o.verifiers import VerifierPool
+from p2o.verifiers import COLUMNS, REASONS, VERIFIERS, Limits, Pool, Verdict, check_solutions, verify_stream
 
-BATCH = 1000
+SHOWN = 5
+GOLDS_AT_ONCE = 10_000
 
 
 def score(argv: list[str]) -> int:
-    """Runs the command; returns its exit code (0: done, 2: bad input, 130: interrupted, with what was finished)."""
-    parser = argparse.ArgumentParser(prog="p2o score", description=__doc__, allow_abbrev=False)
-    parser.add_argument("file", type=Path, help="JSON Lines with completions (text or chat) and solutions")
-    parser.add_argument("--output", type=Path, help="default: FILE with .scored.jsonl in place of its ending")
-    parser.add_argument("--verifier", choices=("math", "exact"), default="math")
-    parser.add_argument("--completion_column", default="completion")
-    parser.add_argument("--solution_column", default="solution")
-    parser.add_argument("--timeout", type=float, default=5.0, help="seconds for one completion")
-    parser.add_argument("--memory", type=float, default=1.0, help="GiB for one process, beyond its libraries")
-    parser.add_argument("--workers", type=int, help="processes; as many as there are cores by default")
-    arguments = parser.parse_args(argv)
-    output = arguments.output or arguments.file.with_suffix(".scored.jsonl")
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    """Runs the command; returns its exit code (0: done, 2: bad input, 130: interrupted)."""
+    console, errors = Console(highlight=False), Console(stderr=True, highlight=False, soft_wrap=True)
+    arguments = _parser().parse_args(argv)
     try:
-        if output.exists():
-            raise InputError(f"{output} exists already; name another --output or remove it.")
-        columns = (arguments.completion_column, arguments.solution_column)
-        total = sum(1 for _ in rows(arguments.file, *columns))
-    except (InputError, OSError) as error:
+        return _score(arguments, console)
+    except InputError as error:
         errors.print(f"[bold red]Error:[/] {escape(str(error))}")
         return 2
 
-    counts: Counter[str] = Counter()
-    rewards: list[float] = []
-    pool = VerifierPool(arguments.workers, timeout=arguments.timeout, memory=int(arguments.memory * 2**30))
-    code = 0
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="p2o score",
+        description="Verifies completions in worker processes with limits, and writes for each line of FILE a line "
+        f"with reward, extracted (the answer found), reason ({', '.join(REASONS)}) and milliseconds.",
+    )
+    parser.add_argument("file", type=Path, metavar="FILE.jsonl", help="one JSON object a line")
+    parser.add_argument("--verifier", choices=VERIFIERS, default="math")
+    parser.add_argument("--completion-column", default="completion", metavar="NAME", help="text or chat")
+    parser.add_argument("--solution-column", default="solution", metavar="NAME", help="gold answer (math, exact)")
+    parser.add_argument("--entry-column", default="entry", metavar="NAME", help="reasoning-gym entry as JSON (gym)")
+    parser.add_argument("--family-column", default="family", metavar="NAME", help="its family, if not in it (gym)")
+    parser.add_argument("--timeout", type=float, default=Limits.seconds, metavar="SECONDS", help="for one completion")
+    parser.add_argument("--memory", type=int, default=Limits.memory_mb, metavar="MIB", help="for one worker")
+    parser.add_argument("--workers", type=int, default=None, metavar="N", help="processes; one a core if not given")
+    parser.add_argument("--output", type=Path, default=None, help="default: FILE.scored.jsonl beside FILE")
+    parser.add_argument("--overwrite", action="store_true", help="replace an output that is there")
+    return parser
+
+
+def _score(arguments: argparse.Namespace, console: Console) -> int:
+    output = arguments.output or arguments.file.with_name(f"{arguments.file.stem}.scored.jsonl")
+    if output.exists() and not arguments.overwrite:
+        raise InputError(f"{output} is there already: choose another --output, or give --overwrite.")
+    if output.exists() and arguments.file.exists() and output.samefile(arguments.file):
+        raise InputError(f"The output {output} is the input itself.")
     try:
-        with output.open("x") as file, Progress(console=errors, transient=True) as progress:
-            task = progress.add_task("verifying", total=total)
-            pairs = rows(arguments.file, *columns)
-            while batch := list(islice(pairs, BATCH)):
-                completions, solutions = zip(*batch, strict=True)
-                verdicts = pool.verify(completions, solutions, arguments.verifier)
-                file.writelines(json.dumps(asdict(verdict)) + "\n" for verdict in verdicts)
-                file.flush()
-                counts.update(verdict.reason for verdict in verdicts)
-                rewards += [verdict.reward for verdict in verdicts if verdict.reward is not None]
-                progress.advance(task, len(batch))
-    except KeyboardInterrupt:
-        code = 130
+        pool = Pool(Limits(arguments.timeout, arguments.memory, arguments.workers))
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    reasons: Counter[str] = Counter()
+    total = 0.0
+    try:
+        with console.status("checking"):
+            rows = _check(arguments, pool)
+        with open(output, "w") as file, console.status("verifying") as status:
+            pending: dict[int, Verdict] = {}
+            try:
+                for index, verdict in verify_stream(_pairs(arguments), arguments.verifier, pool=pool):
+                    if isinstance(verdict, str):
+                        raise InputError(f"{arguments.file}, line {index + 1}: {verdict}.")
+                    pending[index] = verdict
+                    # In the file's order, which a completion that takes long holds up.
+                    while (done := reasons.total()) in pending:
+                        ready = pending.pop(done)
+                        _write(file, done, ready)
+                        reasons[ready.reason] += 1
+                        total += ready.reward
+                    if done % 100 == 0:
+                        status.update(f"verifying · {done} of {rows}")
+            except KeyboardInterrupt:
+                for index, verdict in sorted(pending.items()):
+                    _write(file, index, verdict)
+                    reasons[verdict.reason] += 1
+                    total += verdict.reward
+                console.print(_table(reasons, total))
+                console.print(f"Interrupted; {reasons.total()} of {rows} verdicts are in {escape(str(output))}.")
+                return 130
+    except OSError as error:
+        raise InputError(f"Cannot write {output}: {error.strerror}.") from None
     finally:
         pool.close()
-    table = Table("reason", "completions")
-    for reason, count in counts.most_common():
-        table.add_row(reason, str(count))
-    told = Console(highlight=False, soft_wrap=True)
-    told.print(table)
-    mean = f"mean reward {sum(rewards) / len(rewards):.3f} · " if rewards else ""
-    told.print(f"{sum(counts.values())} of {total} completions · {mean}{escape(str(output))}")
-    return code
+    console.print(_table(reasons, total))
+    console.print(f"Verdicts: {escape(str(output))}")
+    return 0
 
 
-def rows(file: Path, completion_column: str, solution_column: str) -> Iterator[tuple[str, str]]:
-    """Completion and solution of each line.
+def _write(file: Any, index: int, verdict: Verdict) -> None:
+    record = {
+        "line": index + 1,
+        "reward": verdict.reward,
+        "extracted": verdict.extracted,
+        "reason": verdict.reason,
+        "milliseconds": verdict.milliseconds,
+    }
+    file.write(json.dumps(record) + "\n")
+
+
+def _table(reasons: Counter[str], total: float) -> Table:
+    count = reasons.total()
+    table = Table(title=f"{count} completions, mean reward {total / count if count else math.nan:.3f}")
+    table.add_column("reason")
+    table.add_column("completions", justify="right")
+    table.add_column("share", justify="right")
+    for reason in REASONS:
+        table.add_row(reason, str(reasons[reason]), f"{100 * reasons[reason] / max(count, 1):.1f} %")
+    return table
+
+
+def _check(arguments: argparse.Namespace, pool: Pool) -> int:
+    """Reads the whole file once, and every different gold answer; returns the number of rows.
 
     Raises:
-        InputError: not JSON, no such field, or a field of another type; names the line, counted from 1.
+        InputError: lines that cannot be scored, by number.
     """
-    with file.open(encoding="utf-8", errors="surrogateescape") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{file}, line {number}: not valid JSON ({error}).") from None
-            fields = []
-            for column in (completion_column, solution_column):
-                if not isinstance(row, dict) or column not in row:
-                    raise InputError(
-                        f"{file}, line {number}: no field `{column}`; --completion_column and "
-                        "--solution_column name others."
-                    )
-                text = _text(row[column])
-                if text is None:
-                    raise InputError(f"{file}, line {number}, field `{column}`: neither text nor a chat.")
-                fields.append(text)
-            yield fields[0], fields[1]
+    problems: list[tuple[int, str]] = []
+    first_line: dict[str, int] = {}
+    rows = 0
+    for number, row in _lines(arguments.file):
+        rows = number
+        problem = row if isinstance(row, str) else _problem(row, arguments)
+        if problem:
+            problems.append((number, problem))
+        elif not isinstance(row, str) and arguments.verifier == "math":
+            first_line.setdefault(str(row[arguments.solution_column]), number)
+    golds = list(first_line)
+    for start in range(0, len(golds), GOLDS_AT_ONCE):
+        for index in check_solutions(golds[start : start + GOLDS_AT_ONCE], pool=pool):
+            gold = golds[start + index]
+            shown = gold if len(gold) <= 60 else gold[:60] + "…"
+            message = f"math-verify cannot parse {arguments.solution_column!r}: {shown!r}"
+            problems.append((first_line[gold], message))
+    if problems:
+        problems.sort()
+        shown = "".join(f"\n  line {number}: {problem}" for number, problem in problems[:SHOWN])
+        more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise InputError(f"{arguments.file} cannot be scored; nothing has been.{shown}{more}")
+    if not rows:
+        raise InputError(f"{arguments.file} is empty.")
+    return rows
 
 
-def _text(value: Any) -> str | None:
-    if isinstance(value, list) and value and isinstance(value[-1], dict):
-        value = value[-1].get("content")
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)
-    return value if isinstance(value, str) else None
+def _problem(row: dict[str, Any], arguments: argparse.Namespace) -> str | None:
+    gold = {"solution": arguments.solution_column, "entry": arguments.entry_column}
+    for name in (arguments.completion_column, *(gold[column] for column in COLUMNS[arguments.verifier])):
+        if row.get(name) is None:
+            return f"it has no {name!r} (it has {', '.join(map(repr, row)) or 'nothing'})"
+    if _text(row[arguments.completion_column]) is None:
+        return f"{arguments.completion_column!r} is neither text nor a chat that ends with text"
+    if arguments.verifier != "gym" and not isinstance(row[arguments.solution_column], str | int | float):
+        return f"{arguments.solution_column!r} is neither text nor a number"
+    if arguments.verifier == "gym":
+        try:
+            entry = row[arguments.entry_column]
+            entry = json.loads(entry) if isinstance(entry, str) else entry
+            if not (row.get(arguments.family_column) or entry["metadata"]["source_dataset"]):
+                raise KeyError(arguments.family_column)
+        except (ValueError, KeyError, TypeError) as error:
+            return f"{arguments.entry_column!r} is no reasoning-gym entry ({type(error).__name__}: {error})"
+    return None
+
+
+def _text(completion: Any) -> str | None:
+    if isinstance(completion, list) and completion and isinstance(completion[-1], dict):
+        completion = completion[-1].get("content")
+    return completion if isinstance(completion, str) else None
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Line numbers from 1, with the row or what is wrong with it."""
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    row = json.loads(line)
+                    yield number, row if isinstance(row, dict) else "it is no JSON object"
+                except (ValueError, RecursionError) as error:
+                    yield number, f"it is not valid JSON in UTF-8 ({error})"
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror}.") from None
+
+
+def _pairs(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, row in _lines(arguments.file):
+        if isinstance(row, str):
+            raise InputError(f"{arguments.file}, line {number}: {row}.")
+        names = {"solution": arguments.solution_column, "entry": arguments.entry_column}
+        gold = {name: row.get(column) for name, column in {**names, "family": arguments.family_column}.items()}
+        yield _text(row[arguments.completion_column]) or "", gold

@@ -1,50 +1,88 @@
-"""Reward functions by TRL's convention, on the verifiers."""
+"""Reward functions by TRL's convention over the verifiers, and what to tell a reflection model about a rollout.
 
-from collections import Counter
+Each logs the share of a batch's completions, in [0, 1], that had no answer or exhausted a limit or killed a worker:
+`verifier/no answer`, `verifier/time-out`, `verifier/memory`, `verifier/crash`. A gold answer that cannot be read, which the
+data check finds before training, gives None rather than 0, and `verifier/unreadable solution` says so.
+"""
+
+import logging
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
-from p2o.verifiers.pool import shared_pool
+from p2o.evolution.feedback import rollout_feedback
+from p2o.verifiers import COLUMNS, REASONS, Verdict, count_reasons, verify_stream
+from p2o.verifiers.answers import find_answer, shortened
 
-EXPECTED = ("right", "wrong", "no answer")
+logger = logging.getLogger(__name__)
+
+LogMetric = Callable[[str, float], None] | None
+
+BOXED = "Put the final answer in \\boxed{}."
+ANSWER_FORMATS = {
+    "math": BOXED,
+    "exact": "Put the final answer in \\boxed{}, or on a line `Answer: ...`.",
+    "gym": "Put the final answer in <answer></answer>, in \\boxed{}, or on a line `Answer: ...`.",
+}
 
 
-def math_reward(
-    completions: list[Any],
-    solution: list[str],
-    log_metric: Callable[[str, float], None] | None = None,
-    **columns: Any,
-) -> list[float | None]:
-    """1 where math-verify finds the answer equal to the solution, else 0; None where the solution cannot be read.
+def math(completions: list[Any], log_metric: LogMetric = None, **columns: Any) -> list[float | None]:
+    """1 where math-verify finds the answer equal to the column `solution`, else 0; None without a readable one."""
+    return _rewards("math", completions, columns, log_metric)
 
-    Time-outs, crashes and the like are 0 and are counted in the metrics as `verifier/<reason>`.
 
-    Args:
-        completions: texts, or chats of which the last message counts.
-        log_metric: TRL's.
+def exact(completions: list[Any], log_metric: LogMetric = None, **columns: Any) -> list[float | None]:
+    """1 where the answer is the column `solution`, white space aside, else 0; None without a readable one."""
+    return _rewards("exact", completions, columns, log_metric)
+
+
+def gym(completions: list[Any], log_metric: LogMetric = None, **columns: Any) -> list[float | None]:
+    """1 where reasoning-gym's scorer gives full marks for the column `entry`, else 0; None without a readable one."""
+    return _rewards("gym", completions, columns, log_metric)
+
+
+def feedback_of(reward: str) -> Callable[[str, dict[str, Any]], str] | None:
+    """`feedback_func(completion, row)` that belongs to the reward `math`, `exact` or `gym`; None for any other.
+
+    A format failure is told what was expected, and a wrong answer the right one.
     """
-    return _rewards(completions, solution, "math", log_metric)
+    if reward not in ANSWER_FORMATS:
+        return None
 
+    def feedback(completion: str, row: dict[str, Any]) -> str:
+        return rollout_feedback(
+            reward=row["reward"],
+            extracted=find_answer(shortened(completion)),
+            solution=str(row.get("solution") or ""),
+            answer_format=ANSWER_FORMATS[reward],
+        )
 
-def exact_reward(
-    completions: list[Any],
-    solution: list[str],
-    log_metric: Callable[[str, float], None] | None = None,
-    **columns: Any,
-) -> list[float | None]:
-    """1 where the last `\\boxed{…}`, or the whole completion where there is none, is the solution to the letter."""
-    return _rewards(completions, solution, "exact", log_metric)
+    return feedback
 
 
 def _rewards(
-    completions: list[Any],
-    solutions: list[str],
-    verifier: Literal["math", "exact"],
-    log_metric: Callable[[str, float], None] | None,
+    verifier: str, completions: list[Any], columns: dict[str, Any], log_metric: LogMetric
 ) -> list[float | None]:
-    texts = [completion if isinstance(completion, str) else completion[-1]["content"] for completion in completions]
-    verdicts = shared_pool().verify(texts, solutions, verifier)
-    if log_metric is not None:
-        for reason, count in Counter(v.reason for v in verdicts if v.reason not in EXPECTED).items():
-            log_metric(f"verifier/{reason}", float(count))
-    return [verdict.reward for verdict in verdicts]
+    missing = [name for name in COLUMNS[verifier] if name not in columns]
+    if missing:
+        raise ValueError(f"The reward {verifier!r} needs the dataset column {missing[0]!r}.")
+    texts = [c if isinstance(c, str) else c[-1]["content"] or "" for c in completions]
+    needed = {name: columns[name] for name in ("solution", "entry", "family") if name in columns}
+    rows = [dict(zip(needed, values, strict=True)) for values in zip(*needed.values(), strict=True)]
+    applies = [i for i, row in enumerate(rows) if all(row[name] is not None for name in COLUMNS[verifier])]
+    rewards: list[float | None] = [None] * len(rows)
+    verdicts: list[Verdict] = []
+    unreadable: set[str] = set()
+    for index, verdict in verify_stream(((texts[i], rows[i]) for i in applies), verifier):
+        if isinstance(verdict, Verdict):
+            verdicts.append(verdict)
+            rewards[applies[index]] = verdict.reward
+        else:
+            unreadable.add(verdict)
+    for problem in sorted(unreadable):
+        logger.warning("No reward for a question's completions: %s.", problem)
+    if log_metric is not None and applies:
+        counts = count_reasons(verdicts)
+        for reason in REASONS[2:]:
+            log_metric(f"verifier/{reason}", counts[reason] / len(applies))
+        log_metric("verifier/unreadable solution", 1 - len(verdicts) / len(applies))
+    return rewards

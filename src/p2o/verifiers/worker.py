@@ -1,137 +1,166 @@
-"""The process in which untrusted text is parsed: one JSON line in, one out, until it is killed or input ends.
+"""`python -m p2o.verifiers.worker SOCKET`: imports the verifiers once and forks workers from itself, in milliseconds.
 
-math-verify's own time limits are signals, which work in no thread and reach no C code; they are off, and the parent of
-this process watches the clock. It imports nothing of torch, so that a fresh one is there in a second.
+Forking is safe here and not in the caller: this process has one thread and neither torch nor a user's `__main__`. It
+ends with its caller, and its workers end with it.
 """
 
+import ctypes
+import gc
+import importlib
 import json
-import logging
-import math
 import os
-import re
 import resource
+import select
+import signal
+import socket
 import sys
 import time
 from typing import Any
 
-from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+from p2o.verifiers.answers import GoldError
 
-# As in TRL's `accuracy_reward`: boxes first, LaTeX in delimiters after them.
-GOLD = (LatexExtractionConfig(), ExprExtractionConfig())
-ANSWER = (LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False),)
-SHOWN = 200
-BOX = "\\boxed{"
-BETWEEN = re.compile(r"[\s$.,;]*(and|or)?[\s$.,;]*")
-DELIMITERS = ("$", "\\boxed", "\\(", "\\[")
+EXTRACTED_CHARACTERS = 1000
+PR_SET_PDEATHSIG = 1
+MODULES = {name: f"p2o.verifiers.{name}" for name in ("math", "exact", "gym")} | {"check": "p2o.verifiers.math"}
+FIELDS = {"math": "solution", "check": "solution", "exact": "solution", "gym": "entry"}
 
 
-def boxes(text: str) -> list[tuple[int, int, str]]:
-    """Start, end and content of every closed `\\boxed{…}` that is not within another, braces matched."""
-    found, place = [], text.find(BOX)
-    while place >= 0:
-        depth, end = 0, place + len(BOX) - 1
-        for end in range(place + len(BOX) - 1, len(text)):
-            depth += (text[end] == "{") - (text[end] == "}")
-            if depth == 0:
-                break
-        if depth:
-            break  # nothing after an open brace is closed
-        found.append((place, end + 1, text[place + len(BOX) : end]))
-        place = text.find(BOX, end + 1)
-    return found
+def main(control: socket.socket) -> None:
+    """Serves `fork VERIFIER` (with a socket for the worker) and `kill PID` until the caller is gone."""
+    caller = os.getppid()
+    _own_signals()
+    _warm_up()
+    control.send(b"ready\n")
+    workers: set[int] = set()
+    buffer = b""
+    while os.getppid() == caller:
+        # A copy of the socket in a fork of the caller may keep it open: hence a look at the caller itself.
+        if not select.select([control], [], [], 1.0)[0]:
+            continue
+        message, descriptors, _, _ = socket.recv_fds(control, 4096, 16)
+        if not message:
+            break
+        buffer += message
+        *commands, buffer = buffer.split(b"\n")
+        for command in commands:
+            name, argument = command.split()
+            if name == b"fork":
+                descriptor = descriptors.pop(0)
+                importlib.import_module(MODULES[argument.decode()])
+                pid = os.fork()
+                if pid == 0:
+                    control.close()
+                    _work(socket.socket(fileno=descriptor))
+                os.close(descriptor)
+                workers.add(pid)
+                control.send(b"%d\n" % pid)
+            else:
+                _end(int(argument))
+                workers.discard(int(argument))
+    for pid in workers:
+        _end(pid)
 
 
-def final_answer(text: str) -> str | None:
-    """The last box; boxes with nothing but a comma, 'and' or 'or' between them are one answer. None without any."""
-    found = boxes(text)
-    if not found:
-        return None
-    first = len(found) - 1
-    while first and BETWEEN.fullmatch(text[found[first - 1][1] : found[first][0]]):
-        first -= 1
-    return ", ".join(content for _, _, content in found[first:])
+def _end(pid: int) -> None:
+    # Only we reap our children, so the number cannot belong to anybody else by now.
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
 
 
-def judge_exact(completion: str, solution: str) -> dict[str, Any]:
-    """Whether the last box, or the whole completion where there is none, is the solution to the letter."""
-    box = final_answer(completion)
-    answer = (completion if box is None else box).strip()
-    right = answer == solution.strip()
-    reason = "right" if right else "wrong" if answer else "no answer"
-    return {"reward": float(right), "extracted": answer[:SHOWN] or None, "reason": reason}
+def _own_signals() -> None:
+    """None of the caller's: what is ignored or blocked there would be here."""
+    for number in (signal.SIGTERM, signal.SIGALRM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    # Ctrl-C is the caller's to handle.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def judge_math(completion: str, solution: str) -> dict[str, Any]:
-    """Whether math-verify finds the answer in the completion and finds it equal to the solution.
-
-    The solution is the answer itself, in LaTeX or plain, or a text with the answer in LaTeX's delimiters.
-    """
-    if solution.strip() and not any(delimiter in solution for delimiter in DELIMITERS):
-        solution = f"\\boxed{{{solution}}}"
-    box = final_answer(completion)
-    if box is not None:
-        completion = f"\\boxed{{{box}}}"
-    gold = _attempt(lambda strict: parse(solution, GOLD, parsing_timeout=None, raise_on_error=strict), [])
-    if not gold:
-        return {"reward": None, "extracted": None, "reason": "unparsable solution"}
-    answer = _attempt(
-        lambda strict: parse(
-            completion, ANSWER, extraction_mode="first_match", parsing_timeout=None, raise_on_error=strict
-        ),
-        [],
-    )
-    if not answer:
-        return {"reward": 0.0, "extracted": None, "reason": "no answer"}
-    right = _attempt(lambda strict: verify(gold, answer, timeout_seconds=None, raise_on_error=strict), False)
-    # The text of it: writing an expression out can take longer than to find it wrong.
-    text = next((found for found in answer if isinstance(found, str)), "")
-    return {"reward": float(right), "extracted": text[:SHOWN], "reason": "right" if right else "wrong"}
+def _warm_up() -> None:
+    """Regular expressions are compiled and parsers have seen the usual before workers are forked."""
+    math = importlib.import_module("p2o.verifiers.math")
+    usual = (r"\frac{1}{2}", "12.5", r"\sqrt{3}+x^2", "(1,2]", r"\{1,2\}", r"50\%", "x=5", r"5\text{ cm}", "1,2")
+    for answer in usual:
+        for gold in (answer, "7", "(2,3)", "x+y"):
+            math.score(rf"So \[x = \boxed{{{answer}}}\]", {"solution": gold})
+    math.score("None.", {"solution": "7"})
+    gc.freeze()  # what is there is for good, and shared
 
 
-def _attempt(call: Any, otherwise: Any) -> Any:
-    """math-verify swallows every error; running out of memory is to be told apart."""
+def _work(channel: socket.socket) -> None:
     try:
-        return call(True)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        with open(os.devnull, "r+b") as nothing:
+            for descriptor in (0, 1, 2):
+                os.dup2(nothing.fileno(), descriptor)
+        with channel, channel.makefile("rb") as lines:
+            for line in lines:
+                chunk = json.loads(line)
+                if "memory" in chunk:
+                    base = _peak()
+                    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+                    most = base + chunk["memory"]
+                    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+                    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+                    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+                    alarm, suspicious = chunk["seconds"] + 1, base + chunk["memory"] // 2
+                    continue
+                channel.sendall(b"{}\n")  # it has arrived: who dies before is not killed by a completion
+                for job in chunk["jobs"]:
+                    # The caller keeps the limit. This is for when it cannot: the kernel's default for SIGALRM is death,
+                    # even inside a C function that never returns to Python.
+                    signal.setitimer(signal.ITIMER_REAL, alarm)
+                    result = verdict(job)
+                    # sympy turns a MemoryError into an answer that is not equal, or none; the peak tells.
+                    result["spent"] = result.get("reason") == "memory" or _peak() > suspicious
+                    if result["spent"] and result.get("reason") in ("wrong", "no answer"):
+                        result.update(reason="memory", reward=0.0)
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                    channel.sendall(json.dumps(result).encode() + b"\n")
+                    if result["spent"]:  # the next one starts with all of its memory, in another worker
+                        return
+    finally:
+        os._exit(0)
+
+
+def verdict(job: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a verdict, or a `problem` with the gold answer."""
+    began = time.perf_counter()
+    name = job["verifier"]
+    if "problem" in job:
+        return {"problem": job["problem"]}
+    reward: float | None = 0.0
+    extracted = None
+    try:
+        if job.get(FIELDS[name]) is None:
+            raise GoldError("it is neither text nor a number")
+        if name == "check":
+            importlib.import_module(MODULES[name]).parse_gold(job["solution"])
+            reward = 1.0
+        else:
+            reward, extracted = importlib.import_module(MODULES[name]).score(job["completion"], job)
+        reason = "no answer" if reward is None else "right" if reward > 0 else "wrong"
     except MemoryError:
-        raise
-    except Exception:
-        try:
-            return call(False)
-        except MemoryError:
-            raise
-        except Exception:
-            return otherwise
+        reason, reward = "memory", 0.0
+    except GoldError as error:
+        shown = str(job.get(FIELDS[name]))
+        shown = shown if len(shown) <= 80 else shown[:80] + "…"
+        return {"problem": f"{FIELDS[name]!r} is {shown!r}: {error}"}
+    except Exception:  # a scorer that stumbles over an untrusted answer
+        reason, reward = "crash", 0.0
+    return {
+        "reward": reward or 0.0,
+        "extracted": extracted[:EXTRACTED_CHARACTERS] if extracted else None,
+        "reason": reason,
+        "milliseconds": round(1000 * (time.perf_counter() - began), 3),
+    }
 
 
-JUDGES = {"math": judge_math, "exact": judge_exact}
-
-
-def main(memory: int, seconds: float) -> None:
-    """Serves standard input; what others print on standard output goes nowhere.
-
-    Args:
-        memory: bytes of address space beyond what the imports take.
-        seconds: of computing for one completion, after which the kernel ends a process that nobody watches any more.
-    """
-    logging.disable(logging.CRITICAL)
-    results = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    with open("/proc/self/statm") as statm:
-        used = int(statm.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    print("ready", file=results, flush=True)
-    for line in sys.stdin.buffer:
-        verifier, completion, solution = json.loads(line)
-        began = time.perf_counter()
-        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + seconds) + 2, resource.RLIM_INFINITY))
-        try:
-            verdict = JUDGES[verifier](completion, solution)
-        except MemoryError:
-            verdict = {"reward": 0.0, "extracted": None, "reason": "memory"}
-        verdict["milliseconds"] = round(1000 * (time.perf_counter() - began), 3)
-        print(json.dumps(verdict), file=results, flush=True)
+def _peak() -> int:
+    """Bytes of address space that this process has had at most."""
+    with open("/proc/self/status", "rb") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(b"VmPeak"))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), float(sys.argv[2]))
+    main(socket.socket(fileno=int(sys.argv[1])))
