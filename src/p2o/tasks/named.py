@@ -1,0 +1,427 @@
+r"""Named sets: mathematics from the hub at pinned revisions, any family of reasoning-gym, and the embedded world.
+
+| name | what |
+|---|---|
+| `deepscaler`, `deepscaler-5k` | for training: all of DeepScaleR, or 5,000 drawn from it |
+| `deepmath-5k` | for training: 5,000 of DeepMath-103K with difficulty ≥ 7, balanced over topics |
+| `math500`, `aime24`, `aime25`, `amc23`, `minerva`, `olympiadbench` | the paper's evaluation |
+| `gym:FAMILY@LEVEL+…` | reasoning-gym, e.g. `gym:chain_sum`, or in equal shares `gym:chain_sum@2+gcd@1` |
+| `pico`, `pico:hard`, … | the embedded world's evaluation questions, all or of one split |
+
+Case, `-` and `_` do not matter. Ids, columns, numbers of rows and revisions of the hub's sets were taken from public
+code that pins them; no copy of the data is shipped, and whoever loads a set checks it against this table.
+"""
+
+import difflib
+import hashlib
+import json
+import random
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from typing import Any, Literal
+
+from datasets import Dataset
+
+from p2o.seeding import derive_seed
+from p2o.tasks.loading import DataError, load_splits
+
+Verifier = Literal["math", "exact", "gym", "pico"]
+
+# The instruction of the paper's own data (there in front of the question).
+BOXED = r"Let's think step by step and output the final answer within \boxed{}."
+GYM_ROWS = 500
+GYM_PREFIX, PICO = "gym:", "pico"
+# Some families have few different questions; after so many draws for each one wanted there are no more.
+GYM_PATIENCE = 50
+ANY_ANSWER = "any answer that fulfils the question"
+
+
+@dataclass(frozen=True)
+class NamedSet:
+    """One set on the hub, as it is expected to arrive.
+
+    Args:
+        name: what we call it.
+        hub_id: `owner/name` on the Hugging Face hub.
+        revision: commit there.
+        split: the one split that is used.
+        rows: in that split, of the download.
+        prompt: column with the question.
+        solution: column with the gold answer, a text, a number or a list of texts.
+        answer_format: what the question is followed by.
+        sample: how many are drawn from it; all where None.
+        min_difficulty: least `difficulty` of those drawn.
+        balance: column whose areas (`Mathematics -> AREA -> …`) are drawn evenly.
+    """
+
+    name: str
+    hub_id: str
+    revision: str
+    split: str
+    rows: int
+    prompt: str
+    solution: str
+    answer_format: str = BOXED
+    sample: int | None = None
+    min_difficulty: float | None = None
+    balance: str | None = None
+
+    @property
+    def columns(self) -> set[str]:
+        """Those that must be there."""
+        extra = {"difficulty"} if self.min_difficulty is not None else set()
+        return {self.prompt, self.solution} | extra | ({self.balance} if self.balance else set())
+
+
+_DEEPSCALER = ("agentica-org/DeepScaleR-Preview-Dataset", "b6ae8c60f5c1f2b594e2140b91c49c9ad0949e29", "train", 40_315)
+
+NAMED_SETS = (
+    NamedSet("deepscaler", *_DEEPSCALER, "problem", "answer"),
+    NamedSet("deepscaler-5k", *_DEEPSCALER, "problem", "answer", sample=5_000),
+    NamedSet(
+        "deepmath-5k",
+        "zwhe99/DeepMath-103K",
+        "5cf055d1fe3d7a2eb19719ac020211469736ae44",
+        "train",
+        103_022,
+        "question",
+        "final_answer",
+        sample=5_000,
+        min_difficulty=7,
+        balance="topic",
+    ),
+    NamedSet(
+        "math500",
+        "HuggingFaceH4/MATH-500",
+        "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
+        "test",
+        500,
+        "problem",
+        "answer",
+    ),
+    NamedSet(
+        "aime24",
+        "HuggingFaceH4/aime_2024",
+        "2fe88a2f1091d5048c0f36abc874fb997b3dd99a",
+        "train",
+        30,
+        "problem",
+        "answer",
+    ),
+    NamedSet("aime25", "math-ai/aime25", "563bb8404243c5f09de6ec262f2db674fe5bce9b", "test", 30, "problem", "answer"),
+    NamedSet("amc23", "math-ai/amc23", "80815d37005feb82cd7f8fbc6901d5d3eff43057", "test", 40, "question", "answer"),
+    NamedSet(
+        "minerva",
+        "math-ai/minervamath",
+        "ee46ddc498933b1977577953250ca5c66be64f96",
+        "test",
+        272,
+        "question",
+        "answer",
+    ),
+    NamedSet(
+        "olympiadbench",
+        "math-ai/olympiadbench",
+        "4faaf1e6ec17d11a4218a9bf4c049ecaf954dd84",
+        "test",
+        674,
+        "question",
+        "final_answer",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Questions and how their answers are verified.
+
+    Args:
+        name: as it was asked for.
+        dataset: columns `prompt` (a chat of one user message) and `solution` (text); for `gym` and `pico` `entry` as
+            well (reasoning-gym's own, as JSON, for its scorer) and `family`; for `pico` `level`.
+        verifier: who tells whether an answer is right.
+        source: where the rows came from, with the revision, for the record.
+    """
+
+    name: str
+    dataset: Dataset
+    verifier: Verifier
+    source: str
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
+
+
+_BY_NAME = {_plain(named.name): named for named in NAMED_SETS}
+
+
+def is_task(name: str) -> bool:
+    """Whether [`load_task`] knows the name; otherwise it is a data set of the user's."""
+    return _plain(name) in _BY_NAME or name.startswith((GYM_PREFIX, f"{PICO}:")) or name == PICO
+
+
+def load_task(
+    name: str,
+    *,
+    seed: int = 0,
+    path: str | None = None,
+    limit: int | None = None,
+    split: Literal["train", "test"] = "test",
+    answer_format: str | None = None,
+) -> Task:
+    """Loads a named set and checks that it is what it should be.
+
+    Args:
+        name: see the table on top of this module.
+        seed: of what is drawn: a sample of a set on the hub, the questions of reasoning-gym.
+        path: file or folder that stands in for the hub, in the hub's layout; for machines without a network.
+        limit: the first so many rows; how many questions reasoning-gym makes, 500 where None.
+        split: of reasoning-gym's questions one in eight, by its own hash, is for `test`, the others for `train`: the
+            two never meet. A set on the hub has one split.
+        answer_format: in place of the set's own; "" for none.
+
+    Raises:
+        DataError: no such set, level or split; not to be had; or not as expected in columns, types or number of rows.
+    """
+    if limit is not None and limit < 1:
+        raise DataError(f"{name}: limit={limit} must be at least 1.")
+    if name.startswith(GYM_PREFIX):
+        return _gym_task(name, seed, GYM_ROWS if limit is None else limit, split, answer_format or "")
+    if name == PICO or name.startswith(f"{PICO}:"):
+        return _pico_task(name, limit)
+    if _plain(name) not in _BY_NAME:
+        known = [named.name for named in NAMED_SETS]
+        near = difflib.get_close_matches(name.lower(), known, 1)
+        raise DataError(
+            f"There is no task {name!r}{f'; {near[0]}?' if near else '.'} There are {', '.join(known)}, "
+            "gym:FAMILY of reasoning-gym, and pico."
+        )
+    return load_set(_BY_NAME[_plain(name)], seed=seed, path=path, limit=limit, answer_format=answer_format)
+
+
+# -- sets on the hub -------------------------------------------------------------------------------------------------
+
+
+def load_set(
+    named: NamedSet,
+    *,
+    seed: int = 0,
+    path: str | None = None,
+    limit: int | None = None,
+    answer_format: str | None = None,
+) -> Task:
+    """Loads one row of the table; arguments and errors as in [`load_task`]."""
+    source = f"{named.hub_id} at {named.revision}" if path is None else f"{path}, in place of {named.hub_id}"
+    splits = load_splits(path or named.hub_id, revision=named.revision)
+    if named.split not in splits:
+        raise DataError(f"{named.name}: {source} has no split {named.split!r}; it has {', '.join(splits)}.")
+    dataset = splits[named.split]
+    missing = sorted(named.columns - set(dataset.column_names))
+    if missing:
+        raise DataError(
+            f"{named.name}: {source} has no column {', '.join(missing)}; it has {', '.join(dataset.column_names)}. "
+            "It is not the set that is expected here."
+        )
+    if len(dataset) != named.rows:
+        raise DataError(
+            f"{named.name}: {source} has {len(dataset)} rows in {named.split!r}, and {named.rows} are expected. A "
+            "download may be incomplete (delete it from the cache), or this is another version of the set."
+        )
+    columns = dataset.select_columns(sorted(named.columns))[:]
+    rows = list(range(len(dataset)))
+    if named.min_difficulty is not None:
+        difficulty = columns["difficulty"]
+        rows = [row for row in rows if difficulty[row] is not None and difficulty[row] >= named.min_difficulty]
+    if named.sample is not None:
+        if len(rows) < named.sample:
+            raise DataError(
+                f"{named.name}: only {len(rows)} rows of {source} qualify, and {named.sample} are to be drawn."
+            )
+        rng = random.Random(derive_seed(seed, "sample", named.name))
+        areas = [_area(columns[named.balance][row]) if named.balance else "" for row in rows]
+        rows = [rows[index] for index in balanced(areas, named.sample, rng)]
+    rows = rows[:limit]
+    ending = named.answer_format if answer_format is None else answer_format
+    made = []
+    for row in rows:
+        question, solution = columns[named.prompt][row], columns[named.solution][row]
+        for column, value in ((named.prompt, question), (named.solution, solution)):
+            if not _fits(value, column == named.solution):
+                raise DataError(
+                    f"{named.name}: row {row} of {source}, column {column}: {type(value).__name__} where "
+                    f"{'an answer' if column == named.solution else 'a text'} is expected."
+                )
+        content = f"{question.strip()}\n\n{ending}" if ending else question
+        answer = ", ".join(solution) if isinstance(solution, list) else str(solution)
+        made.append({"prompt": [{"role": "user", "content": content}], "solution": answer})
+    return Task(named.name, Dataset.from_list(made), "math", source)
+
+
+def _fits(value: Any, answer: bool) -> bool:
+    if isinstance(value, list):
+        return answer and bool(value) and all(isinstance(item, str) for item in value)
+    return isinstance(value, str) or (answer and isinstance(value, int) and not isinstance(value, bool))
+
+
+def _area(topic: str | None) -> str:
+    """`Algebra` of `Mathematics -> Algebra -> Abstract Algebra -> Group Theory`."""
+    parts = [part.strip() for part in (topic or "").split("->")]
+    return parts[1] if len(parts) > 1 else parts[0]
+
+
+def balanced(labels: list[str], count: int, rng: random.Random) -> list[int]:
+    """`count` indices, drawn so that no label has more than one above another that has some left; ascending.
+
+    The authors' script balances over kinds of answers; the rows that they drew are not published.
+
+    Raises:
+        ValueError: fewer labels than `count`.
+    """
+    if len(labels) < count:
+        raise ValueError(f"{count} cannot be drawn from {len(labels)}.")
+    groups = defaultdict(list)
+    for index, label in enumerate(labels):
+        groups[label].append(index)
+    for label in sorted(groups):
+        rng.shuffle(groups[label])
+    drawn: list[int] = []
+    while len(drawn) < count:
+        open_groups = [groups[label] for label in sorted(groups) if groups[label]]
+        if count - len(drawn) < len(open_groups):
+            open_groups = rng.sample(open_groups, count - len(drawn))
+        drawn += [group.pop() for group in open_groups]
+    return sorted(drawn)
+
+
+# -- reasoning-gym ---------------------------------------------------------------------------------------------------
+
+
+def _gym_task(name: str, seed: int, size: int, split: str, answer_format: str) -> Task:
+    parts = [_gym_part(name, part) for part in name.removeprefix(GYM_PREFIX).split("+")]
+    if len(set(parts)) < len(parts):
+        raise DataError(f"{name}: a family at one level is named twice.")
+    shares = [size // len(parts) + (index < size % len(parts)) for index in range(len(parts))]
+    made = [
+        _gym_rows(name, family, level, share, derive_seed(seed, split, family, level or 0), split, answer_format)
+        for (family, level), share in zip(parts, shares, strict=True)
+    ]
+    # Taking turns, so that the first rows are a mixture as well.
+    rows = [row for turn in range(max(shares)) for part in made for row in part[turn : turn + 1]]
+    return Task(name, Dataset.from_list(rows), "gym", f"reasoning-gym {version('reasoning-gym')}, seed {seed}, {split}")
+
+
+def _gym_part(name: str, part: str) -> tuple[str, int | None]:
+    """`family` or `family@level`, checked."""
+    from reasoning_gym.factory import CURRICULA, DATASETS
+
+    family, at, text = part.strip().partition("@")
+    families = set(DATASETS) - {"composite"}  # a mixture is what "+" is for
+    if family not in families:
+        near = difflib.get_close_matches(family, sorted(families), 1)
+        raise DataError(
+            f"{name}: reasoning-gym has no family {family!r}{f'; {near[0]}?' if near else '.'} They are "
+            "listed at https://github.com/open-thought/reasoning-gym/blob/main/GALLERY.md."
+        )
+    if not at:
+        return family, None
+    if not text.isdecimal():
+        raise DataError(f"{name}: the level in {part!r} must be a whole number from 0.")
+    if family not in CURRICULA:
+        raise DataError(f"{name}: {family} has no curriculum in reasoning-gym; leave @{text} out.")
+    highest = max(len(attribute.levels) for attribute in CURRICULA[family]().attributes.values()) - 1
+    if int(text) > highest:
+        raise DataError(f"{name}: {family} has levels 0 to {highest}.")
+    return family, int(text)
+
+
+def _gym_rows(
+    name: str, family: str, level: int | None, count: int, seed: int, split: str, answer_format: str
+) -> list[dict[str, Any]]:
+    import reasoning_gym
+    from reasoning_gym.factory import CURRICULA
+
+    # Some families hand the seed to NumPy, which takes 32 bits, and reasoning-gym adds the item's number.
+    settings: dict[str, Any] = {"seed": seed % 2**31, "size": GYM_PATIENCE * 8 * count}
+    try:
+        if level is None:
+            gym = reasoning_gym.create_dataset(family, **settings)
+        else:
+            curriculum = CURRICULA[family]()
+            curriculum.set_global_level(level)
+            gym = reasoning_gym.create_dataset(family, **vars(curriculum.generate_configuration(settings)))
+    except (AssertionError, ValueError) as error:
+        raise DataError(f"{name}: reasoning-gym cannot make {family} at level {level}: {error}") from error
+    rows: dict[str, dict[str, Any]] = {}
+    failure = ""
+    for index in range(settings["size"]):
+        if len(rows) == count:
+            break
+        try:
+            entry = gym[index]
+        except Exception as error:  # some families do not manage every item; the others are questions all the same
+            failure = f" The last item that it failed to make: {type(error).__name__}: {error}."
+            continue
+        question = entry["question"].strip()
+        if _is_test_question(question) is not (split == "test") or question in rows:
+            continue
+        text = json.dumps(entry, default=str)
+        if not rows:
+            _check_entry_survives(name, family, gym, entry, text)
+        rows[question] = {
+            "prompt": [{"role": "user", "content": f"{question}\n\n{answer_format}" if answer_format else question}],
+            "solution": _gym_solution(entry),
+            "family": family,
+            "level": level,
+            "entry": text,
+        }
+    if len(rows) < count:
+        raise DataError(
+            f"{name}: {family}{'' if level is None else f'@{level}'} has only {len(rows)} different questions for "
+            f"{split} in {settings['size']} draws, and {count} are wanted. "
+            f"Ask for fewer, or for another level.{failure}"
+        )
+    return list(rows.values())
+
+
+def _is_test_question(question: str) -> bool:
+    return hashlib.sha256(question.encode()).digest()[0] % 8 == 0
+
+
+def _check_entry_survives(name: str, family: str, gym: Any, entry: dict[str, Any], text: str) -> None:
+    answer = _gym_solution(entry)
+    try:
+        same = gym.score_answer(answer, json.loads(text)) == gym.score_answer(answer, entry)
+    except Exception:  # a scorer of any family may fail in any way on what JSON made of its entry
+        same = False
+    if not same:
+        raise DataError(f"{name}: an entry of {family} does not survive as JSON, so its answers could not be scored.")
+
+
+def _gym_solution(entry: dict[str, Any]) -> str:
+    """The answer; where many are right, reasoning-gym's example, if it has one."""
+    if entry["answer"] is not None:
+        return str(entry["answer"])
+    examples = [value for key, value in entry["metadata"].items() if key.startswith(("example_", "possible_answer"))]
+    return next((e if isinstance(e, str) else json.dumps(e) for e in examples if e), ANY_ANSWER)
+
+
+# -- the embedded world ----------------------------------------------------------------------------------------------
+
+
+@cache
+def _pico_splits() -> dict[str, Dataset]:
+    from p2o.pico import world
+
+    return world.eval_dataset()
+
+
+def _pico_task(name: str, limit: int | None) -> Task:
+    splits = _pico_splits()
+    wanted = name.removeprefix(PICO).removeprefix(":")
+    if wanted and wanted not in splits:
+        raise DataError(f"{name}: the embedded world has {', '.join(f'{PICO}:{split}' for split in splits)}.")
+    rows = [row for split, dataset in splits.items() if split == wanted or not wanted for row in dataset]
+    return Task(name, Dataset.from_list(rows[:limit]), "pico", "the embedded world")
