@@ -1,8 +1,8 @@
 """Evaluation: n answers to every question of some tasks, what they say about the model, and two models compared.
 
-Every answer is in the transcripts, an append-only file that is also the journal: work is done in batches of questions, a
-batch is written whole, and the stream it is sampled from depends on its place alone. Killed and called again, evaluation
-goes on after the last whole batch, to the same numbers.
+Every answer is in the transcripts, an append-only file that is also the journal: work is done in batches of questions,
+a batch is written whole, and the stream it is sampled from depends on its place alone. Killed and called again,
+evaluation goes on after the last whole batch, to the same numbers.
 """
 
 import hashlib
@@ -154,7 +154,7 @@ def _sample(
 
 
 class _Transcripts:
-    """Samples in the order of evaluation; from the first that is not what was asked for, or is torn, they are dropped."""
+    """Samples in the order of evaluation; from the first that is torn or not what was asked for, they are dropped."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

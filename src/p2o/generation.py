@@ -1,6 +1,6 @@
 """Completions from a frozen model: by `transformers`, by vLLM in this process, or from a server.
 
-One callable type, [`CompleteFn`], in front of three engines. The seed of a call decides its stream of random numbers, so
+One callable type, [`CompleteFn`], in front of three engines. The seed of a call decides its stream of random numbers:
 whoever works in batches and is interrupted gets the same completions again from the batch at which it goes on.
 """
 

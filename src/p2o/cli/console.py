@@ -256,7 +256,7 @@ def share(value: float | None) -> str:
 
 
 class Meter:
-    """Phase, how far, and how long still, of work that can be counted: a bar in a terminal, elsewhere now and then a line.
+    """Phase, how far and how long still, of work that is counted: a bar in a terminal, elsewhere now and then a line.
 
     Args:
         every: seconds between two lines.
