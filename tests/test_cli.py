@@ -193,8 +193,8 @@ def test_bad_configurations(tmp_path, capsys, content, message):
     ("rows", "message"),
     [
         ('{"question": "a"}\n', "no `prompt` column"),
-        ('{"prompt": "a"}\n' * 3 + '{"prompt": ""}\n', "row 3, field `prompt`: empty"),
-        ('{"prompt": "a"}\n' * 3, "3 questions, fewer than the 4"),
+        ('{"prompt": ""}\n{"prompt": "a"}\n{"prompt": "b"}\n', "2 questions, fewer than the 4"),
+        ('{"prompt": "a", "solution": "1"}\n{"prompt": "a", "solution": "2"}\n', "different"),
         ('{"prompt": \n', "Cannot load the dataset"),
     ],
 )
@@ -203,6 +203,50 @@ def test_bad_data(tmp_path, config, capsys, rows, message):
     path = config(dataset_name=str(tmp_path / "bad.jsonl"))
     assert main(["train", "--config", path, "--output_dir", str(tmp_path / "run")]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_check_only_tells_what_it_found_and_trains_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = ['{"question": "2+2?", "answer": 4}', '{"question": " ", "answer": 4}', '{"question": "2+2?", "answer": 4}']
+    mapped = ["--prompt-column", "question", "--solution-column=answer", "--prompts-as-chats", "true"]
+    (tmp_path / "own.jsonl").write_text("\n".join(rows))
+    assert main(["train", "--check-only", "--dataset", "own.jsonl", *mapped]) == 0
+    said = capsys.readouterr().out
+    assert "3 rows, 1 kept" in said and "row 1" in said and "row 2: of row 0" in said
+    assert main(["train", "--check-only", "--dataset", "own.jsonl", *mapped, "--strict-data", "true"]) == 2
+    (tmp_path / "own.jsonl").write_text("\n".join([*rows, '{"question": "2+2?", "answer": 5}']))
+    assert main(["train", "--check-only", "--dataset", "own.jsonl", *mapped]) == 2
+    assert "stops the run" in capsys.readouterr().out
+    assert main(["train", "--check-only", "--dataset", "own.jsonl", "--prompt-column", "qestion"]) == 2
+    assert "perhaps question" in capsys.readouterr().err
+    assert main(["train", "--check-only", "--dataset", "gym:chain_sum@1+gcd", "--dataset-size", "20"]) == 0
+    assert "20 rows, 20 kept" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["own.jsonl"]
+
+
+def test_what_a_run_trains_on_is_mapped_and_recorded(tmp_path, config, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "brief.py").write_text(
+        "def reward(completions, solution, **rest): return [float(len(s)) for s in solution]"
+    )
+    rows = [json.dumps({"question": f"{n}+1?", "answer": n + 1}) for n in range(8)]
+    (tmp_path / "own.jsonl").write_text("\n".join([*rows, rows[0]]))
+    path = config(
+        dataset_name=str(tmp_path / "own.jsonl"),
+        prompt_column="question",
+        solution_column="answer",
+        system_prompt="Be brief.",
+        reward_funcs=["brief:reward"],
+        feedback_func=None,
+        reflection_func=None,
+        max_steps=1,
+    )
+    assert main(["train", "--config", path, "--output_dir", str(tmp_path / "run")]) == 0
+    found = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert (found["rows"], found["kept"]) == (9, 8)
+    # A resumed run reads the mapping from its own configuration.
+    assert main(["train", "--resume", "--output_dir", str(tmp_path / "run")]) == 0
 
 
 def test_a_run_is_not_overwritten(tmp_path, config, capsys):

@@ -513,7 +513,7 @@ def test_a_server_that_dies_ends_the_prompt_phase_and_not_the_run(tmp_path, capl
 
 
 def test_the_limit_is_one_of_the_run_and_its_last_templates_stay(tmp_path, caplog):
-    settings = {"num_train_epochs": 3, "save_strategy": "epoch", "reflection_token_limit": 650, "seed": 1}
+    settings = {"num_train_epochs": 3, "save_strategy": "epoch", "reflection_token_limit": 650, "seed": 2}
     with serve(numbered) as server:
         trainer, events = train(tmp_path, server.url, **settings)
         asked = len(server.requests)

@@ -1,4 +1,4 @@
-"""The command line: `p2o train`, `p2o eval`, `p2o evolve`, `p2o compare`, `p2o report`."""
+"""The command line: `p2o train`, `p2o eval`, `p2o evolve`, `p2o compare`, `p2o report`, `p2o score`."""
 
 import argparse
 import sys
@@ -15,6 +15,7 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("evolve", help="the prompt phase alone, for a frozen model", add_help=False)
     commands.add_parser("compare", help="methods × seeds at equal compute", add_help=False)
     commands.add_parser("report", help="one HTML page about one run or several", add_help=False)
+    commands.add_parser("score", help="rewards of completions at hand", add_help=False)
     arguments, rest = parser.parse_known_args(argv[:1])
     if arguments.version:
         from p2o import __version__
@@ -36,6 +37,10 @@ def main(argv: list[str] | None = None) -> int:
         from p2o.cli.compare import compare
 
         return compare([*rest, *argv[1:]])
+    if arguments.command == "score":
+        from p2o.cli.score import score
+
+        return score([*rest, *argv[1:]])
     if arguments.command == "report":
         from p2o.cli.report import report
 

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict
+from transformers import AutoConfig, AutoTokenizer
 from trl import ModelConfig, TrlParser
 
 import p2o.pico
 from p2o.config import P2OConfig
 from p2o.methods import METHODS, with_method
+from p2o.tasks import NAMED_SETS, DataError, Report, is_task, load_splits, load_task, long_prompts, questions
+from p2o.templates import Prompt
+from p2o.verifiers import shared_pool
 
 EMBEDDED = "pico"
 EMBEDDED_FUNCTIONS = {
@@ -21,8 +25,8 @@ EMBEDDED_FUNCTIONS = {
     "feedback_func": "p2o.pico.world:feedback",
     "reflection_func": "p2o.pico.teacher:reflect",
 }
+REWARDS = {"math": "p2o.verifiers:math_reward", "exact": "p2o.verifiers:exact_reward"}
 EMBEDDED_RECIPE = Path(p2o.pico.__file__).parent / "recipe.yaml"
-FILE_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 class InputError(Exception):
@@ -39,9 +43,39 @@ class RunArguments:
     )
     dataset_name: str | None = field(
         default=None,
-        metadata={"help": "Hub name, a .json/.jsonl/.csv/.parquet file, a folder, or 'pico' for the embedded tasks."},
+        metadata={
+            "help": "Hub name, a .json/.jsonl/.csv/.parquet file or pattern, a folder, a directory of `save_to_disk`, "
+            f"a named set ({', '.join(named.name for named in NAMED_SETS)}, gym:FAMILY@LEVEL+FAMILY for "
+            "reasoning-gym), or 'pico' for the embedded tasks."
+        },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the hub."})
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "Commit, tag or branch of a dataset on the hub; named sets have their own."}
+    )
+    dataset_path: str | None = field(
+        default=None, metadata={"help": "Folder with a copy of a named set, in place of the hub."}
+    )
+    dataset_size: int | None = field(
+        default=None, metadata={"help": "Questions of a named set, when not all; of a reasoning-gym one, how many."}
+    )
+    prompt_column: str = field(
+        default="prompt",
+        metadata={"help": "Column with the questions, texts or chats. The answers' is `solution_column`."},
+    )
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "Put in front of chats that have none; makes chats of texts."}
+    )
+    answer_format: str | None = field(
+        default=None, metadata={"help": "What is expected of the answer's form, put behind each question."}
+    )
+    prompts_as_chats: bool = field(
+        default=False,
+        metadata={"help": "Whether prompts that are texts become chats. As they are, they meet no chat template."},
+    )
+    strict_data: bool = field(
+        default=False, metadata={"help": "Whether a row that would be dropped stops the run instead."}
+    )
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
     dataset_test_split: str | None = field(
         default=None, metadata={"help": "Split to evaluate on, before, during and after. None when not set."}
@@ -53,8 +87,9 @@ class RunArguments:
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Reward functions as `module:function`, names from `trl.rewards`, or 'pico'. A file in the "
-            "working directory is a module too."
+            "help": "Reward functions: 'math' (math-verify, in processes that can be killed), 'exact' (the last box to "
+            "the letter), `module:function`, names from `trl.rewards`, or 'pico'. A file in the working directory is a "
+            "module too."
         },
     )
     feedback_func: str | None = field(
@@ -79,6 +114,7 @@ class Run:
             implies is not.
         eval_datasets: small sets by name for the curve during training.
         final_datasets: full sets by name for before and after.
+        report: what the check of the training data found; None for the embedded questions.
     """
 
     arguments: RunArguments
@@ -91,6 +127,7 @@ class Run:
     rewards: list[Any]
     feedback: Any
     reflect: Any
+    report: Report | None
 
 
 def parse(argv: list[str], output_dir: str) -> tuple[RunArguments, P2OConfig, ModelConfig, dict[str, Any]]:
@@ -99,7 +136,7 @@ def parse(argv: list[str], output_dir: str) -> tuple[RunArguments, P2OConfig, Mo
     Raises:
         InputError: no such file, not a mapping, unknown names, values that do not fit.
     """
-    argv = list(argv)
+    argv = [spelled(word) for word in argv]
     path = take_option(argv, "--config") or str(EMBEDDED_RECIPE)
     try:
         settings = yaml.safe_load(Path(path).read_text())
@@ -127,6 +164,15 @@ def parse(argv: list[str], output_dir: str) -> tuple[RunArguments, P2OConfig, Mo
     except (ValueError, TypeError) as error:
         raise InputError(str(error)) from error
     return arguments, training, model, settings
+
+
+def spelled(word: str) -> str:
+    """An option as the parser knows it: `--prompt-column` is `--prompt_column`, and `--dataset` the data's name."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    name = "--" + name[2:].replace("-", "_")
+    return ("--dataset_name" if name == "--dataset" else name) + equals + value
 
 
 def take_option(argv: list[str], name: str) -> str | None:
@@ -182,6 +228,7 @@ def prepare(argv: list[str], output_dir: str) -> Run:
     rewards = [load_function(name, "reward_funcs") for name in arguments.reward_funcs or []]
     feedback = load_function(arguments.feedback_func, "feedback_func") if arguments.feedback_func else None
     reflect = load_function(arguments.reflection_func, "reflection_func") if arguments.reflection_func else None
+    report = None
     if arguments.dataset_name == EMBEDDED:
         from p2o.pico import world
 
@@ -189,36 +236,97 @@ def prepare(argv: list[str], output_dir: str) -> Run:
         final_datasets = world.eval_dataset()
         eval_datasets = world.validation_dataset()
     else:
-        loaded = load_questions(arguments)
-        train_dataset = split_of(loaded, arguments.dataset_train_split, arguments.dataset_name)
-        final_datasets = {}
-        if arguments.dataset_test_split:
-            test = split_of(loaded, arguments.dataset_test_split, arguments.dataset_name)
-            final_datasets = {arguments.dataset_test_split: test}
+        train_dataset, report, final_datasets = load_questions(arguments, training, model)
         eval_datasets = final_datasets
     if not arguments.evaluate_before_and_after:
         final_datasets = {}
     return Run(
-        arguments, training, model, settings, train_dataset, eval_datasets, final_datasets, rewards, feedback, reflect
+        arguments=arguments,
+        training=training,
+        model=model,
+        config=settings,
+        train_dataset=train_dataset,
+        eval_datasets=eval_datasets,
+        final_datasets=final_datasets,
+        rewards=rewards,
+        feedback=feedback,
+        reflect=reflect,
+        report=report,
     )
 
 
-def load_questions(arguments: RunArguments) -> DatasetDict:
-    name = str(arguments.dataset_name)
-    path = Path(name)
+def load_questions(
+    arguments: RunArguments, training: P2OConfig, model: ModelConfig
+) -> tuple[Dataset, Report, dict[str, Dataset]]:
+    """The training questions with what their check found, and the test questions by split.
+
+    `training.solution_column` is that of the mapped data afterwards. Where the report stops, no test set is loaded.
+
+    Raises:
+        InputError: data that cannot be loaded, a column or a split that is not there.
+    """
+    name, test_split = str(arguments.dataset_name), arguments.dataset_test_split
+    mapping = {
+        "system_prompt": arguments.system_prompt,
+        "as_chat": arguments.prompts_as_chats,
+        "too_long": _too_long(training, model),
+        "strict": arguments.strict_data,
+        "unparsable": shared_pool().unreadable if "math" in (arguments.reward_funcs or []) else None,
+    }
     try:
-        if path.suffix in FILE_FORMATS:
-            if not path.exists():
-                raise InputError(f"The dataset file {name} does not exist.")
-            return load_dataset(FILE_FORMATS[path.suffix], data_files=str(path))
-        if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
-            saved = load_from_disk(name)
-            return saved if isinstance(saved, DatasetDict) else DatasetDict({"train": saved})
-        return load_dataset(name, arguments.dataset_config)
-    except InputError:
-        raise
-    except Exception as error:  # whatever a loader of any format raises is bad input here
-        raise InputError(f"Cannot load the dataset {name}: {error}") from error
+        if is_task(name):
+            if test_split and not name.startswith("gym:"):
+                raise InputError(f"{name} is one set of questions; leave dataset_test_split out.")
+            options: dict[str, Any] = {
+                "seed": training.data_seed or 0,
+                "path": arguments.dataset_path,
+                "limit": arguments.dataset_size,
+                "answer_format": arguments.answer_format,
+            }
+            train = load_task(name, split="train", **options).dataset
+            test = load_task(name, split="test", **options).dataset if test_split else None
+        else:
+            splits = load_splits(name, arguments.dataset_config, arguments.dataset_revision)
+            train = split_of(splits, arguments.dataset_train_split, name)
+            test = split_of(splits, test_split, name) if test_split else None
+            mapping |= {
+                "prompt_column": arguments.prompt_column,
+                "solution_column": training.solution_column,
+                "answer_format": arguments.answer_format,
+            }
+        dataset, report = questions(train, name=name, **mapping)
+        finals = {}
+        if test is not None and not report.stops:
+            tested, test_report = questions(test, name=f"{name}, {test_split}", **mapping)
+            if problem := test_report.problem():
+                raise InputError(problem)
+            finals = {str(test_split): tested}
+    except DataError as error:
+        raise InputError(str(error)) from error
+    training.solution_column = "solution"
+    return dataset, report, finals
+
+
+def _too_long(training: P2OConfig, model: ModelConfig) -> Any:
+    """The prompts over the limit: `max_prompt_length`, or what the model's positions leave for one."""
+    known = {"revision": model.model_revision, "trust_remote_code": training.trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model.model_name_or_path, **known)
+        config = AutoConfig.from_pretrained(model.model_name_or_path, **known).get_text_config()
+    except (OSError, ValueError) as error:
+        raise InputError(f"Cannot load the tokenizer of {model.model_name_or_path}: {error}") from error
+    positions = getattr(config, "max_position_embeddings", None)
+    limit = training.max_prompt_length or (positions and positions - (training.max_completion_length or 0))
+
+    def too_long(prompts: list[Prompt]) -> dict[int, int]:
+        if not limit:
+            return {}
+        try:
+            return long_prompts(prompts, tokenizer, limit, **(training.chat_template_kwargs or {}))
+        except ValueError as error:
+            raise DataError(str(error)) from error
+
+    return too_long
 
 
 def split_of(loaded: DatasetDict, split: str, name: str | None) -> Dataset:
@@ -231,6 +339,7 @@ def load_function(name: str, option: str) -> Any:
     """A function by `module:function`; for rewards also by its name in `trl.rewards`, or 'pico'."""
     if name == EMBEDDED:
         name = EMBEDDED_FUNCTIONS[option]
+    name = REWARDS.get(name, name)
     if ":" not in name and "." not in name:
         name = f"trl.rewards:{name}"
     module, _, function = name.replace(":", ".").rpartition(".")

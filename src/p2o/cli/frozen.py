@@ -7,12 +7,13 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
+from reasoning_gym.factory import get_score_answer_fn
 from rich.console import Console
 
-from p2o.cli.arguments import EMBEDDED, EMBEDDED_RECIPE, InputError, load_function
+from p2o.cli.arguments import EMBEDDED, EMBEDDED_RECIPE, InputError, load_function, spelled
 from p2o.config import check_base_url
 from p2o.evaluation import Judged, Questions, Sample, ScoreFn
 from p2o.evolution.endpoint import EndpointReflection, OptionNames
@@ -21,9 +22,12 @@ from p2o.ledger import Ledger, Purpose
 from p2o.pico import model_path, world
 from p2o.state import differences, write_json
 from p2o.tasks import DataError, load_splits, load_task, questions
+from p2o.tasks.named import Verifier
+from p2o.verifiers import shared_pool
 
-VERIFIERS = ("math", "exact", "gym", "pico")
+VERIFIERS = get_args(Verifier)
 BLOCK = 2**20  # bytes
+FULL_MARKS = 0.99  # many of reasoning-gym's scorers give a hundredth for any answer at all
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -54,12 +58,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument("--seed", type=int, default=0, help="of sampling (default: %(default)s)")
     asked = parser.add_argument_group("questions")
     asked.add_argument("--tasks", help="names such as math500,aime24,gym:chain_sum,pico:hard; see p2o.tasks.named")
-    asked.add_argument("--dataset", help="your own: file, folder, hub name; 'pico': the embedded training questions")
+    asked.add_argument(
+        "--dataset_name", "--dataset", help="your own: file, folder, hub name; 'pico': the embedded training questions"
+    )
     asked.add_argument("--dataset_config", help="configuration on the hub")
+    asked.add_argument("--dataset_revision", help="on the hub")
     asked.add_argument("--dataset_split", default="train", help="of --dataset (default: %(default)s)")
     asked.add_argument("--prompt_column", default="prompt", help="of --dataset (default: %(default)s)")
     asked.add_argument("--solution_column", default="solution", help="of --dataset (default: %(default)s)")
-    asked.add_argument("--as_chat", action="store_true", help="texts of --dataset become chats")
+    asked.add_argument("--prompts_as_chats", action="store_true", help="texts of --dataset become chats")
     asked.add_argument("--system_prompt", help="in front of the chats of --dataset")
     asked.add_argument("--answer_format", help="behind every question, in place of a task's own")
     asked.add_argument("--verifier", choices=VERIFIERS, help="for --dataset (default: math)")
@@ -78,6 +85,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str], at_least: Iterab
     Raises:
         InputError: what no value can be.
     """
+    argv = [spelled(word) for word in argv]
     known, _ = parser.parse_known_args(argv)
     path = getattr(known, "config", None) or (EMBEDDED_RECIPE if known.model == EMBEDDED else None)
     if path is not None:
@@ -91,6 +99,8 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str], at_least: Iterab
             raise InputError(f"{path} must be a YAML mapping of option names to values.")
         # What else training has to be told is not asked here.
         options = {action.dest for action in parser._actions} - {"seed", "output_dir"}
+        if known.tasks or not hasattr(known, "config"):
+            options.remove("dataset_name")
         parser.set_defaults(**{name: value for name, value in settings.items() if name in options})
     arguments = parser.parse_args(argv)
     common = [("max_completion_length", 1), ("temperature", 0), ("top_k", 0), ("batch_size", 1), ("concurrency", 1)]
@@ -102,7 +112,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str], at_least: Iterab
         raise InputError(f"--top_p {arguments.top_p} must be greater than 0 and at most 1.")
     if not arguments.timeout > 0:
         raise InputError(f"--timeout {arguments.timeout} must be greater than 0.")
-    if bool(arguments.tasks) == bool(arguments.dataset):
+    if bool(arguments.tasks) == bool(arguments.dataset_name):
         raise InputError(
             "Say what is asked: either --tasks, such as math500,aime24, or --dataset with data of your own."
         )
@@ -217,13 +227,36 @@ class _Judgement:
     reason: str
 
 
-def scorer(verifier: str) -> ScoreFn:
+def scorer(verifier: Verifier) -> ScoreFn:
     """The verifier of this name, the same as in training."""
-    if verifier == EMBEDDED:
+    if verifier == "pico":
         return _score_embedded
-    from p2o.verifiers import verify  # type: ignore[import-not-found]
+    if verifier == "gym":
+        return _score_gym
 
-    return lambda completions, rows: list(verify(completions, rows, verifier))
+    def score(completions: list[str], rows: list[dict[str, Any]]) -> list[Judged]:
+        verdicts = shared_pool().verify(completions, [row["solution"] for row in rows], verifier)
+        judged: list[Judged] = []
+        for verdict, row in zip(verdicts, rows, strict=True):
+            if verdict.reward is None:
+                raise InputError(f"The solution {row['solution']!r:.200} of {row['prompt']!r:.200} cannot be read.")
+            judged.append(_Judgement(verdict.reward, verdict.extracted, verdict.reason))
+        return judged
+
+    return score
+
+
+def _score_gym(completions: list[str], rows: list[dict[str, Any]]) -> list[Judged]:
+    """Full marks by reasoning-gym's own scorers, in this process; the answer is the last box, or all of the text."""
+    from p2o.verifiers.worker import final_answer
+
+    judged: list[Judged] = []
+    for completion, row in zip(completions, rows, strict=True):
+        answer = final_answer(completion) or completion.strip() or None
+        score = get_score_answer_fn(row["family"])
+        right = answer is not None and score(answer, json.loads(row["entry"])) >= FULL_MARKS
+        judged.append(_Judgement(float(right), answer, "right" if right else "wrong" if answer else "no answer"))
+    return judged
 
 
 def _score_embedded(completions: list[str], rows: list[dict[str, Any]]) -> list[Judged]:
@@ -269,10 +302,10 @@ def load_questions(arguments: argparse.Namespace, say: Any) -> list[Questions]:
         InputError: no such task or data, or data that cannot be used.
     """
     own = reward_scorer(arguments.reward_func) if arguments.reward_func else None
-    if arguments.verifier and not arguments.dataset:
+    if arguments.verifier and not arguments.dataset_name:
         raise InputError("--verifier is for --dataset; a task brings its own.")
     try:
-        if arguments.dataset:
+        if arguments.dataset_name:
             loaded = [_own_questions(arguments, own, say)]
         else:
             loaded = []
@@ -280,7 +313,10 @@ def load_questions(arguments: argparse.Namespace, say: Any) -> list[Questions]:
                 task = load_task(
                     name, seed=arguments.data_seed, limit=arguments.limit, answer_format=arguments.answer_format
                 )
-                loaded.append(Questions(task.name, list(task.dataset), own or scorer(task.verifier)))
+                rows = list(task.dataset)
+                if task.verifier == "math" and own is None:
+                    rows = _readable(task.name, rows, say)
+                loaded.append(Questions(task.name, rows, own or scorer(task.verifier)))
     except DataError as error:
         raise InputError(str(error)) from error
     if not loaded:
@@ -289,29 +325,43 @@ def load_questions(arguments: argparse.Namespace, say: Any) -> list[Questions]:
 
 
 def _own_questions(arguments: argparse.Namespace, own: ScoreFn | None, say: Any) -> Questions:
-    if arguments.dataset == EMBEDDED:
+    if arguments.dataset_name == EMBEDDED:
         rows = list(world.train_dataset(arguments.data_seed))
-        return Questions(EMBEDDED, rows[: arguments.limit], own or scorer(EMBEDDED))
-    splits = load_splits(arguments.dataset, arguments.dataset_config)
+        return Questions(EMBEDDED, rows[: arguments.limit], own or scorer("pico"))
+    verifier: Verifier = arguments.verifier or "math"
+    splits = load_splits(arguments.dataset_name, arguments.dataset_config, arguments.dataset_revision)
     if arguments.dataset_split not in splits:
-        raise InputError(f"{arguments.dataset} has no split {arguments.dataset_split!r}; it has {', '.join(splits)}.")
+        raise InputError(
+            f"{arguments.dataset_name} has no split {arguments.dataset_split!r}; it has {', '.join(splits)}."
+        )
     dataset, report = questions(
         splits[arguments.dataset_split],
         prompt_column=arguments.prompt_column,
         solution_column=arguments.solution_column,
         system_prompt=arguments.system_prompt,
         answer_format=arguments.answer_format,
-        as_chat=arguments.as_chat,
-        name=arguments.dataset,
+        as_chat=arguments.prompts_as_chats,
+        unparsable=shared_pool().unreadable if own is None and verifier == "math" else None,
+        name=arguments.dataset_name,
     )
-    if report.stops:
-        faults = "; ".join(f"{f.what}: {f.first_rows()}" for f in report.findings if f.stops)
-        raise InputError(f"{arguments.dataset} cannot be used: {faults}")
+    if problem := report.problem():
+        raise InputError(problem)
     if report.findings:
         say(report.line())
     if own is None and "solution" not in dataset.column_names:
-        raise InputError(f"{arguments.dataset} has no gold answers to verify by; name them with --solution_column.")
-    return Questions(arguments.dataset, list(dataset)[: arguments.limit], own or scorer(arguments.verifier or "math"))
+        raise InputError(
+            f"{arguments.dataset_name} has no gold answers to verify by; name them with --solution_column."
+        )
+    return Questions(arguments.dataset_name, list(dataset)[: arguments.limit], own or scorer(verifier))
+
+
+def _readable(name: str, rows: list[dict[str, Any]], say: Any) -> list[dict[str, Any]]:
+    """The rows whose gold answers can be verified against; `say` is told which others are left out."""
+    bad = set(shared_pool().unreadable([row["solution"] for row in rows]))
+    if bad:
+        shown = ", ".join(map(str, sorted(bad)[:5])) + (", …" if len(bad) > 5 else "")
+        say(f"{name}: {len(bad)} of {len(rows)} questions left out, their answers are unreadable (rows {shown}).")
+    return [row for index, row in enumerate(rows) if index not in bad]
 
 
 def refuse_long_questions(tasks: Sequence[Questions], model: FrozenModel, sampling: Sampling) -> None:

@@ -41,8 +41,13 @@ def train(argv: list[str]) -> int:
     disable_progress_bar()
     try:
         resume = take_flag(argv, "--resume")
-        directory, argv = run_directory(argv, resume)
+        check_only = take_flag(argv, "--check-only") or take_flag(argv, "--check_only")
+        directory, argv = (RUNS, argv) if check_only else run_directory(argv, resume)
         run = prepare(argv, str(directory))
+        if check_only:
+            return _tell_check(run, console)
+        if run.report and (problem := run.report.problem()):
+            raise InputError(problem)
         return _train(run, RunDirectory(directory), resume, console)
     except InputError as error:
         errors.print(f"[bold red]Error:[/] {escape(str(error))}", markup=True)
@@ -54,6 +59,14 @@ def take_flag(argv: list[str], name: str) -> bool:
     if present:
         argv.remove(name)
     return present
+
+
+def _tell_check(run: Run, console: Console) -> int:
+    if run.report is None:
+        console.print(f"{run.arguments.dataset_name}: {len(run.train_dataset)} questions that the package makes itself")
+        return 0
+    console.print(run.report.table())
+    return 2 if run.report.stops else 0
 
 
 def run_directory(argv: list[str], resume: bool) -> tuple[Path, list[str]]:
@@ -119,6 +132,8 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
         directory.rewind(step)
     elif leads:
         directory.create(run.config)
+        if run.report:
+            write_json(directory.path / "data.json", run.report.to_dict())
     started = time.monotonic() - directory.seconds
     directory.started = started
     watch = Watch(console, f"P²O · {run.arguments.method} · {directory.path}", started)
@@ -132,6 +147,8 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
 
     where = f"resumed from step {step}" if checkpoint else "a new run" if not resume else "from the start"
     console.print(f"{watch.title} · {where}")
+    if run.report:
+        console.print(run.report.line(), markup=False)
     try:
         with watch.show(), interrupt.handled(lambda: watch.phase == "policy"):
             # Without a checkpoint the ledger starts anew, and with it this evaluation.

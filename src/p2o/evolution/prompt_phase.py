@@ -139,7 +139,8 @@ class EvolutionConfig:
     """
     Args:
         budget: preset or number of rollouts, see [`metric_call_budget`]. It is a bound at the start of an iteration:
-            the last one may exceed it by its own 2 · parents · minibatch + accepted · dev rollouts.
+            the last one may exceed it by its own 2 · parents · minibatch + accepted · dev rollouts. A question asked
+            again under a template counts, though it is not generated again.
         max_metric_calls: upper limit on top, what is left of a run's budget.
         parents_per_iteration: distinct parents of one iteration.
         feedback_minibatch_size: questions each parent reflects on.
@@ -267,7 +268,7 @@ def evolve(
             reflection_strategy=reflector,
             skip_perfect_score=False,  # the adapter's reflective dataset is empty where there is nothing to learn
             max_metric_calls=limit,
-            stop_callbacks=[reflector.stopped],
+            stop_callbacks=[reflector.stopped, world.all_solved],
             track_best_outputs=False,
             logger=_QuietLogger(),
             callbacks=[watcher],
@@ -370,7 +371,11 @@ class Journal:
 
 
 class _World:
-    """GEPA's adapter: rollouts in, scores and traces out."""
+    """GEPA's adapter: rollouts in, scores and traces out.
+
+    A question is tried once under a template: the policy does not change within a phase, and who asks again, for a
+    parent's next minibatch, is told what came out before. The budget counts what was asked, `spent` what was generated.
+    """
 
     propose_new_texts = None
 
@@ -386,8 +391,17 @@ class _World:
     ) -> None:
         self.questions, self.dev_ids, self.rollout, self.journal = questions, dev_ids, rollout, journal
         self.seed, self.epoch, self.spent = seed, epoch, spent
+        self.known: dict[tuple[int, str], list[Any]] = {}
+        self.asked = 0
         self.dev_solved: dict[str, dict[int, bool]] = {}
         self.successes: list[Success] = []
+
+    def all_solved(self, state: Any) -> bool:
+        """Whether one template solves every dev question with the best score: no other would be selected after it."""
+        return any(
+            template and all(solved.values()) and all(self.known[question, template][0] >= 1 for question in solved)
+            for template, solved in self.dev_solved.items()
+        )
 
     def stream(self, position: int) -> int:
         return derive_seed(self.seed, "prompt phase", self.epoch, "batch", position)
@@ -400,8 +414,30 @@ class _World:
     def batch_evaluate(
         self, items: list[tuple[dict[str, str], list[Question]]], capture_traces: bool = True
     ) -> list[EvaluationBatch[Any, Any]]:
-        requests = [(question, candidate[COMPONENT]) for candidate, batch in items for question in batch]
-        dev = requests[0][0].id in self.dev_ids
+        asked = [(question.id, candidate[COMPONENT]) for candidate, batch in items for question in batch]
+        dev = asked[0][0] in self.dev_ids
+        self.asked += len(asked)
+        self._roll_out([key for key in dict.fromkeys(asked) if key not in self.known], dev)
+        batches = []
+        for candidate, batch in items:
+            template = candidate[COMPONENT]
+            part = [self.known[question.id, template] for question in batch]
+            if dev:
+                self.dev_solved[template] = {q.id: bool(r[1]) for q, r in zip(batch, part, strict=True)}
+            batches.append(
+                EvaluationBatch(
+                    outputs=[r[1] for r in part],
+                    scores=[float(r[0]) for r in part],
+                    trajectories=list(zip(batch, part, strict=True)),
+                )
+            )
+        return batches
+
+    def _roll_out(self, keys: list[tuple[int, str]], dev: bool) -> None:
+        """Rollouts of these questions under these templates, in one batch, into what is known."""
+        if not keys:
+            return
+        requests = [(self.questions[question], template) for question, template in keys]
         purpose: Literal["feedback", "dev"] = "dev" if dev else "feedback"
 
         def run(position: int) -> list[Any]:
@@ -416,27 +452,13 @@ class _World:
                 for r, s, k in zip(rollouts, said, kept, strict=True)
             ]
 
-        asked = [(question.id, template) for question, template in requests]
-        results = self.journal.call(purpose, asked, run)
+        results = self.journal.call(purpose, keys, run)
         tokens = (sum(r[2] for r in results), sum(r[3] for r in results))
         self.spent.add("evolution_dev" if dev else "evolution_feedback", len(results), *tokens)
-        for (question, _), (*_, kept) in zip(requests, results, strict=True):
-            if kept:
-                self.successes.append(Success(question.id, *kept))
-        batches, start = [], 0
-        for candidate, batch in items:
-            part = results[start : start + len(batch)]
-            start += len(batch)
-            if dev:
-                self.dev_solved[candidate[COMPONENT]] = {q.id: bool(r[1]) for q, r in zip(batch, part, strict=True)}
-            batches.append(
-                EvaluationBatch(
-                    outputs=[r[1] for r in part],
-                    scores=[float(r[0]) for r in part],
-                    trajectories=list(zip(batch, part, strict=True)),
-                )
-            )
-        return batches
+        for key, result in zip(keys, results, strict=True):
+            self.known[key] = result
+            if kept := result[6]:
+                self.successes.append(Success(key[0], *kept))
 
     def make_reflective_dataset(
         self, candidate: dict[str, str], eval_batch: EvaluationBatch[Any, Any], components_to_update: list[str]
@@ -612,7 +634,7 @@ class _Watcher:
                 EvolutionProgress(
                     stage=stage,
                     iteration=self.iteration,
-                    metric_calls=self.world.spent.metric_calls,
+                    metric_calls=self.world.asked,
                     max_metric_calls=self.limit,
                     candidates=len(self.found_in),
                     best_dev_score=max(self.best_score, 0.0) if not self.found_in else self.best_score,

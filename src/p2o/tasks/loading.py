@@ -143,9 +143,13 @@ def questions(
     if report.stops:
         return dataset, report
     made = {"prompt": prompts, **({} if solutions is None else {"solution": solutions})}
-    kept = dataset.select(report.kept).remove_columns([column for column in made if column in columns])
+    made = {column: [values[row] for row in report.kept] for column, values in made.items()}
+    others = [column for column in columns if column not in made]
+    if not others:  # a data set without any column has no rows either
+        return Dataset.from_dict(made), report
+    kept = dataset.select(report.kept).select_columns(others)
     for column, values in made.items():
-        kept = kept.add_column(column, [values[row] for row in report.kept])
+        kept = kept.add_column(column, values)
     return kept, report
 
 
