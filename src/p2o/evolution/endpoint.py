@@ -338,7 +338,7 @@ def import_litellm() -> Any:
         import litellm
     except ImportError as error:
         raise ImportError(
-            f"A reflection endpoint needs litellm ({error}). Install it with: pip install 'p2o-rl[reflection]'"
+            f"A served model needs litellm ({error}). Install it with: pip install 'p2o-rl[reflection]'"
         ) from None
     litellm.suppress_debug_info = True  # it prints advice with every error
     return litellm
