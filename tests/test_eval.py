@@ -185,12 +185,12 @@ def test_own_data_is_verified_as_it_says(tmp_path, capsys):
 
 
 def test_a_reward_function_of_the_users_judges(tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text(
+    (tmp_path / "brevity.py").write_text(
         "def short(prompts, completions, solution, **columns):\n"
         "    return [0.5 * (len(c[-1]['content']) < 12) for c in completions]\n"
     )
     monkeypatch.chdir(tmp_path)
-    found = run(tmp_path / "out", "--reward_func", "mine:short")["tasks"]["pico:easy"]
+    found = run(tmp_path / "out", "--reward_func", "brevity:short")["tasks"]["pico:easy"]
     assert found["avg"] == pytest.approx(0.5 * found["pass@k"]["1"]) and found["avg"] > 0
     assert found["maj@k"]["1"] is None
 

@@ -127,9 +127,9 @@ def test_a_served_model_and_a_served_reflection(tmp_path):
 
 
 def test_nothing_hard_is_said(tmp_path, monkeypatch, capsys):
-    (tmp_path / "mine.py").write_text("def all_right(completions, **columns):\n    return [1.0] * len(completions)\n")
+    (tmp_path / "always.py").write_text("def all_right(completions, **columns):\n    return [1.0] * len(completions)\n")
     monkeypatch.chdir(tmp_path)
-    assert main([*COMMAND, "--reward_func", "mine:all_right", "--output_dir", "out"]) == 2
+    assert main([*COMMAND, "--reward_func", "always:all_right", "--output_dir", "out"]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "0 hard questions are fewer than --min_hard_questions 8. Take harder questions" in said
 
