@@ -168,15 +168,18 @@ def test_memory_has_its_own_reason(pool):
     assert json.loads(done.stdout.splitlines()[1])["reason"] == "memory"
 
 
-def test_a_killed_process_costs_its_own_completion_only(pool):
-    slow = [r"\boxed{9^{9^{9^{9}}}}"] * 2
-    pool.verify([r"\boxed{1}"] * 4, ["1"] * 4)
-    killer = threading.Timer(0.5, lambda: [os.kill(pid, signal.SIGKILL) for pid in children()])
+def test_a_killed_process_costs_its_own_completion_only():
+    pool = VerifierPool(1, timeout=30.0)
+    before = set(children())
+    pool.verify([r"\boxed{1}"], ["1"])
+    (worker,) = set(children()) - before
+    killer = threading.Timer(0.5, os.kill, (worker, signal.SIGKILL))
     killer.start()
-    verdicts = pool.verify([*slow, *[r"\boxed{1}"] * 50], ["1"] * 52)
+    verdicts = pool.verify([r"\boxed{9^{9^{9^{9}}}}"] + [r"\boxed{1}"] * 50, ["1"] * 51)
     killer.join()
-    assert {v.reason for v in verdicts[:2]} == {"crash"}
-    assert all(v.reason == "right" for v in verdicts[2:])
+    pool.close()
+    assert verdicts[0].reason == "crash" and verdicts[0].reward == 0.0
+    assert all(v.reason == "right" for v in verdicts[1:])
 
 
 def children(parent=None):
