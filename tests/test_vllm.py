@@ -16,8 +16,10 @@ import torch
 from peft import LoraConfig
 from transformers import AutoTokenizer
 
-from p2o import P2OConfig, P2OTrainer
+from p2o import P2OConfig, P2OTrainer, engine
+from p2o.cli import main
 from p2o.evolution.prompt_phase import Question
+from p2o.generation import Sampling, transformers_model
 from p2o.pico import model_path, world
 from p2o.templates import Template, question_text
 from test_trainer import (
@@ -502,3 +504,58 @@ def test_vllms_server_reflects(server, tmp_path):
         reply = json.load(answer)
     assert reply["choices"][0]["message"]["content"].strip()
     assert reply["usage"]["completion_tokens"] > 0
+
+
+FROZEN = """
+import json, sys
+from p2o.generation import Sampling, vllm_model
+from p2o.pico import model_path, world
+
+prompts = [row["prompt"] for split in ("easy", "hard") for row in world.eval_dataset(per_split=16)[split]]
+model = vllm_model(model_path(), dtype="float32", max_model_length=1024)
+def texts(prompts, temperature, seed):
+    return [c.text for c in model.complete(prompts, sampling=Sampling(112, temperature), seed=seed)]
+cut = model.complete(prompts, sampling=Sampling(2), seed=0)
+found = {
+    "greedy": texts(prompts, 0.0, 0),
+    "sampled": [texts(prompts[16:], 1.0, seed) for seed in (0, 0, 1)],
+    "one question": texts([prompts[16]] * 16, 1.0, 0),
+    "cut": [[c.completion_tokens, c.truncated] for c in cut],
+    "context": model.context_length,
+}
+json.dump(found, open(sys.argv[1], "w"))
+"""
+
+
+def test_a_frozen_model_is_the_same_in_either_engine(tmp_path):
+    """What `p2o eval --use_vllm` samples from; in a process of its own, beside the trainer's engine."""
+    out = tmp_path / "found.json"
+    subprocess.run([sys.executable, "-c", FROZEN, str(out)], check=True, timeout=280)
+    found = json.loads(out.read_text())
+    prompts = [row["prompt"] for split in ("easy", "hard") for row in world.eval_dataset(per_split=16)[split]]
+    model = transformers_model(model_path(), attn_implementation="eager")
+    greedy = [c.text for c in model.complete(prompts, sampling=Sampling(112, 0.0), seed=0)]
+    assert found["greedy"] == greedy
+    first, again, other = found["sampled"]
+    assert first == again and sum(a != b for a, b in zip(first, other, strict=True)) > 8
+    # The streams are vLLM's own, not those of transformers, and one for each sample of a question.
+    sampled = [c.text for c in model.complete(prompts[16:], sampling=Sampling(112), seed=0)]
+    assert sum(a != b for a, b in zip(first, sampled, strict=True)) > 8
+    assert len(set(found["one question"])) > 8
+    assert found["cut"] == [[2, True]] * len(prompts) and found["context"] == 1024
+
+
+def test_a_frozen_model_is_the_same_behind_a_server(tmp_path, server):
+    pytest.importorskip("litellm")
+    url = server["vllm_server_base_url"]
+    engine._wait_for(url, server["vllm_server_timeout"], "")
+    command = ["--tasks", "pico:easy", "--limit", "12", "--n", "1", "--temperature", "0"]
+    command += ["--max_completion_length", "112"]
+    served = ["eval", f"openai/{model_path()}", *command, "--base_url", f"{url}/v1"]
+    assert main([*served, "--output_dir", str(tmp_path / "served")]) == 0
+    assert main(["eval", "pico", *command, "--output_dir", str(tmp_path / "here")]) == 0
+    told = [
+        [(t["completion"], t["reward"], t["completion_tokens"], t["truncated"]) for t in map(json.loads, lines)]
+        for lines in ((tmp_path / d / "transcripts.jsonl").read_text().splitlines() for d in ("served", "here"))
+    ]
+    assert told[0] == told[1]

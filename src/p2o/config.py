@@ -338,17 +338,7 @@ class P2OConfig(GRPOConfig):
                         "the endpoint's model, such as 'openai/<name>'."
                     )
         if self.reflection_base_url is not None:
-            url = urlsplit(self.reflection_base_url)
-            # The address is part of the configuration, which is written down and shown.
-            if url.username is not None or url.password is not None:
-                raise ValueError(
-                    "reflection_base_url contains a user name or a password. Take them out and put the key into the "
-                    "environment, where it is not written down."
-                )
-            if url.scheme not in ("http", "https") or not url.hostname:
-                raise ValueError(
-                    f"reflection_base_url={self.reflection_base_url!r} is no address such as http://127.0.0.1:8000/v1."
-                )
+            check_base_url("reflection_base_url", self.reflection_base_url)
 
     @property
     def reflection_endpoint(self) -> bool:
@@ -359,3 +349,19 @@ class P2OConfig(GRPOConfig):
     def evolution_calls(self) -> str | int:
         """The budget as evolution takes it: a preset's name or a number of rollouts."""
         return int(self.evolution_budget) if self.evolution_budget.isdecimal() else self.evolution_budget
+
+
+def check_base_url(name: str, address: str) -> None:
+    """
+    Raises:
+        ValueError: an endpoint's address that is none, or that holds a secret; `name` is the option's.
+    """
+    url = urlsplit(address)
+    # The address is part of the configuration, which is written down and shown.
+    if url.username is not None or url.password is not None:
+        raise ValueError(
+            f"{name} contains a user name or a password. Take them out and put the key into the environment, where it "
+            "is not written down."
+        )
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise ValueError(f"{name}={address!r} is no address such as http://127.0.0.1:8000/v1.")

@@ -1,4 +1,4 @@
-"""The command line: `p2o train`, `p2o compare`, `p2o report`, `p2o score`."""
+"""The command line: `p2o train`, `p2o eval`, `p2o evolve`, `p2o compare`, `p2o report`, `p2o score`."""
 
 import argparse
 import sys
@@ -11,6 +11,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("train", help="train a model; without arguments: the embedded world", add_help=False)
+    commands.add_parser("eval", help="avg@n, pass@k, maj@k of a model; two evaluations compared", add_help=False)
+    commands.add_parser("evolve", help="the prompt phase alone, for a frozen model", add_help=False)
     commands.add_parser("compare", help="methods × seeds at equal compute", add_help=False)
     commands.add_parser("report", help="one HTML page about one run or several", add_help=False)
     commands.add_parser("score", help="rewards of completions at hand", add_help=False)
@@ -23,6 +25,14 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.command is None:
         parser.print_help()
         return 0 if not argv else 2
+    if arguments.command == "eval":
+        from p2o.cli.eval import evaluation
+
+        return evaluation([*rest, *argv[1:]])
+    if arguments.command == "evolve":
+        from p2o.cli.evolve import evolve_alone
+
+        return evolve_alone([*rest, *argv[1:]])
     if arguments.command == "compare":
         from p2o.cli.compare import compare
 

@@ -16,7 +16,17 @@ import p2o.pico
 from p2o.cli.errors import InputError
 from p2o.config import P2OConfig
 from p2o.methods import METHODS, with_method
-from p2o.tasks import NAMED_SETS, DataError, Report, is_task, load_splits, load_task, long_prompts, questions
+from p2o.tasks import (
+    NAMED_SETS,
+    DataError,
+    Report,
+    is_task,
+    load_splits,
+    load_task,
+    long_prompts,
+    questions,
+    verifier_of,
+)
 from p2o.templates import Prompt
 from p2o.verifiers import VERIFIERS, Limits, check_solutions, set_default_limits
 from p2o.verifiers.rewards import feedback_of
@@ -167,6 +177,9 @@ def parse(argv: list[str], output_dir: str) -> tuple[RunArguments, P2OConfig, Mo
     unknown = parser.set_defaults_with_config(**effective)
     if unknown:
         raise InputError(f"Unknown option(s) in {path}: {', '.join(name[2:] for name in unknown[::2])}.")
+    name = settings.get("dataset_name")
+    if not settings.get("reward_funcs") and isinstance(name, str) and is_task(name):
+        settings["reward_funcs"] = effective["reward_funcs"] = [verifier_of(name)]
     missing = [name for name in ("model_name_or_path", "dataset_name", "reward_funcs") if not settings.get(name)]
     if missing:
         raise InputError(f"The configuration names no {', no '.join(missing)}.")

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -252,3 +253,47 @@ def outcome_table(summary: dict[str, Any]) -> Table:
 
 def share(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
+
+
+class Meter:
+    """Phase, how far and how long still, of work that is counted: a bar in a terminal, elsewhere now and then a line.
+
+    Args:
+        every: seconds between two lines.
+    """
+
+    def __init__(self, console: Console, every: float = 30.0) -> None:
+        self.console, self.every = console, every
+        self._phase = ""
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}{task.fields[note]}"),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+            transient=True,
+        )
+
+    def __enter__(self) -> "Meter":
+        if self.console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def update(self, phase: str, done: int, total: int, note: str = "") -> None:
+        """Where `phase` stands. What was done before it was first heard of does not count for the pace."""
+        now = time.monotonic()
+        if phase != self._phase:
+            self._phase, self._since, self._before, self._told = phase, now, done, now
+            if self._bar.task_ids:
+                self._bar.update(self._bar.task_ids[-1], visible=False)
+            self._bar.add_task(phase, total=total, note="", left="")
+        pace = (now - self._since) / (done - self._before) if done > self._before else None
+        left = f"about {clock(pace * max(total - done, 0))} left" if pace is not None and done < total else ""
+        self._bar.update(self._bar.task_ids[-1], completed=done, total=total, note=note, left=left)
+        if not self.console.is_terminal and (now - self._told >= self.every or done >= total):
+            self._told = now
+            ending = f" · {left}" if left else ""
+            self.console.print(f"{phase}: {done}/{total}{note}{ending}", markup=False)

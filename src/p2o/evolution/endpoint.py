@@ -1,4 +1,4 @@
-"""Reflection by a model behind an HTTP endpoint, of any provider that litellm knows.
+"""Reflection, and completions, by a model behind an HTTP endpoint, of any provider that litellm knows.
 
 An endpoint is the part of a run that is not ours: it can be down, slow, overloaded, out of credit, or talk nonsense at
 hour nine. Nothing that it does may end the run or hold it up for ever, and nothing that it says may carry a key along.
@@ -14,7 +14,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -29,14 +29,24 @@ MAX_DELAY = 60.0  # seconds; no wait before a retry is longer, whatever Retry-Af
 CHARACTERS_PER_TOKEN = 32  # no ordinary text has as many on average
 
 _HINTS = {
-    400: "Check reflection_max_tokens against the model's context length.",
+    400: "Check {max_tokens} against the model's context length.",
     401: "Check the key in the environment.",
     403: "Check the key in the environment, and what it gives access to.",
-    404: "Check reflection_model and reflection_base_url, which for most servers ends in /v1.",
-    422: "Check reflection_max_tokens against the model's context length.",
+    404: "Check {model} and {base_url}, which for most servers ends in /v1.",
+    422: "Check {max_tokens} against the model's context length.",
 }
 _SECRET_NAME = re.compile(r"_(?:KEY|TOKEN|SECRET|PASSWORD)$", re.IGNORECASE)
 _CREDENTIAL = re.compile(r"(?i)(?<=bearer )\S+|\bsk-\S+|(?<=//)[^/@\s]+(?=@)")
+
+
+@dataclass(frozen=True)
+class OptionNames:
+    """What the settings are called where the user sets them, for messages."""
+
+    model: str = "reflection_model"
+    base_url: str = "reflection_base_url"
+    max_tokens: str = "reflection_max_tokens"
+    not_this: str = "neither 'reference' nor 'policy' nor"  # what else the model could have been
 
 
 class EndpointReflection:
@@ -53,13 +63,16 @@ class EndpointReflection:
         model: a name that litellm understands; `openai/<name>` for an OpenAI-compatible server at `base_url`.
         base_url: where it is served; the provider's own address when None.
         max_tokens: longest reflection, in tokens.
-        temperature: of sampling.
+        temperature, top_p: of sampling; the provider's own top_p when None.
         concurrency: requests at once.
         timeout: seconds from sending a request to having all of its answer.
         max_retries: further attempts after the first.
         backoff: seconds before the first retry, doubled for every further one.
         left: tokens and US dollars that may still be spent before this batch. No request begins once the batch has
             spent them; those under way then may exceed them.
+        empty_answers: whether an answer without text is one. A reflection says something; a completion of a model that
+            thinks until its tokens are spent is empty, and that is its result.
+        options: the names of these settings in messages.
 
     Raises:
         ImportError: litellm is missing; the message says how to get it.
@@ -73,29 +86,33 @@ class EndpointReflection:
         base_url: str | None = None,
         max_tokens: int = 1024,
         temperature: float = 1.0,
+        top_p: float | None = None,
         concurrency: int = 16,
         timeout: float = 120.0,
         max_retries: int = 3,
         backoff: float = 1.0,
         left: Callable[[], tuple[float, float]] = lambda: (math.inf, math.inf),
+        empty_answers: bool = False,
+        options: OptionNames = OptionNames(),
     ) -> None:
         self.model, self.base_url, self.left = model, base_url, left
-        self.max_tokens, self.temperature = max_tokens, temperature
+        self.max_tokens, self.temperature, self.top_p = max_tokens, temperature, top_p
+        self.empty_answers, self.options = empty_answers, options
         self.concurrency, self.timeout, self.max_retries, self.backoff = concurrency, timeout, max_retries, backoff
         self.litellm = import_litellm()
         try:
             self.litellm.get_llm_provider(model, api_base=base_url)
         except Exception:
             raise ValueError(
-                f"reflection_model={model!r} is neither 'reference' nor 'policy' nor a name that litellm can place. "
-                f"For an OpenAI-compatible server write 'openai/{model}' and set reflection_base_url; for a provider "
+                f"{options.model}={model!r} is {options.not_this} a name that litellm can place. "
+                f"For an OpenAI-compatible server write 'openai/{model}' and set {options.base_url}; for a provider "
                 "its name and the model's, such as 'anthropic/<model>'."
             ) from None
         missing = self.litellm.validate_environment(model)["missing_keys"]
         # Clouds know other ways to log in; to an API that takes a key there is none.
         keys = [name for name in missing if name.endswith("_API_KEY")]
         if keys and base_url is None:
-            raise ValueError(f"reflection_model={model!r} needs {', '.join(keys)} in the environment.")
+            raise ValueError(f"{options.model}={model!r} needs {', '.join(keys)} in the environment.")
         self.api_key = "unused" if keys else None
         try:
             self.litellm.cost_per_token(model=model, prompt_tokens=1, completion_tokens=1)
@@ -119,10 +136,13 @@ class EndpointReflection:
         Raises:
             ReflectionError: all of them failed.
         """
+        return self._told(self.answer([[{"role": "user", "content": prompt}] for prompt in prompts], seed=seed))
+
+    def answer(self, chats: Sequence[list[dict[str, Any]]], *, seed: int) -> list[Reflection]:
+        """Answers in the order of the chats; those that failed have an `error` and no text, and nothing is raised."""
         jitter = random.Random(derive_seed(seed, "reflection endpoint", "jitter"))
         waiting = [
-            _Request(prompt, derive_seed(seed, "reflection endpoint", index) % 2**31)
-            for index, prompt in enumerate(prompts)
+            _Request(chat, derive_seed(seed, "reflection endpoint", index) % 2**31) for index, chat in enumerate(chats)
         ]
         requests = list(waiting)
         running: dict[int, tuple[_Request, float]] = {}
@@ -167,7 +187,7 @@ class EndpointReflection:
                     delay = min(self.backoff * 2 ** (request.attempts - 1), MAX_DELAY) * jitter.uniform(0.5, 1.5)
                     request.not_before = time.monotonic() + delay + min(outcome.retry_after, MAX_DELAY)
                     waiting.append(request)
-        return self._told([request.reflection() for request in requests])
+        return [request.reflection() for request in requests]
 
     def _told(self, reflections: list[Reflection]) -> list[Reflection]:
         """What has to be said of a batch is said."""
@@ -202,11 +222,12 @@ class EndpointReflection:
         try:
             response = self.litellm.completion(
                 model=self.model,
-                messages=[{"role": "user", "content": request.prompt}],
+                messages=request.messages,
                 base_url=self.base_url,
                 api_key=self.api_key,
                 max_tokens=self.max_tokens,
                 temperature=self.temperature,
+                top_p=self.top_p,
                 seed=request.seed,
                 drop_params=True,  # what a provider does not take, such as the seed, is left out
                 timeout=self.timeout,
@@ -226,9 +247,9 @@ class EndpointReflection:
         text = " ".join(_CREDENTIAL.sub("[redacted]", redact(text)).split())
         if len(text) > 300:
             text = text[:300] + "…"
-        hint = _HINTS.get(status, "") if isinstance(status, int) else ""
+        hint = _HINTS.get(status, "").format(**vars(self.options)) if isinstance(status, int) else ""
         if "Connection error" in text:
-            hint = "Is the server at reflection_base_url running, and reachable from here?"
+            hint = f"Is the server at {self.options.base_url} running, and reachable from here?"
         headers = getattr(getattr(error, "response", None), "headers", None) or {}
         message = f"{type(error).__name__}: {text}" + (f" {hint}" if hint else "")
         return _Outcome(Reflection("", error=message), retry, retry_after(headers))
@@ -248,15 +269,18 @@ class EndpointReflection:
         spent = Reflection("", prompt_tokens, completion_tokens, cost)
         if not response.choices:
             return _Outcome(replace(spent, error="An answer without choices."), retry=True)
-        text = response.choices[0].message.content
-        if not isinstance(text, str) or not text.strip():
-            reason = f"An answer without text (finish_reason {response.choices[0].finish_reason!r})."
-            if response.choices[0].finish_reason == "length":
-                reason += " Raise reflection_max_tokens: a model that thinks first needs more of them."
+        text, finish = response.choices[0].message.content, response.choices[0].finish_reason
+        spent = replace(spent, truncated=finish == "length")
+        if self.empty_answers and finish in ("stop", "length"):
+            text = text or ""
+        elif not isinstance(text, str) or not text.strip():
+            reason = f"An answer without text (finish_reason {finish!r})."
+            if finish == "length":
+                reason += f" Raise {self.options.max_tokens}: a model that thinks first needs more of them."
             return _Outcome(replace(spent, error=reason), retry=True)
         longest = CHARACTERS_PER_TOKEN * self.max_tokens
         if len(text) > longest:
-            reason = f"An answer of more than {longest:,} characters: the server ignores reflection_max_tokens."
+            reason = f"An answer of more than {longest:,} characters: the server ignores {self.options.max_tokens}."
             return _Outcome(replace(spent, error=reason), retry=False)
         # Half a surrogate pair is valid JSON, and no tokenizer takes it.
         text = redact(text).encode("utf-8", "replace").decode()
@@ -265,9 +289,9 @@ class EndpointReflection:
 
 @dataclass
 class _Request:
-    """A prompt on its way to an answer, and what all attempts at it have cost."""
+    """A chat on its way to an answer, and what all attempts at it have cost."""
 
-    prompt: str
+    messages: list[dict[str, Any]]
     seed: int
     not_before: float = 0.0
     attempts: int = 0
@@ -277,19 +301,19 @@ class _Request:
     completion_tokens: int = 0
     cost: float = 0.0
     usage_known: bool = True
+    truncated: bool = False
 
     def note(self, reflection: Reflection) -> None:
         self.attempts += 1
-        self.text, self.error = reflection.text, reflection.error
+        self.text, self.error, self.truncated = reflection.text, reflection.error, reflection.truncated
         self.prompt_tokens += reflection.prompt_tokens or 0
         self.completion_tokens += reflection.completion_tokens or 0
         self.cost += reflection.cost
         self.usage_known = self.usage_known and reflection.prompt_tokens is not None
 
     def reflection(self) -> Reflection:
-        if not self.usage_known:
-            return Reflection(self.text, None, None, self.cost, self.error)
-        return Reflection(self.text, self.prompt_tokens, self.completion_tokens, self.cost, self.error)
+        tokens = (self.prompt_tokens, self.completion_tokens) if self.usage_known else (None, None)
+        return Reflection(self.text, tokens[0], tokens[1], self.cost, self.error, self.truncated)
 
 
 @dataclass(frozen=True)
@@ -314,7 +338,7 @@ def import_litellm() -> Any:
         import litellm
     except ImportError as error:
         raise ImportError(
-            f"A reflection endpoint needs litellm ({error}). Install it with: pip install 'p2o-rl[reflection]'"
+            f"A served model needs litellm ({error}). Install it with: pip install 'p2o-rl[reflection]'"
         ) from None
     litellm.suppress_debug_info = True  # it prints advice with every error
     return litellm

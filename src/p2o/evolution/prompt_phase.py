@@ -90,6 +90,7 @@ class Reflection:
         completion_tokens: generated.
         cost: US dollars.
         error: why it failed, in a form that may be shown to anybody; "" where it did not.
+        truncated: whether a server says that the limit on its length ended it.
     """
 
     text: str
@@ -97,6 +98,7 @@ class Reflection:
     completion_tokens: int | None = 0
     cost: float = 0.0
     error: str = ""
+    truncated: bool = False
 
 
 class ReflectionError(Exception):

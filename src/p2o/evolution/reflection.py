@@ -1,12 +1,9 @@
 """Reflection models: text in, text out, in batches."""
 
-from typing import Any
-
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from p2o.evolution.prompt_phase import Reflection
-from p2o.seeding import random_stream
+from p2o.generation import Sampling, sample_tokens
 
 
 class TransformersReflection:
@@ -30,45 +27,21 @@ class TransformersReflection:
         self.model, self.tokenizer = model, tokenizer
         self.max_new_tokens, self.temperature, self.batch_size = max_new_tokens, temperature, batch_size
 
-    @torch.no_grad()
     def __call__(self, prompts: list[str], *, seed: int) -> list[Reflection]:
         """Answers in the order of the prompts; the process-wide generators are as before afterwards."""
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with random_stream(seed):
-                starts = range(0, len(prompts), self.batch_size)
-                return [answer for s in starts for answer in self._generate(prompts[s : s + self.batch_size])]
-        finally:
-            self.model.train(was_training)
-
-    def _generate(self, prompts: list[str]) -> list[Reflection]:
         encoded = self.tokenizer([self._as_chat(p) for p in prompts], add_special_tokens=False)["input_ids"]
-        width = max(len(ids) for ids in encoded)
-        pad = self.tokenizer.pad_token_id
-        if pad is None:
-            pad = self.tokenizer.eos_token_id
-        device = self.model.device
-        ids = torch.tensor([[pad] * (width - len(row)) + row for row in encoded], device=device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in encoded], device=device)
-        # Nothing of the model's own generation settings: what is sampled from is the model.
-        sampling: dict[str, Any] = {"do_sample": False}
-        if self.temperature > 0:
-            sampling = {"do_sample": True, "temperature": self.temperature, "top_k": 0, "top_p": 1.0}
-        output = self.model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=self.max_new_tokens,
-            pad_token_id=pad,
-            **sampling,
+        answers = sample_tokens(
+            self.model,
+            self.tokenizer,
+            encoded,
+            Sampling(self.max_new_tokens, self.temperature),
+            batch_size=self.batch_size,
+            seed=seed,
         )
-        answers = output[:, width:]
         texts = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
-        # Up to and with the token that ended it.
-        ended = (answers == self.tokenizer.eos_token_id).int()
-        lengths = ((ended.cumsum(1) - ended) == 0).sum(1).tolist()
         return [
-            Reflection(text, len(prompt), length) for text, prompt, length in zip(texts, encoded, lengths, strict=True)
+            Reflection(text, len(prompt), len(answer))
+            for text, prompt, answer in zip(texts, encoded, answers, strict=True)
         ]
 
     def _as_chat(self, prompt: str) -> str:

@@ -2,7 +2,7 @@
 
 from p2o.tasks.checks import Report, check_questions, long_prompts
 from p2o.tasks.loading import DataError, load_splits, questions
-from p2o.tasks.named import NAMED_SETS, Task, is_task, load_task
+from p2o.tasks.named import NAMED_SETS, Task, is_task, load_task, verifier_of
 
 __all__ = [
     "NAMED_SETS",
@@ -15,4 +15,5 @@ __all__ = [
     "load_task",
     "long_prompts",
     "questions",
+    "verifier_of",
 ]

@@ -31,6 +31,7 @@ Verifier = Literal["math", "exact", "gym", "pico"]
 
 # The instruction of the paper's own data (there in front of the question).
 BOXED = r"Let's think step by step and output the final answer within \boxed{}."
+GYM_ANSWER = "Put the final answer in <answer></answer>."
 GYM_ROWS = 500
 GYM_PREFIX, PICO = "gym:", "pico"
 # Some families have few different questions; after so many draws for each one wanted there are no more.
@@ -163,6 +164,11 @@ def is_task(name: str) -> bool:
     return _plain(name) in _BY_NAME or name.startswith((GYM_PREFIX, f"{PICO}:")) or name == PICO
 
 
+def verifier_of(name: str) -> Verifier:
+    """Who tells whether answers to this task are right."""
+    return "gym" if name.startswith(GYM_PREFIX) else "pico" if name.split(":")[0] == PICO else "math"
+
+
 def load_task(
     name: str,
     *,
@@ -189,7 +195,13 @@ def load_task(
     if limit is not None and limit < 1:
         raise DataError(f"{name}: limit={limit} must be at least 1.")
     if name.startswith(GYM_PREFIX):
-        return _gym_task(name, seed, GYM_ROWS if limit is None else limit, split, answer_format or "")
+        return _gym_task(
+            name,
+            seed,
+            GYM_ROWS if limit is None else limit,
+            split,
+            GYM_ANSWER if answer_format is None else answer_format,
+        )
     if name == PICO or name.startswith(f"{PICO}:"):
         return _pico_task(name, limit)
     if _plain(name) not in _BY_NAME:
@@ -257,7 +269,7 @@ def load_set(
         content = f"{question.strip()}\n\n{ending}" if ending else question
         answer = ", ".join(solution) if isinstance(solution, list) else str(solution)
         made.append({"prompt": [{"role": "user", "content": content}], "solution": answer})
-    return Task(named.name, Dataset.from_list(made), "math", source)
+    return Task(named.name, Dataset.from_list(made), verifier_of(named.name), source)
 
 
 def _fits(value: Any, answer: bool) -> bool:
@@ -310,7 +322,12 @@ def _gym_task(name: str, seed: int, size: int, split: str, answer_format: str) -
     ]
     # Taking turns, so that the first rows are a mixture as well.
     rows = [row for turn in range(max(shares)) for part in made for row in part[turn : turn + 1]]
-    return Task(name, Dataset.from_list(rows), "gym", f"reasoning-gym {version('reasoning-gym')}, seed {seed}, {split}")
+    return Task(
+        name,
+        Dataset.from_list(rows),
+        verifier_of(name),
+        f"reasoning-gym {version('reasoning-gym')}, seed {seed}, {split}",
+    )
 
 
 def _gym_part(name: str, part: str) -> tuple[str, int | None]:
@@ -424,4 +441,4 @@ def _pico_task(name: str, limit: int | None) -> Task:
     if wanted and wanted not in splits:
         raise DataError(f"{name}: the embedded world has {', '.join(f'{PICO}:{split}' for split in splits)}.")
     rows = [row for split, dataset in splits.items() if split == wanted or not wanted for row in dataset]
-    return Task(name, Dataset.from_list(rows[:limit]), "pico", "the embedded world")
+    return Task(name, Dataset.from_list(rows[:limit]), verifier_of(name), "the embedded world")

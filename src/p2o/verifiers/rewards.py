@@ -1,8 +1,8 @@
 """Reward functions by TRL's convention over the verifiers, and what to tell a reflection model about a rollout.
 
 Each logs the share of a batch's completions, in [0, 1], that had no answer or exhausted a limit or killed a worker:
-`verifier/no answer`, `verifier/time-out`, `verifier/memory`, `verifier/crash`. A gold answer that cannot be read, which the
-data check finds before training, gives None rather than 0, and `verifier/unreadable solution` says so.
+`verifier/no answer`, `verifier/time-out`, `verifier/memory`, `verifier/crash`. A gold answer that cannot be read, which
+the data check finds before training, gives None rather than 0, and `verifier/unreadable solution` says so.
 """
 
 import logging

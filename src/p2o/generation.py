@@ -1,0 +1,326 @@
+"""Completions from a frozen model: by `transformers`, by vLLM in this process, or from a server.
+
+One callable type, [`CompleteFn`], in front of three engines. The seed of a call decides its stream of random numbers:
+whoever works in batches and is interrupted gets the same completions again from the batch at which it goes on.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from p2o.evolution.endpoint import EndpointReflection
+from p2o.seeding import derive_seed, random_stream
+from p2o.templates import Prompt
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn.
+
+    Args:
+        max_completion_length: in tokens.
+        temperature: 0 is greedy.
+        top_p: share of probability that is kept, in (0, 1].
+        top_k: most probable tokens that are kept; 0 keeps all.
+    """
+
+    max_completion_length: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model said.
+
+    Args:
+        prompt_tokens: read; None where a server did not tell.
+        completion_tokens: generated, with the one that ended it; None as above.
+        truncated: whether the limit on its length ended it.
+        cost: US dollars, as far as prices are known.
+    """
+
+    text: str
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    truncated: bool
+    cost: float = 0.0
+
+
+class GenerationError(Exception):
+    """Completions that cannot be had, for a reason that may be shown to anybody."""
+
+
+class CompleteFn(Protocol):
+    """One completion for each prompt, in their order, from a stream seeded by `seed`; repeat a prompt for several.
+
+    Raises:
+        GenerationError: not all of them came out. None is made up.
+    """
+
+    def __call__(self, prompts: Sequence[Prompt], *, sampling: Sampling, seed: int) -> list[Completion]: ...
+
+
+@dataclass(frozen=True)
+class FrozenModel:
+    """A model to sample from.
+
+    Args:
+        complete: samples from it.
+        tokenizer: None for a server, whose tokenizer is its own business.
+        context_length: tokens of prompt and completion together; None where nobody told.
+    """
+
+    complete: CompleteFn
+    tokenizer: PreTrainedTokenizerBase | None = None
+    context_length: int | None = None
+
+    def too_long(self, prompts: Sequence[Prompt], max_completion_length: int) -> dict[int, int]:
+        """Prompts, by index, that leave no room for a completion, with their tokens; none where it is not known."""
+        if self.tokenizer is None or self.context_length is None or not prompts:
+            return {}
+        room = self.context_length - max_completion_length
+        lengths = [len(ids) for ids in encode(self.tokenizer, prompts)]
+        return {index: length for index, length in enumerate(lengths) if length > room}
+
+    @property
+    def special_tokens(self) -> frozenset[str]:
+        """What no template may contain, where it is known."""
+        return frozenset(self.tokenizer.all_special_tokens) if self.tokenizer is not None else frozenset()
+
+
+# -- text and tokens ---------------------------------------------------------------------------------------------------
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Tokens of each prompt as TRL makes them: a chat by the chat template, with the start of an answer; a text as is.
+
+    Raises:
+        ValueError: a chat, and no chat template.
+    """
+    encoded = []
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            encoded.append(list(tokenizer(prompt)["input_ids"]))
+            continue
+        if tokenizer.chat_template is None:
+            raise ValueError(
+                f"{tokenizer.name_or_path} has no chat template, and the questions are chats. Set one in its "
+                "tokenizer, or ask it texts: a dataset whose prompts are strings."
+            )
+        chat = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
+        encoded.append(list(chat["input_ids"]))
+    return encoded
+
+
+def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Tokens that end a completion: the model's, of which there may be several, and the tokenizer's."""
+    own = model.generation_config.eos_token_id
+    listed = own if isinstance(own, list) else [own]
+    return {int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None}
+
+
+# -- transformers ------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def sample_tokens(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    sampling: Sampling,
+    *,
+    batch_size: int,
+    seed: int,
+) -> list[list[int]]:
+    """Tokens sampled after each prompt's, with the one that ended them; process-wide generators are as before after."""
+    was_training = model.training
+    model.eval()
+    try:
+        with random_stream(seed):
+            starts = range(0, len(prompts), batch_size)
+            return [
+                row for s in starts for row in _sample_batch(model, tokenizer, prompts[s : s + batch_size], sampling)
+            ]
+    finally:
+        model.train(was_training)
+
+
+def _sample_batch(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[int]], sampling: Sampling
+) -> list[list[int]]:
+    width = max(len(ids) for ids in prompts)
+    stops = stop_tokens(model, tokenizer)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(stops, default=0)
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=model.device)
+    # Nothing of the model's own generation settings: what is sampled from is the model.
+    drawing: dict[str, Any] = {"do_sample": False}
+    if sampling.temperature > 0:
+        drawing = {
+            "do_sample": True,
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+        }
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=sampling.max_completion_length,
+        pad_token_id=pad,
+        eos_token_id=sorted(stops) or None,
+        **drawing,
+    )
+    rows: list[list[int]] = output[:, width:].tolist()
+    return [_ended(row, stops) for row in rows]
+
+
+def _ended(row: list[int], stops: set[int]) -> list[int]:
+    return next((row[: index + 1] for index, token in enumerate(row) if token in stops), row)
+
+
+def transformers_model(
+    name: str,
+    *,
+    batch_size: int = 32,
+    dtype: str = "auto",
+    device: str | None = None,
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> FrozenModel:
+    """A checkpoint, or a name on the hub, run by `transformers`.
+
+    Args:
+        batch_size: prompts generated at once. The draws depend on it.
+        dtype: of the weights; "auto" is the checkpoint's own on a GPU, and float32 on a CPU, which has no use for less.
+        device: where it runs; a GPU when there is one and None is given.
+
+    Raises:
+        OSError, ValueError: as `from_pretrained`.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    tokenizer = AutoTokenizer.from_pretrained(name, **where)
+    model = AutoModelForCausalLM.from_pretrained(
+        name,
+        dtype="float32" if dtype == "auto" and device == "cpu" else dtype,
+        attn_implementation=attn_implementation,
+        **where,
+    ).to(device)
+    model.eval()
+
+    def complete(prompts: Sequence[Prompt], *, sampling: Sampling, seed: int) -> list[Completion]:
+        encoded = encode(tokenizer, prompts)
+        sampled = sample_tokens(model, tokenizer, encoded, sampling, batch_size=batch_size, seed=seed)
+        stops = stop_tokens(model, tokenizer)
+        return [
+            Completion(
+                text=tokenizer.decode(tokens, skip_special_tokens=True),
+                prompt_tokens=len(ids),
+                completion_tokens=len(tokens),
+                truncated=not tokens or tokens[-1] not in stops,
+            )
+            for ids, tokens in zip(encoded, sampled, strict=True)
+        ]
+
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return FrozenModel(complete, tokenizer, positions)
+
+
+# -- vLLM --------------------------------------------------------------------------------------------------------------
+
+
+def vllm_model(
+    name: str,
+    *,
+    dtype: str = "auto",
+    max_model_length: int | None = None,
+    gpu_memory_utilization: float = 0.9,
+    tensor_parallel_size: int = 1,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    seed: int = 0,
+) -> FrozenModel:
+    """A checkpoint, or a name on the hub, run by vLLM in this process; options as vLLM has them.
+
+    Every completion is drawn from a stream of its own, so that it does not depend on which others are under way, but
+    for what rounding does.
+
+    Raises:
+        ImportError: no vLLM; the message says how to get it.
+    """
+    from p2o.engine import HOW_TO_INSTALL
+
+    try:
+        from vllm import LLM, SamplingParams
+    except ImportError as error:
+        raise ImportError(f"--use_vllm needs vLLM ({error}). {HOW_TO_INSTALL}") from None
+    engine = LLM(
+        model=name,
+        dtype=dtype,
+        max_model_len=max_model_length,
+        gpu_memory_utilization=gpu_memory_utilization,
+        tensor_parallel_size=tensor_parallel_size,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        seed=seed,
+        generation_config="vllm",  # nothing of the model's own generation settings, as above
+        disable_log_stats=True,
+    )
+    tokenizer = engine.get_tokenizer()
+
+    def complete(prompts: Sequence[Prompt], *, sampling: Sampling, seed: int) -> list[Completion]:
+        params = [
+            SamplingParams(
+                max_tokens=sampling.max_completion_length,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                seed=derive_seed(seed, "vllm", index) % 2**31,
+            )
+            for index in range(len(prompts))
+        ]
+        encoded = encode(tokenizer, prompts)
+        outputs = engine.generate([{"prompt_token_ids": ids} for ids in encoded], params, use_tqdm=False)
+        return [
+            Completion(
+                text=output.outputs[0].text,
+                prompt_tokens=len(ids),
+                completion_tokens=len(output.outputs[0].token_ids),
+                truncated=output.outputs[0].finish_reason == "length",
+            )
+            for ids, output in zip(encoded, outputs, strict=True)
+        ]
+
+    return FrozenModel(complete, tokenizer, int(engine.llm_engine.model_config.max_model_len))
+
+
+# -- a server ----------------------------------------------------------------------------------------------------------
+
+
+def served_model(name: str, make: Callable[[Sampling], EndpointReflection]) -> FrozenModel:
+    """A model that is served somewhere; retries, keys and faults are those of reflection endpoints.
+
+    Args:
+        name: of the model, for messages.
+        make: the endpoint under such a sampling; made for completions, `empty_answers=True`.
+    """
+
+    def complete(prompts: Sequence[Prompt], *, sampling: Sampling, seed: int) -> list[Completion]:
+        endpoint = make(sampling)
+        chats = [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
+        answers = endpoint.answer(chats, seed=seed)
+        failed = [answer.error for answer in answers if answer.error]
+        if failed:
+            raise GenerationError(f"{len(failed)} of {len(answers)} completions by {name} failed: {failed[0]}")
+        return [
+            Completion(answer.text, answer.prompt_tokens, answer.completion_tokens, answer.truncated, answer.cost)
+            for answer in answers
+        ]
+
+    return FrozenModel(complete)

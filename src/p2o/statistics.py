@@ -1,0 +1,144 @@
+"""What n sampled answers to each of some questions say about a model. Pure."""
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+CHUNK = 2**24  # resampled values held at once
+
+
+def average(rewards: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """avg@n and its standard error, clustered by question.
+
+    Samples of one question are not independent evidence about a benchmark, so questions are the unit: with m_q the mean
+    of question q's rewards and m the mean of the m_q over Q questions, the error is sqrt(Σ (m_q − m)² / (Q (Q − 1))).
+    It covers both which questions were asked and what was sampled.
+
+    Args:
+        rewards: of each question those of its samples.
+
+    Returns:
+        m and its error; the error of a single question is NaN.
+    """
+    means = [math.fsum(samples) / len(samples) for samples in rewards]
+    middle = math.fsum(means) / len(means)
+    if len(means) < 2:
+        return middle, math.nan
+    squares = math.fsum((value - middle) ** 2 for value in means)
+    return middle, math.sqrt(squares / (len(means) * (len(means) - 1)))
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Unbiased probability that one of k samples is right, given n of which `correct` are (Chen et al. 2021, §2.1).
+
+    1 − C(n − correct, k) / C(n, k), in [0, 1].
+
+    Raises:
+        ValueError: not 1 ≤ k ≤ n.
+    """
+    _check_k(n, k)
+    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
+
+
+def maj_at_k(answers: Sequence[Hashable | None], correct: Sequence[bool], k: int) -> float:
+    """Probability that the most frequent answer of k samples, drawn from these n without replacement, is right.
+
+    Exact over all C(n, k) draws. A tie is broken at random; None (no answer) has no vote; without any vote, wrong.
+    Answers vote as they are written, so "1/2" and "0.5" are two.
+
+    Args:
+        answers: what was extracted of each of the n samples.
+        correct: whether it was judged right; the same for all samples with the same answer, else its share counts.
+
+    Raises:
+        ValueError: not 1 ≤ k ≤ n.
+    """
+    n = len(answers)
+    _check_k(n, k)
+    votes: dict[Hashable, list[bool]] = {}
+    for answer, right in zip(answers, correct, strict=True):
+        if answer is not None:
+            votes.setdefault(answer, []).append(right)
+    silent = n - sum(map(len, votes.values()))
+    won = 0.0
+    for answer, rights in votes.items():
+        if any(rights):
+            others = [len(other) for key, other in votes.items() if key != answer]
+            won += _wins(len(rights), others, silent, k) * sum(rights) / len(rights)
+    return won / math.comb(n, k)
+
+
+def _wins(own: int, others: list[int], silent: int, k: int) -> float:
+    """Draws of k in which an answer given `own` times is the most frequent; a tie of m counts 1/m."""
+    total = 0.0
+    for height in range(1, min(own, k) + 1):
+        # Ways to draw so many votes of the others, none above this height, by how many are tied with it.
+        ways = {(0, 0): 1}
+        for count in others:
+            after: dict[tuple[int, int], int] = {}
+            for (drawn, tied), number in ways.items():
+                for votes in range(min(count, height, k - height - drawn) + 1):
+                    state = (drawn + votes, tied + (votes == height))
+                    after[state] = after.get(state, 0) + number * math.comb(count, votes)
+            ways = after
+        for (drawn, tied), number in ways.items():
+            total += math.comb(own, height) * number * math.comb(silent, k - height - drawn) / (tied + 1)
+    return total
+
+
+def _check_k(n: int, k: int) -> None:
+    if not 1 <= k <= n:
+        raise ValueError(f"k = {k} is not between 1 and the {n} sample(s) there are.")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two models on the same questions: mean, its 95 % interval, and how surprising it is (two-sided)."""
+
+    mean: float
+    low: float
+    high: float
+    p_value: float
+
+
+def paired_bootstrap(differences: Sequence[float], *, seed: int, resamples: int = 10_000) -> Difference:
+    """Percentile bootstrap over questions of the mean of their differences.
+
+    Args:
+        differences: of each question, the second model's avg@n minus the first's.
+        seed: of the resampling.
+        resamples: how many sets of questions are drawn with replacement.
+
+    Returns:
+        The p-value is twice the smaller share of resampled means at or beyond 0, at most 1 and, for the draws being
+        finite, at least 2 / (resamples + 1).
+    """
+    values: Float[np.ndarray, " questions"] = np.asarray(differences, dtype=float)
+    rng = np.random.default_rng(seed)
+    size = len(values)
+    means: list[Float[np.ndarray, " draws"]] = []
+    for start in range(0, resamples, rows := max(CHUNK // size, 1)):
+        draws = rng.integers(0, size, (min(rows, resamples - start), size))
+        means.append(values[draws].mean(axis=1))
+    drawn = np.concatenate(means)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    # Sums in another order differ in the last digits; a difference of nothing must not seem to have a sign.
+    still = 1e-12
+    beyond = min((drawn <= still).sum(), (drawn >= -still).sum())
+    p_value = min(1.0, 2.0 * (int(beyond) + 1) / (resamples + 1))
+    return Difference(float(values.mean()), float(low), float(high), p_value)
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Exact two-sided McNemar test: the p-value of so uneven a split of the questions on which two models differ.
+
+    Args:
+        gained: questions right in the second model only.
+        lost: questions right in the first model only.
+    """
+    n = gained + lost
+    tail = sum(math.comb(n, i) for i in range(min(gained, lost) + 1))
+    return min(1.0, 2 * tail / 2**n)
