@@ -245,6 +245,18 @@ def test_workers_killed_from_outside_are_replaced():
     pool.close()
 
 
+def test_a_worker_that_wakes_up_late_costs_nothing():
+    """On a busy machine it can take longer than the limit until a worker has read what it was sent."""
+    pool = Pool(Limits(seconds=0.2, workers=1))
+    assert verify([r"\boxed{1}"], rows("1"), pool=pool)[0].reason == "right"
+    for _ in range(8):
+        for pid in workers_of(pool):
+            os.kill(pid, signal.SIGSTOP)
+            threading.Timer(0.5, os.kill, (pid, signal.SIGCONT)).start()
+        assert {v.reason for v in verify([r"\boxed{1}"] * 3, rows(*["1"] * 3), pool=pool)} == {"right"}
+    pool.close()
+
+
 def test_four_threads_at_once(short):
     done = {}
 

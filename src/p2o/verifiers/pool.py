@@ -100,6 +100,8 @@ class Pool:
                 for worker in list(busy):
                     if worker in ready:
                         results, alive = worker.receive()
+                        if results:
+                            failures = 0
                         yield from results
                     else:
                         alive = True
@@ -108,7 +110,8 @@ class Pool:
                         busy.remove(worker)
                         self._give(worker)
                         continue
-                    if alive and worker.jobs and elapsed < self.limits.seconds:
+                    # On a busy machine it can take a worker long to wake up, which is no completion's fault.
+                    if alive and worker.jobs and elapsed < (self.limits.seconds if worker.begun else START_SECONDS):
                         if elapsed > SLOW_SECONDS / 2 and not worker.slow and worker.is_stuck(elapsed):
                             waiting.extendleft(reversed(worker.rest()))
                             self._slow_down(worker)
@@ -116,7 +119,7 @@ class Pool:
                     busy.remove(worker)
                     self._drop(worker)
                     if not worker.begun:
-                        # It died, or never woke up, before it had read anything, so no completion is to blame.
+                        # It died before it had read anything, so no completion is to blame.
                         failures += 1
                         if failures > MOST_FAILURES:
                             raise RuntimeError("The verifiers' workers die as soon as they are started.")
@@ -197,7 +200,7 @@ class Pool:
                     self._end_server()
                     if attempt == 2:
                         raise RuntimeError("The verifiers' workers cannot be started.") from None
-        ours.settimeout(max(self.limits.seconds, 1.0))
+        ours.settimeout(START_SECONDS)
         worker = _Worker(pid, ours, self._server)
         worker.greet(self.limits)
         return worker
@@ -293,9 +296,12 @@ class _Worker:
         return _cpu_seconds(self.pid) - self._cpu_seconds > SLOW_SECONDS
 
     def _write(self, message: Any) -> None:
-        # That it is not there any more is seen where it should answer.
-        with contextlib.suppress(OSError):
+        try:
             self.channel.sendall(json.dumps(message).encode() + b"\n")
+        except OSError:
+            # It is gone, or has half a message: that it is of no use is seen where it should answer.
+            with contextlib.suppress(OSError):
+                self.channel.shutdown(socket.SHUT_RDWR)
 
 
 def _ready(workers: set[_Worker]) -> set[_Worker]:
