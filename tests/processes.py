@@ -12,7 +12,9 @@ import zlib
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from transformers import AutoTokenizer, TrainerCallback
 
 from p2o import P2OConfig, P2OTrainer
 from p2o.pico import model_path, world
@@ -22,6 +24,7 @@ torch.set_num_threads(1)
 out = Path(sys.argv[1])
 changes = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
 resume, fail = changes.pop("resume", None), changes.pop("fail", None)
+sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
 rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 phase = "policy"
 policy_tokens = 0
@@ -51,11 +54,12 @@ def reward(prompts, completions, completion_ids, **kwargs):
 
 
 trainer = P2OTrainer(
-    model=AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32),
+    model=model_path(),
     reward_funcs=reward,
     args=P2OConfig(
         **{
             "output_dir": str(out),
+            "model_init_kwargs": {"dtype": "float32"},
             "num_generations": 4,
             "per_device_train_batch_size": 16 // processes,
             "num_train_epochs": 2,
@@ -83,11 +87,19 @@ trainer = P2OTrainer(
     feedback_func=world.feedback,
     callbacks=[Tell()],
 )
+if sharded:
+    # Accelerate does this by itself on GPUs, and only there.
+    PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    trainer.accelerator.state.distributed_type = DistributedType.FSDP
+    trainer.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    trainer.is_fsdp_enabled = True
 checkpoint = out / f"checkpoint-{resume}" if resume else None
 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 digest = hashlib.sha256()
-for name, tensor in sorted(trainer.accelerator.unwrap_model(trainer.model).state_dict().items()):
-    digest.update(name.encode() + tensor.numpy().tobytes())
+weights = trainer.accelerator.unwrap_model(trainer.model).state_dict()
+assert sharded == any(hasattr(tensor, "full_tensor") for tensor in weights.values())
+for name, tensor in sorted(weights.items()):
+    digest.update(name.encode() + (tensor.full_tensor() if sharded else tensor).numpy().tobytes())
 state = trainer.p2o.to_dict()
 (out / f"rank-{rank}.json").write_text(
     json.dumps(

@@ -1,5 +1,6 @@
 """Two processes, really started: they agree with each other, and with one process wherever that can be."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -8,12 +9,16 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
+from transformers import AutoModelForCausalLM
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parent / "processes.py"
 
 
-def launch(out, processes, check=True, **changes):
+RECIPES = Path(__file__).parent.parent / "recipes" / "accelerate"
+
+
+def launch(out, processes, check=True, environment=(), **changes):
     out.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     done = subprocess.run(
@@ -21,7 +26,7 @@ def launch(out, processes, check=True, **changes):
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **dict(environment)},
     )
     if not check:
         return done
@@ -55,6 +60,27 @@ def test_a_resumed_run_of_two_processes_ends_the_same(tmp_path):
         assert {**was, "policy_tokens": 0} == {**now, "policy_tokens": 0}
 
 
+def test_weights_sharded_as_the_recipe_says(tmp_path):
+    """FSDP2 over two processes: the same hard set and templates as in one process, and a checkpoint anybody loads."""
+    settings = load_config_from_file(str(RECIPES / "fsdp2.yaml")).fsdp_config
+    environment = {
+        name.upper(): str(value).lower() for name, value in settings.items() if name != "fsdp_state_dict_type"
+    }
+    environment |= {"ACCELERATE_USE_FSDP": "true", "FSDP_STATE_DICT_TYPE": settings["fsdp_state_dict_type"]}
+    (one,) = launch(tmp_path / "one", 1)
+    first, second = launch(tmp_path / "two", 2, environment=environment.items(), save_strategy="steps", save_steps=4)
+    assert {**first, "policy_tokens": 0} == {**second, "policy_tokens": 0}
+    assert one["templates"]
+    for name in ("hard_set", "templates", "assignment"):
+        assert first[name] == one[name], name
+    last = max((tmp_path / "two").glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    loaded = AutoModelForCausalLM.from_pretrained(last, dtype="float32").state_dict()
+    digest = hashlib.sha256()
+    for name, tensor in sorted(loaded.items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    assert digest.hexdigest() == first["weights"]
+
+
 @pytest.mark.parametrize("phase", ["policy", "prompt"])
 def test_a_process_that_raises_ends_the_job_with_its_message(tmp_path, phase):
     done = launch(tmp_path, 2, check=False, fail=phase)
@@ -64,7 +90,9 @@ def test_a_process_that_raises_ends_the_job_with_its_message(tmp_path, phase):
 
 def test_p2o_train_over_two_processes(tmp_path, config):
     path, out = (
-        config(max_steps=None, num_train_epochs=2, dataset_test_split="train", save_strategy="no"),
+        config(
+            max_steps=None, num_train_epochs=2, dataset_test_split="train", save_strategy="no", reward_funcs=["exact"]
+        ),
         tmp_path / "run",
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "p2o"]
@@ -83,7 +111,7 @@ def test_p2o_train_over_two_processes(tmp_path, config):
 
 
 def test_launch_configurations_are_accelerates(tmp_path):
-    recipes = sorted((Path(__file__).parent.parent / "recipes" / "accelerate").glob("*.yaml"))
+    recipes = sorted(RECIPES.glob("*.yaml"))
     assert len(recipes) == 4
     for recipe in recipes:
         loaded = load_config_from_file(str(recipe))
