@@ -557,6 +557,7 @@ class _Reflector:
             self.events["reflection_usage_unknown"] += unknown
 
     def _checked(self, answer: str, records: Sequence[Mapping[str, Any]]) -> str | None:
+        answer = answer.rpartition("</think>")[2]  # a model that thinks aloud may try out fences there
         text = InstructionProposalSignature.output_extractor(answer.strip())["new_instruction"].strip()
         reason: str | None
         if answer.strip() and "```" not in answer:
