@@ -179,7 +179,7 @@ class Estimate:
 
     @property
     def working(self) -> float:
-        """What a pass needs beside activations: two layers, embedding and head gathered, the head's gradient, a tile."""
+        """What passes need beside activations: two layers, embedding and head gathered, the head's gradient, logits."""
         shape, gathered = self.shape, 0
         if not self.adapter:
             gathered = 2 * (2 * shape.layer + shape.parameters - shape.layers * shape.layer) + 4 * shape.embedding
@@ -341,7 +341,8 @@ def models() -> str:
         )
     return table(
         "model|parameters (10⁹)|in bfloat16 (GiB)|full training state (GiB)|disk for a run (GiB)|"
-        "KV cache (KiB a token)|layer inputs (KiB a token)|one layer in full (KiB a token)|forward pass (10⁹ operations a token)",
+        "KV cache (KiB a token)|layer inputs (KiB a token)|one layer in full (KiB a token)|"
+        "forward pass (10⁹ operations a token)",
         rows,
     )
 
