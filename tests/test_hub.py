@@ -49,16 +49,16 @@ def test_the_card_says_what_was_done():
     card = with_section(TRLS, section)
     assert card.index("### What P²O") < card.index("### Framework versions") < card.index("## Citations")
     for part in (
-        "2 epochs, 8 updates, 1 prompt phases",
+        "Epochs: 2 · updates: 8 · prompt phases: 1.",
         "the model as it was before training",
-        "#### Before epoch 2: 2 templates, 3 dev questions solved under them",
-        "Mean dev reward 0.50, 2 solved:\n\n    Go step by step.",
+        "#### Templates selected before epoch 2 (dev questions solved under them: 3)",
+        "Mean dev reward 0.50, dev questions solved 2:\n\n    Go step by step.",
         "| policy | 1,200 | 5,000 | 7,000 |",
         "1,204 rollouts",
     ):
         assert part in card, part
     baseline = p2o_section(state(selected={}, prompt_phases=0), epochs=2.0, steps=8, reflection=None)
-    assert "without prompt phases" in baseline and "template" not in baseline
+    assert "prompt phases: 0" in baseline and "emplates" not in baseline
     assert with_section("no headings", "S").endswith("S\n\n")
 
 
@@ -104,7 +104,7 @@ def test_a_trained_model_has_a_card_loads_and_generates(tmp_path, lora):
     trainer.create_model_card("tiny")
     card = ModelCard.load(tmp_path / "README.md")
     assert {"p2o", "grpo", "trl"} <= set(card.data.tags) and card.data.model_name == "tiny"
-    assert "2 epochs" in card.text and "1 prompt phases" in card.text and "`reflect`" in card.text
+    assert "Epochs: 2 " in card.text and "prompt phases: 1." in card.text and "`reflect`" in card.text
     for template in trainer.p2o.selected[1]:
         assert all(f"    {line}" in card.text for line in template.text.splitlines())
     assert trainer.p2o.selected[1] and "2603.21877" in card.text and "@article{lu2026p2o" in card.text

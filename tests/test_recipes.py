@@ -5,11 +5,13 @@ import math
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from accelerate.commands.launch import launch_command_parser
 from datasets import Dataset
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
@@ -21,10 +23,11 @@ from test_endpoint import serve, well
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 EMBEDDED = "embedded-world.yaml"
-# Sizes alone: a machine without a GPU, short texts, a prompt phase after one batch.
+# Sizes alone: a machine without a GPU, and perhaps without vLLM; short texts, a prompt phase after one batch.
 SMALL = {
     "use_cpu": True,
-    "use_vllm": False,
+    "use_vllm": find_spec("vllm") is not None,
+    "vllm_enable_sleep_mode": False,
     "max_completion_length": 8,
     "max_steps": 3,
     "min_hard_questions": 2,
@@ -54,7 +57,7 @@ def tiny(tmp_path_factory):
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=8,
+        head_dim=32,
         max_position_embeddings=40_960,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -95,8 +98,8 @@ def test_a_recipe_runs(tmp_path, monkeypatch, capsys, tiny, recipe):
     command = ["train", "--config", str(recipe), "--output_dir", str(run)]
     if recipe.name == EMBEDDED:
         # The model is tiny already; its questions are made by the package, here one batch of them.
-        small = {"dataset_name": "pico:hard", "eval_strategy": "no", "max_completion_length": 48}
-        small |= {name: SMALL[name] for name in ("dataset_size", "max_steps", "evolution_budget", "num_threads")}
+        small = {"dataset_name": "pico:hard", "dataset_size": 16, "eval_strategy": "no", "max_completion_length": 48}
+        small |= {name: SMALL[name] for name in ("max_steps", "evolution_budget", "num_threads")}
         assert main([*command, *words(small)]) == 0, capsys.readouterr().err
         return check(run)
     with serve(well) as server:
@@ -139,6 +142,15 @@ def test_files_that_are_referred_to_exist(file):
         assert (ROOT / name).exists(), name
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "recipes" / "accelerate").glob("*.yaml")), ids=lambda file: file.name)
+def test_launch_configurations_say_how_accelerate_takes_them(file):
+    said = re.sub(r"\\?\n#", "", file.read_text())
+    (command,) = re.findall(r"accelerate launch (.*?--output_dir \S+)", said)
+    arguments = launch_command_parser().parse_args(command.split())
+    assert arguments.config_file == str(file.relative_to(ROOT)) and arguments.module
+    assert (arguments.training_script, arguments.training_script_args[0]) == ("p2o", "train")
+
+
 @pytest.mark.slow
 def test_a_recipe_as_accelerate_launches_it(tmp_path, tiny):
     recipe = ROOT / "recipes" / "paper-self-deepscaler.yaml"
@@ -156,7 +168,7 @@ def test_a_recipe_as_accelerate_launches_it(tmp_path, tiny):
         "2",
     ]
     command += ["-m", "p2o", *rest.split()[:-1], str(tmp_path / "run"), *words(tiny(recipe)), "--ddp_backend", "gloo"]
-    command += ["--per_device_train_batch_size", "2"]
+    command += ["--per_device_train_batch_size", "2", "--use_vllm", "false"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-6000:]
     check(tmp_path / "run")

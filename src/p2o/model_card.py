@@ -23,7 +23,7 @@ def without_none(card: str, name: str) -> str:
     return card.replace('model="None"', f'model="{name}"')
 
 
-def p2o_section(state: P2OState, *, epochs: float, steps: int, reflection: str | None) -> str:
+def p2o_section(state: P2OState, *, epochs: float, steps: int, reflection: str | None, distilled: bool = True) -> str:
     """The section as Markdown.
 
     Args:
@@ -31,16 +31,22 @@ def p2o_section(state: P2OState, *, epochs: float, steps: int, reflection: str |
         epochs: of the policy phase, fractions too.
         steps: updates.
         reflection: who proposed the instructions; None where there was no prompt phase, by configuration.
+        distilled: whether the loss was on the bare question.
     """
-    done = f"{epochs:g} epochs, {steps} updates"
+    done = f"Epochs: {epochs:g} · updates: {steps} · prompt phases: {state.prompt_phases}."
     if reflection is None:
-        story = f"{done}, without prompt phases: plain reinforcement learning on the same trainer."
+        story = f"{done} Plain reinforcement learning on P²O's trainer, for comparison."
         return "\n\n".join([f"### What P²O {__version__} did", story, _ledger(state.ledger)])
+    learnt = (
+        "and learnt from as answers to the bare question. **At inference no instruction is needed**; those below are a "
+        "record."
+        if distilled
+        else "and learnt from under them (an ablation): at inference the model has no instruction, and learnt with one."
+    )
     story = (
-        f"{done}, {state.prompt_phases} prompt phases. Rollouts of questions that the model could not solve were "
-        "sampled under instructions that [GEPA](https://github.com/gepa-ai/gepa) evolved between epochs, and learnt "
-        "from as answers to the bare question. **At inference no instruction is needed**; those below are a record. "
-        f"They were proposed by {_reflector(reflection)}."
+        f"{done} Rollouts of questions that the model could not solve were sampled under instructions that "
+        f"[GEPA](https://github.com/gepa-ai/gepa) evolved between epochs, {learnt} The instructions were proposed by "
+        f"{_reflector(reflection)}."
     )
     found = [_templates(epoch, templates) for epoch, templates in sorted(state.selected.items())]
     return "\n\n".join([f"### What P²O {__version__} did", story, *found, _ledger(state.ledger)])
@@ -53,9 +59,9 @@ def _reflector(reflection: str) -> str:
 
 def _templates(epoch: int, templates: Sequence[Template]) -> str:
     covered = len(frozenset().union(*(template.solves for template in templates)))
-    lines = [f"#### Before epoch {epoch + 1}: {len(templates)} templates, {covered} dev questions solved under them"]
+    lines = [f"#### Templates selected before epoch {epoch + 1} (dev questions solved under them: {covered})"]
     for template in templates:
-        lines.append(f"Mean dev reward {template.score:.2f}, {len(template.solves)} solved:")
+        lines.append(f"Mean dev reward {template.score:.2f}, dev questions solved {len(template.solves)}:")
         # Indented, any text is shown as it is, fences and tables too.
         lines.append("\n".join(f"    {line}" for line in template.text.splitlines()))
     return "\n\n".join(lines)

@@ -957,6 +957,7 @@ class P2OTrainer(GRPOTrainer):
             epochs=round(self.state.epoch or 0.0, 2),
             steps=self.state.global_step,
             reflection=self._reflector() if self.args.prompt_phase else None,
+            distilled=self.args.context_distillation,
         )
         card.text = with_section(without_none(card.text, self.args.hub_model_id or model_name or ""), section)
         card.save(path)
