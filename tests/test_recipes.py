@@ -93,21 +93,21 @@ def check(run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
-def test_a_recipe_runs(tmp_path, monkeypatch, capsys, tiny, recipe):
+def test_a_recipe_runs(tmp_path, monkeypatch, capfd, tiny, recipe):
     run = tmp_path / "run"
     command = ["train", "--config", str(recipe), "--output_dir", str(run)]
     if recipe.name == EMBEDDED:
         # The model is tiny already; its questions are made by the package, here one batch of them.
         small = {"dataset_name": "pico:hard", "dataset_size": 16, "eval_strategy": "no", "max_completion_length": 48}
         small |= {name: SMALL[name] for name in ("max_steps", "evolution_budget", "num_threads")}
-        assert main([*command, *words(small)]) == 0, capsys.readouterr().err
+        assert main([*command, *words(small)]) == 0, capfd.readouterr().err
         return check(run)
     with serve(well) as server:
         options = tiny(recipe)
         if "/" in settings(recipe).get("reflection_model", ""):
             monkeypatch.setenv("MOONSHOT_API_KEY", "a-key-for-nobody")
             options["reflection_base_url"] = server.url
-        assert main([*command, *words(options)]) == 0, capsys.readouterr().err
+        assert main([*command, *words(options)]) == 0, capfd.readouterr().err
         check(run)
         assert bool(server.requests) == ("teacher" in recipe.name)
 
