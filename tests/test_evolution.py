@@ -247,6 +247,7 @@ def test_reflection_is_asked_with_question_answer_and_feedback(tmp_path):
         ("", "empty"),
         ("``````", "empty"),
         ("Use A.", "no_fence"),
+        ("<think>\nPerhaps\n```\nUse A.\n```\nor", "empty"),
         ("```\nUse A.<|im_end|>\n```", "markup"),
         ("```\n" + "A" * 3000 + "\n```", "too_long"),
         ("```\nIf in doubt it is " + ", ".join(q.solution for q in QUESTIONS) + ".\n```", "leaked_answer"),
@@ -266,6 +267,21 @@ def test_bad_reflections_are_counted_and_cost_only_themselves(tmp_path, answer, 
     assert [c.text for c in result.candidates] == [""]
     assert result.rejections == {reason: result.reflections}
     assert result.reflections > 5
+
+
+def test_what_a_reflection_thinks_aloud_is_no_part_of_its_proposal(tmp_path):
+    land, said = Land(), "<think>\nPerhaps\n```\nUse B.\n```\n</think>\n\n```\nUse A.\n```"
+    config = EvolutionConfig(budget=200)
+    result = evolve(
+        QUESTIONS,
+        land.rollout,
+        lambda p, *, seed: [Reflection(said)] * len(p),
+        config,
+        seed=0,
+        epoch=1,
+        run_dir=tmp_path,
+    )
+    assert [c.text for c in result.candidates] == ["", "Use A."]
 
 
 def test_a_duplicate_is_not_evaluated_again(tmp_path):

@@ -28,6 +28,7 @@ class P2OState:
         outcomes: mining's counts of this epoch so far, by question.
         hard_set: questions that were hard in the epoch before.
         templates: selected set in use.
+        selected: what each prompt phase selected, by the epoch that it came before.
         prompt_phases: how many there have been.
         assignment: for each templated question the index of each rollout's template, `None` for bare ones.
         ledger: rollouts and tokens spent.
@@ -42,6 +43,7 @@ class P2OState:
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     hard_set: list[int] = field(default_factory=list)
     templates: list[Template] = field(default_factory=list)
+    selected: dict[int, list[Template]] = field(default_factory=dict)
     prompt_phases: int = 0
     assignment: dict[int, list[int | None]] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
@@ -55,6 +57,7 @@ class P2OState:
             **asdict(self),
             "outcomes": {str(q): [o.successes, o.rollouts] for q, o in self.outcomes.items()},
             "templates": [t.to_dict() for t in self.templates],
+            "selected": {str(epoch): [t.to_dict() for t in found] for epoch, found in self.selected.items()},
             "assignment": {str(q): draws for q, draws in self.assignment.items()},
         }
 
@@ -65,6 +68,8 @@ class P2OState:
                 **data,
                 "outcomes": {int(q): Outcome(*o) for q, o in data["outcomes"].items()},
                 "templates": [Template.from_dict(t) for t in data["templates"]],
+                # Checkpoints of 0.1 from before the model card told of them have none.
+                "selected": {int(e): [Template.from_dict(t) for t in f] for e, f in data.get("selected", {}).items()},
                 "assignment": {int(q): draws for q, draws in data["assignment"].items()},
                 "ledger": Ledger(**data["ledger"]),
             }

@@ -30,9 +30,11 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from accelerate.utils import gather_object, send_to_device, set_seed
+from huggingface_hub import ModelCard
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOTrainer
 from trl.data_utils import is_conversational
@@ -57,6 +59,7 @@ from p2o.evolution.prompt_phase import (
 from p2o.evolution.reflection import TransformersReflection
 from p2o.hard_samples import HardSamples
 from p2o.ledger import Ledger
+from p2o.model_card import p2o_section, with_section, without_none
 from p2o.processes import FINISHED, follow, lead, most, share, spread
 from p2o.reuse import KeptRollout, draw_successes, padded
 from p2o.seeding import derive_seed, get_rng_states, random_stream, set_rng_states
@@ -223,6 +226,11 @@ class P2OTrainer(GRPOTrainer):
         model = self.accelerator.unwrap_model(self.model)
         if hasattr(model, "peft_config"):
             return None  # the base without its adapter is the reference; see _reflect_together
+        if is_deepspeed_zero3_enabled():
+            raise ValueError(
+                "reflection_model='reference' needs a copy of the model, and DeepSpeed ZeRO-3 has partitioned it. Use "
+                "FSDP2 (recipes/accelerate/fsdp2.yaml), LoRA, reflection_model='policy', or an endpoint."
+            )
         frozen = copy.deepcopy(model).requires_grad_(False).eval()
         # TRL and accelerate patch `forward` on the instance with closures over the policy, which a copy would share: it
         # would reflect with the policy's weights.
@@ -709,6 +717,7 @@ class P2OTrainer(GRPOTrainer):
                 for candidate in result.candidates
             ]
         )
+        state.selected[state.epoch] = state.templates
         if not state.templates:
             logger.warning("No template solved any dev question: epoch %d is untemplated.", state.epoch)
         self._assign()
@@ -933,6 +942,30 @@ class P2OTrainer(GRPOTrainer):
                 accuracy,
                 self.args.regression_margin,
             )
+
+    # -- model card --------------------------------------------------------------------------------------------------
+
+    def create_model_card(self, model_name: str | None = None, *args: Any, **kwargs: Any) -> None:
+        """As TRL's, with what P²O did: epochs, prompt phases, templates with their scores, the ledger."""
+        super().create_model_card(model_name, *args, **kwargs)
+        if not self.is_world_process_zero():
+            return
+        path = Path(self.args.output_dir) / "README.md"
+        card = ModelCard.load(path)
+        section = p2o_section(
+            self.p2o,
+            epochs=round(self.state.epoch or 0.0, 2),
+            steps=self.state.global_step,
+            reflection=self._reflector() if self.args.prompt_phase else None,
+            distilled=self.args.context_distillation,
+        )
+        card.text = with_section(without_none(card.text, self.args.hub_model_id or model_name or ""), section)
+        card.save(path)
+
+    def _reflector(self) -> str:
+        if self.reflect == self._own_reflection or isinstance(self.reflect, EndpointReflection):
+            return self.args.reflection_model
+        return getattr(self.reflect, "__qualname__", type(self.reflect).__qualname__)
 
     # -- state -------------------------------------------------------------------------------------------------------
 

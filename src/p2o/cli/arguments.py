@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -358,6 +359,14 @@ def _too_long(training: P2OConfig, model: ModelConfig) -> Any:
             raise DataError(str(error)) from error
 
     return too_long
+
+
+def hub_name(arguments: RunArguments) -> str | None:
+    """`owner/name` of the training data on the hub; None for data that is not from there."""
+    name = str(arguments.dataset_name)
+    if is_task(name):
+        return next((named.hub_id for named in NAMED_SETS if named.name == name.lower()), None)
+    return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else None
 
 
 def split_of(loaded: DatasetDict, split: str, name: str | None) -> Dataset:

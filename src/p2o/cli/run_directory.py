@@ -31,7 +31,8 @@ EXPLANATION = """# A run of P²O
 | `templates/epoch-N.json` | the evolution before epoch N: all candidates with parents and scores, and those selected |
 | `evolution/epoch-N/journal.jsonl` | its rollouts and reflections, from which an interrupted prompt phase resumes |
 | `checkpoint-N/` | everything that step N + 1 needs |
-| `model/` | the trained model and its tokenizer, for `AutoModelForCausalLM.from_pretrained` |
+| `model/` | the trained model and its tokenizer, for `AutoModelForCausalLM.from_pretrained`, with a model card |
+| `README.md` | the model card; TRL's, with what P²O did |
 | `summary.json` | the outcome |
 | `report.html` | all of it as one page, which needs no network |
 

@@ -2,11 +2,12 @@
 
 import os
 import resource
+import shutil
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
@@ -15,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
 from rich.console import Console
 from rich.markup import escape
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 from trl import get_peft_config, get_quantization_config
 
-from p2o.cli.arguments import Run, prepare, spelled, take_option
+from p2o.cli.arguments import Run, hub_name, prepare, spelled, take_option
 from p2o.cli.console import Watch, bare_accuracies, clock, outcome_table
 from p2o.cli.errors import InputError
 from p2o.cli.report import write_report
@@ -104,6 +106,7 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
     _refuse_unless_writable(directory, 0)
     if run.arguments.num_threads:
         torch.set_num_threads(run.arguments.num_threads)
+    upload = take_upload(run, directory.path)
     run.training.model_init_kwargs = {
         "revision": run.model.model_revision,
         "trust_remote_code": run.training.trust_remote_code,
@@ -169,7 +172,7 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
                 watch.begin("evaluation after")
                 with directory.answers("after", samples):
                     after = bare_accuracies(trainer.evaluate(evaluated))
-            trainer.save_model(str(directory.path / "model"))
+            _save_model(trainer, run, directory.path)
     except KeyboardInterrupt:
         console.print(f"Interrupted; nothing is lost. Go on with: p2o train --resume --output_dir {directory.path}")
         return 130
@@ -210,7 +213,59 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
     )
     write_report([directory.path], directory.path / "report.html")
     console.print(f"Model: {directory.path / 'model'} · what happened: {directory.path / 'report.html'}")
+    if upload is None:
+        return 0
+    try:
+        console.print(f"Uploaded: {upload()}")
+    except Exception as error:  # of the hub, the network or its client; the work is done and safe
+        Console(stderr=True, soft_wrap=True, markup=False).print(
+            f"The model is complete, but was not uploaded: {error}\n"
+            f"To try again: hf upload {run.training.hub_model_id} {directory.path / 'model'}"
+        )
+        return 1
     return 0
+
+
+def take_upload(run: Run, directory: Path) -> Callable[[], str] | None:
+    """What uploads the model in the end and returns its address, or None; the repository is made at once.
+
+    Only `model/` goes to the hub. The trainer's own `push_to_hub` would send all of its directory, which here is the
+    run's, with questions, answers and rollouts; and it writes its token down with the model.
+
+    Raises:
+        InputError: the repository cannot be made.
+    """
+    training = run.training
+    wanted, token = training.push_to_hub, training.hub_token
+    training.push_to_hub, training.hub_token = False, None
+    run.config.pop("hub_token", None)
+    if not wanted or os.environ.get("RANK", "0") != "0":
+        return None
+    api = HfApi(token=token)
+    name = training.hub_model_id or directory.name
+    try:
+        repository = api.create_repo(name, private=training.hub_private_repo, exist_ok=True).repo_id
+    except Exception as error:  # of the hub, the network or its client
+        raise InputError(f"push_to_hub: there is no repository {name} to push to: {error}") from error
+    training.hub_model_id = repository  # what the card's example loads
+
+    def upload() -> str:
+        return api.upload_folder(
+            repo_id=repository,
+            folder_path=directory / "model",
+            commit_message="End of training",
+            revision=training.hub_revision,
+        ).commit_url
+
+    return upload
+
+
+def _save_model(trainer: P2OTrainer, run: Run, directory: Path) -> None:
+    trainer.save_model(str(directory / "model"))
+    name = run.training.hub_model_id or directory.name
+    trainer.create_model_card(name.split("/")[-1], hub_name(run.arguments))
+    if trainer.is_world_process_zero():
+        shutil.copy(directory / "README.md", directory / "model" / "README.md")
 
 
 def _refuse_unless_writable(directory: RunDirectory, needed_bytes: int) -> None:

@@ -559,6 +559,8 @@ class _Reflector:
             self.events["reflection_usage_unknown"] += unknown
 
     def _checked(self, answer: str, records: Sequence[Mapping[str, Any]]) -> str | None:
+        # A model that thinks aloud may try out proposals there; one that did not come to an end has made none.
+        answer = answer.rpartition("</think>")[2].partition("<think>")[0]
         text = InstructionProposalSignature.output_extractor(answer.strip())["new_instruction"].strip()
         reason: str | None
         if answer.strip() and "```" not in answer:

@@ -1,0 +1,79 @@
+"""What P²O adds to TRL's model card: what was done, what was found, what it cost. Pure."""
+
+from collections.abc import Sequence
+
+from p2o import __version__
+from p2o.ledger import PURPOSES, Ledger
+from p2o.state import P2OState
+from p2o.templates import Template
+
+# Where TRL's card goes on to versions and citations; ours comes before. At the end, should TRL drop the heading.
+NEXT_HEADING = "### Framework versions"
+
+
+def with_section(card: str, section: str) -> str:
+    """The text of TRL's card with our section in its training procedure."""
+    before, heading, after = card.partition(NEXT_HEADING)
+    return f"{before.rstrip()}\n\n{section}\n\n{heading}{after}"
+
+
+def without_none(card: str, name: str) -> str:
+    """The text of TRL's card without its links to `None`, where the base is on disk or `name` on no hub."""
+    card = card.replace("[None](https://huggingface.co/None)", "a model on disk")
+    return card.replace('model="None"', f'model="{name}"')
+
+
+def p2o_section(state: P2OState, *, epochs: float, steps: int, reflection: str | None, distilled: bool = True) -> str:
+    """The section as Markdown.
+
+    Args:
+        state: at the end of training.
+        epochs: of the policy phase, fractions too.
+        steps: updates.
+        reflection: who proposed the instructions; None where there was no prompt phase, by configuration.
+        distilled: whether the loss was on the bare question.
+    """
+    done = f"Epochs: {epochs:g} · updates: {steps} · prompt phases: {state.prompt_phases}."
+    if reflection is None:
+        story = f"{done} Plain reinforcement learning on P²O's trainer, for comparison."
+        return "\n\n".join([f"### What P²O {__version__} did", story, _ledger(state.ledger)])
+    learnt = (
+        "and learnt from as answers to the bare question. **At inference no instruction is needed**; those below are a "
+        "record."
+        if distilled
+        else "and learnt from under them (an ablation): at inference the model has no instruction, and learnt with one."
+    )
+    story = (
+        f"{done} Rollouts of questions that the model could not solve were sampled under instructions that "
+        f"[GEPA](https://github.com/gepa-ai/gepa) evolved between epochs, {learnt} The instructions were proposed by "
+        f"{_reflector(reflection)}."
+    )
+    found = [_templates(epoch, templates) for epoch, templates in sorted(state.selected.items())]
+    return "\n\n".join([f"### What P²O {__version__} did", story, *found, _ledger(state.ledger)])
+
+
+def _reflector(reflection: str) -> str:
+    own = {"reference": "the model as it was before training", "policy": "the model itself, in training"}
+    return own.get(reflection, f"`{reflection}`")
+
+
+def _templates(epoch: int, templates: Sequence[Template]) -> str:
+    covered = len(frozenset().union(*(template.solves for template in templates)))
+    lines = [f"#### Templates selected before epoch {epoch + 1} (dev questions solved under them: {covered})"]
+    for template in templates:
+        lines.append(f"Mean dev reward {template.score:.2f}, dev questions solved {len(template.solves)}:")
+        # Indented, any text is shown as it is, fences and tables too.
+        lines.append("\n".join(f"    {line}" for line in template.text.splitlines()))
+    return "\n\n".join(lines)
+
+
+def _ledger(ledger: Ledger) -> str:
+    rows = ["| spent on | rollouts | prompt tokens | completion tokens |", "|---|---:|---:|---:|"]
+    for purpose in PURPOSES:
+        counts = (ledger.rollouts[purpose], ledger.prompt_tokens[purpose], ledger.completion_tokens[purpose])
+        rows.append(f"| {purpose.replace('_', ' ')} | " + " | ".join(f"{count:,}" for count in counts) + " |")
+    paid = f" Reflection cost {ledger.reflection_cost:.2f} US dollars." if ledger.reflection_cost else ""
+    return "\n".join(rows) + (
+        f"\n\nTraining took {ledger.total_rollouts:,} rollouts, all but evaluation's; {ledger.forward_tokens:,} tokens "
+        f"were read without a gradient and {ledger.forward_backward_tokens:,} with one.{paid}"
+    )
