@@ -667,6 +667,7 @@ class P2OTrainer(GRPOTrainer):
             budget=args.evolution_calls,
             max_metric_calls=self._remaining_rollouts(),
             parents_per_iteration=args.parents_per_iteration,
+            fill_iterations=args.fill_iterations,
             feedback_minibatch_size=args.feedback_minibatch_size,
             max_dev_questions=args.max_dev_questions,
             max_template_length=args.max_template_length,
@@ -941,7 +942,7 @@ class P2OTrainer(GRPOTrainer):
         names = (
             "seed num_generations generation_batch_size steps_per_generation num_iterations temperature near_hard "
             "success_threshold success_reward prompt_phase min_hard_questions max_dev_questions evolution_budget "
-            "parents_per_iteration feedback_minibatch_size max_template_length reflection_prompt reflection_model "
+            "parents_per_iteration fill_iterations feedback_minibatch_size max_template_length reflection_prompt reflection_model "
             "reflection_max_tokens reflection_temperature "
             "same_template_per_group bare_rollouts_per_group drop_failed_templated context_mask "
             "context_ratio_min context_ratio_max old_logprobs_context dynamic_sampling_rounds max_completion_length "

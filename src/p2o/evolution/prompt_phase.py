@@ -141,6 +141,7 @@ class EvolutionConfig:
             again under a template counts, though it is not generated again.
         max_metric_calls: upper limit on top, what is left of a run's budget.
         parents_per_iteration: distinct parents of one iteration.
+        fill_iterations: whether parents take further minibatches where the front has fewer than that.
         feedback_minibatch_size: questions each parent reflects on.
         max_dev_questions: see [`split_hard_set`].
         max_template_length: in characters.
@@ -150,6 +151,7 @@ class EvolutionConfig:
     budget: str | int = "light"
     max_metric_calls: int | None = None
     parents_per_iteration: int = 16
+    fill_iterations: bool = False
     feedback_minibatch_size: int = 3
     max_dev_questions: int = 300
     max_template_length: int = 2000
@@ -583,7 +585,9 @@ class DistinctParents:
     """GEPA's sampling strategy: distinct parents from the Pareto front, each with a feedback minibatch of its own.
 
     A parent's weight is the number of dev questions on whose front it is, after GEPA has struck out the dominated. All
-    of the front, when it is smaller than asked for. The draws of an iteration depend on its number only.
+    of the front, when it is smaller than asked for; `fill_iterations` then deals out the minibatches that are missing
+    evenly, the first drawn before the others, and a parent meets no question twice. The draws of an iteration depend
+    on its number and on the front only.
     """
 
     def __init__(self, config: EvolutionConfig, seed: int, epoch: int) -> None:
@@ -596,12 +600,16 @@ class DistinctParents:
         scores = state.program_full_scores_val_set
         fronts = remove_dominated_programs(state.get_pareto_front_mapping(), scores)
         weights = Counter(parent for front in fronts.values() for parent in front)
-        parents = draw_distinct(dict(sorted(weights.items())), self.config.parents_per_iteration, rng)
+        wanted, size = self.config.parents_per_iteration, self.config.feedback_minibatch_size
+        parents = draw_distinct(dict(sorted(weights.items())), wanted, rng)
+        more, left = divmod(wanted, len(parents)) if self.config.fill_iterations else (1, 0)
         ids = list(trainset.all_ids())
         tasks = []
-        for parent in parents:
-            batch = sorted(rng.sample(ids, min(self.config.feedback_minibatch_size, len(ids))))
-            tasks.append(ProposalTask(parent, state.program_candidates[parent], batch, trainset.fetch(batch)))
+        for place, parent in enumerate(parents):
+            drawn = rng.sample(ids, min((more + (place < left)) * size, len(ids)))
+            for start in range(0, len(drawn), size):
+                batch = sorted(drawn[start : start + size])
+                tasks.append(ProposalTask(parent, state.program_candidates[parent], batch, trainset.fetch(batch)))
         return tasks
 
 
