@@ -307,7 +307,8 @@ class P2OTrainer(GRPOTrainer):
         if not self.model.training:
             return self._sample(inputs, "eval")
         before = get_rng_states()
-        counted = copy.deepcopy((self.p2o.ledger, self.p2o.outcomes, self.p2o.events, dict(self._metrics["train"])))
+        counted = copy.deepcopy((self.p2o.ledger, self.p2o.events, dict(self._metrics["train"])))
+        outcomes = dict(self.p2o.outcomes)  # one a question of the epoch, and none ever changes
         try:
             output = self._sample(inputs, "train")
             for attempt in range(self.args.dynamic_sampling_rounds):
@@ -315,8 +316,8 @@ class P2OTrainer(GRPOTrainer):
                     break
         except Exception as error:
             # The batch is tried again from here, so nothing of it may have been counted.
-            self.p2o.ledger, self.p2o.outcomes, self.p2o.events, metrics = counted
-            self.mined.outcomes = self.p2o.outcomes
+            self.p2o.ledger, self.p2o.events, metrics = counted
+            self.mined.outcomes = self.p2o.outcomes = outcomes
             self._metrics["train"] = defaultdict(list, metrics)
             self._rescue(error, before)
             raise

@@ -392,7 +392,7 @@ class _World:
         self.questions, self.dev_ids, self.rollout, self.journal = questions, dev_ids, rollout, journal
         self.seed, self.epoch, self.spent = seed, epoch, spent
         self.known: dict[tuple[int, str], list[Any]] = {}
-        self.asked = 0
+        self.asked, self.best_reward = 0, float("-inf")
         self.successes: list[Success] = []
 
     def dev_results(self, template: str) -> dict[int, list[Any]]:
@@ -404,11 +404,13 @@ class _World:
 
         It is then the whole selection, ties go to the earlier one, and only a reward yet unseen could change that.
         """
-        best = max(result[0] for result in self.known.values())
-        return any(
-            template and all(r[1] and r[0] >= best for r in self.dev_results(template).values())
-            for template in (candidate[COMPONENT] for candidate in state.program_candidates)
-        )
+
+        def solves(template: str, question: int) -> bool:
+            reward, solved, *_ = self.known[question, template]
+            return bool(solved) and reward >= self.best_reward
+
+        templates = (candidate[COMPONENT] for candidate in state.program_candidates)
+        return any(template and all(solves(template, question) for question in self.dev_ids) for template in templates)
 
     def stream(self, position: int) -> int:
         return derive_seed(self.seed, "prompt phase", self.epoch, "batch", position)
@@ -462,6 +464,7 @@ class _World:
         self.spent.add("evolution_dev" if dev else "evolution_feedback", len(results), *tokens)
         for key, result in zip(keys, results, strict=True):
             self.known[key] = result
+            self.best_reward = max(self.best_reward, result[0])
             if kept := result[6]:
                 self.successes.append(Success(key[0], *kept))
 
@@ -563,7 +566,7 @@ class _Reflector:
         reason: str | None
         if answer.strip() and "```" not in answer:
             reason = "no_fence"
-        elif text in self.proposed - {""}:
+        elif text and text in self.proposed:
             reason = "duplicate"
         else:
             reason = check_template(
