@@ -75,8 +75,8 @@ class P2OConfig(GRPOConfig):
     fill_iterations: bool = field(
         default=False,
         metadata={
-            "help": "Whether parents reflect on further feedback questions, a minibatch each, where the Pareto front has "
-            "fewer than `parents_per_iteration` of them, as in the first iterations. Batches are larger then and "
+            "help": "Whether parents reflect on further feedback questions, a minibatch each, where the Pareto front "
+            "has fewer than `parents_per_iteration` of them, as in the first iterations. Batches are larger then and "
             "iterations fewer."
         },
     )

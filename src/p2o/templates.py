@@ -151,9 +151,7 @@ def assign_templates(
     for question in questions:
         pool, weights = _with_weights(solving[question], templates) if question in solving else everyone
         templated = num_generations - bare_rollouts_per_group
-        draws: list[int | None] = rng.choices(
-            pool, cum_weights=weights, k=1 if same_template_per_group else templated
-        )
+        draws: list[int | None] = rng.choices(pool, cum_weights=weights, k=1 if same_template_per_group else templated)
         if same_template_per_group:
             draws *= templated
         assignment[question] = [*[None] * bare_rollouts_per_group, *draws]

@@ -943,8 +943,8 @@ class P2OTrainer(GRPOTrainer):
         names = (
             "seed num_generations generation_batch_size steps_per_generation num_iterations temperature near_hard "
             "success_threshold success_reward prompt_phase min_hard_questions max_dev_questions evolution_budget "
-            "parents_per_iteration fill_iterations feedback_minibatch_size max_template_length reflection_prompt reflection_model "
-            "reflection_max_tokens reflection_temperature "
+            "parents_per_iteration fill_iterations feedback_minibatch_size max_template_length reflection_prompt "
+            "reflection_model reflection_max_tokens reflection_temperature "
             "same_template_per_group bare_rollouts_per_group drop_failed_templated context_mask "
             "context_ratio_min context_ratio_max old_logprobs_context dynamic_sampling_rounds max_completion_length "
             "context_distillation max_prompt_phases reused_rollouts_per_group "
