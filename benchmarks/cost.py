@@ -134,7 +134,7 @@ def chance(completions: list[Any], **kwargs: Any) -> list[float]:
 def trainer_of(output: str, questions: int, **changes: Any) -> Any:
     import torch
     from policy_step import TEMPLATE
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
     from p2o import P2OConfig, P2OTrainer
     from p2o.pico import model_path, world
@@ -168,6 +168,7 @@ def trainer_of(output: str, questions: int, **changes: Any) -> Any:
         processing_class=AutoTokenizer.from_pretrained(model_path()),
         feedback_func=world.feedback,
     )
+    trainer.remove_callback(PrinterCallback)
     # Every rollout is templated: a step pays for both contexts.
     trainer.p2o.templates = [TEMPLATE]
     trainer.p2o.assignment = {q: [0] * trainer.num_generations for q in range(len(trainer.train_dataset))}
