@@ -394,12 +394,15 @@ def test_a_departing_journal_is_cut_where_it_departs(tmp_path):
     with Journal(path, {}) as journal:
         assert journal.call("dev", [1], lambda n: "one") == "one"
         assert journal.call("dev", [2], lambda n: "two") == "two"
+        journal.lose(["nothing"])
         assert journal.call("dev", [3], lambda n: "three") == "three"
     with Journal(path, {}) as journal:
         assert journal.call("dev", [1], lambda n: "again") == "one"
         assert journal.call("dev", [9], lambda n: f"nine at {n}") == "nine at 1"
     results = [json.loads(line).get("result") for line in path.read_text().splitlines()]
-    assert results == [None, "one", "nine at 1"]
+    assert results == [None, ["nothing"], "one", "nine at 1"]
+    with Journal(path, {}) as journal:
+        assert [record["result"] for record in journal.lost] == [["nothing"]]
 
 
 def test_a_reflection_model_that_raises_ends_the_phase_with_its_own_error(tmp_path):
@@ -450,9 +453,16 @@ def test_when_nobody_reflects_any_more_the_phase_ends_with_what_it_has(tmp_path,
 def test_a_phase_that_ended_early_goes_on_where_reflection_failed(tmp_path):
     straight = Moody()
     whole = run(straight, tmp_path / "whole")
-    run(Moody(gone_at=2), tmp_path / "b")
-    again = Moody()
-    assert run(again, tmp_path / "b") == whole
+    gone, again = Moody(gone_at=2), Moody()
+    assert run(gone, tmp_path / "b").ended_early
+    _, lost, _ = gone.calls[-1]
+    resumed = run(again, tmp_path / "b")
+    assert resumed.candidates == whole.candidates and resumed.metric_calls == whole.metric_calls
+    # What the batch cost in vain stays counted, beside what it cost in the end.
+    assert resumed.spent.reflection_cost == whole.spent.reflection_cost + 0.5 * lost
+    assert resumed.spent.prompt_tokens["reflection"] == whole.spent.prompt_tokens["reflection"] + 7 * lost
+    assert resumed.events["reflection_failed"] == whole.events["reflection_failed"] + lost
+    assert resumed.ended_early is None
     # The batch that nobody answered is the first that is asked for.
     assert again.calls == straight.calls[-len(again.calls) :]
     assert again.calls[0][0] == "reflection" and again.batches == straight.batches - 2

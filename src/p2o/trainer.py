@@ -179,6 +179,8 @@ class P2OTrainer(GRPOTrainer):
         self._row_kept: list[KeptRollout | None] = []
         self._row_contexts: list[list[int]] = []
         self._row_rewards: Float[Tensor, "global_batch funcs"] | None = None
+        # What all processes have agreed to fail of.
+        self._reward_failure: Exception | None = None
         self._collapsed: Bool[Tensor, " groups"] = torch.zeros(0, dtype=torch.bool)
         # Rows of the update under way that have an advantage, and the log-probabilities that stand in for the others'.
         self._live: Bool[Tensor, " batch"] | None = None
@@ -599,8 +601,23 @@ class P2OTrainer(GRPOTrainer):
 
     # -- mining ------------------------------------------------------------------------------------------------------
 
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Float[Tensor, "global_batch funcs"]:
-        self._row_rewards = super()._calculate_rewards(*args, **kwargs)
+    def _calculate_rewards(self, inputs: Any, prompts: Any, *args: Any) -> Float[Tensor, "global_batch funcs"]:
+        self._reward_failure = None
+        try:
+            self._row_rewards = super()._calculate_rewards(inputs, prompts, *args)
+        except Exception as error:
+            if self.accelerator.num_processes == 1:
+                raise
+            # TRL's method ends in a gather, where the other processes wait.
+            self._reward_failure = error
+            nothing = torch.full((len(prompts), len(self.reward_funcs)), torch.nan, device=self.accelerator.device)
+            self.accelerator.gather(nothing)
+        if most(self.accelerator, int(self._reward_failure is not None)):
+            self._reward_failure = self._reward_failure or RuntimeError(
+                "A reward function failed in another process, whose output says how."
+            )
+            raise self._reward_failure
+        assert self._row_rewards is not None
         return self._row_rewards
 
     def _rewards(self) -> Float[Tensor, " global_batch"]:
@@ -1056,10 +1073,10 @@ class P2OTrainer(GRPOTrainer):
         """Generation or a reward function failed: saves the finished work, from where the same batch is tried again."""
         if self.state.global_step == 0 or self.args.save_strategy == "no":
             return
-        if self.accelerator.num_processes > 1:
-            return  # the others did not fail, and would wait for ever or be waited for
+        if self.accelerator.num_processes > 1 and error is not self._reward_failure:
+            return  # the others know nothing of it, and would wait for ever or be waited for
         final = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if not final.exists() and self._step % self.args.gradient_accumulation_steps == 0:
+        if not most(self.accelerator, int(final.exists())) and self._step % self.args.gradient_accumulation_steps == 0:
             set_rng_states(rng_states)
             self._save_checkpoint(self.model_wrapped, trial=None)
         if final.exists():

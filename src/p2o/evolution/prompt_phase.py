@@ -32,6 +32,7 @@ from p2o.seeding import derive_seed
 logger = logging.getLogger(__name__)
 
 COMPONENT = "template"
+LOST = "lost"
 
 Stage = Literal["seed", "feedback", "minibatch", "dev", "done"]
 
@@ -317,21 +318,23 @@ class Journal:
     """Results of every batch in the order in which they were asked for; a second run is answered from it.
 
     A line is written whole and flushed to disk before evolution goes on, so a kill loses at most the batch under way;
-    a torn last line is cut off. A journal of another phase (fingerprint) is started anew.
+    a torn last line is cut off. A journal of another phase (fingerprint) is started anew. What was spent without any
+    result stands between the results, and is no step of evolution: `lost` has it.
     """
 
     def __init__(self, path: Path, fingerprint: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        header = json.dumps({"fingerprint": hashlib.sha256(repr(fingerprint).encode()).hexdigest()})
+        self.header = {"fingerprint": hashlib.sha256(repr(fingerprint).encode()).hexdigest()}
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-        if lines and lines[0].decode() != header:
+        if lines and json.loads(lines[0]) != self.header:
             logger.warning("%s belongs to another prompt phase and is started anew.", path)
             lines = []
-        self.done: list[dict[str, Any]] = [json.loads(line) for line in lines[1:]]
+        records: list[dict[str, Any]] = [json.loads(line) for line in lines[1:]]
+        self.lost = [record for record in records if record["kind"] == LOST]
+        self.done = [record for record in records if record["kind"] != LOST]
         self.position = 0
-        kept = [header.encode(), *lines[1:]]
         self.file = open(path, "wb")  # noqa: SIM115 (closed in __exit__)
-        self._write(*kept)
+        self._write(self.header, *self.lost, *self.done)
 
     def __enter__(self) -> "Journal":
         return self
@@ -339,8 +342,8 @@ class Journal:
     def __exit__(self, *exception: object) -> None:
         self.file.close()
 
-    def _write(self, *lines: bytes) -> None:
-        self.file.write(b"".join(line + b"\n" for line in lines))
+    def _write(self, *records: dict[str, Any]) -> None:
+        self.file.write(b"".join(json.dumps(record).encode() + b"\n" for record in records))
         self.file.flush()
         os.fsync(self.file.fileno())
 
@@ -356,15 +359,17 @@ class Journal:
             if self.done[number]["request"] == digest:
                 return self.done[number]["result"]
             logger.warning("The journal departs from this run at record %d; going on from there.", number)
-            self.file.seek(0)
-            lines = Path(self.file.name).read_bytes().split(b"\n")[: number + 1]
-            self.file.truncate()
-            self._write(*lines)
             del self.done[number:]
+            self.file.seek(0)
+            self.file.truncate()
+            self._write(self.header, *self.lost, *self.done)
         result = run(number)
-        record = {"kind": kind, "request": digest, "result": result}
-        self._write(json.dumps(record).encode())
+        self._write({"kind": kind, "request": digest, "result": result})
         return result
+
+    def lose(self, result: Any) -> None:
+        """Notes what the present request has cost in vain; whoever asks it again finds that in `lost`."""
+        self._write({"kind": LOST, "result": result})
 
 
 # -- GEPA's seams ----------------------------------------------------------------------------------------------------
@@ -502,6 +507,8 @@ class _Reflector:
         self.events: Counter[str] = Counter()
         self.error: Exception | None = None
         self.ended_early: str | None = None
+        for record in world.journal.lost:
+            self._count([Reflection(**reflection) for reflection in record["result"]])
 
     def stopped(self, state: Any) -> bool:
         """GEPA swallows what a reflection raises; it is kept and ends the phase, where a mistake is raised from."""
@@ -539,10 +546,12 @@ class _Reflector:
                     if text is not None:
                         proposals[index].new_texts[COMPONENT] = text
             except ReflectionError as error:
-                # A batch with some answers is in the journal as it came out, failures and all. One without any is not:
-                # it has changed nothing but the end of the phase, and whoever resumes here has perhaps mended what was
-                # wrong and is glad if it is asked again. Where it fails again, the phase ends just the same.
+                # A batch with some answers is in the journal as it came out, failures and all. Of one without any only
+                # the cost is: it has changed nothing but the end of the phase, and whoever resumes here has perhaps
+                # mended what was wrong and is glad if it is asked again. Where it fails again, the phase ends just the
+                # same.
                 self.ended_early = str(error)
+                self.world.journal.lose([asdict(reflection) for reflection in error.reflections])
                 self._count(error.reflections)
             except Exception as error:
                 self.error = error
