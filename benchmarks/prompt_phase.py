@@ -3,13 +3,15 @@
     python benchmarks/prompt_phase.py --json prompt_phase.json
 
 All three generate with the same model; reflection answers at once, so that what is measured is the rollouts. A rollout
-of the sequential loop is one of a minibatch or dev evaluation of one candidate after the other.
+of the sequential loop is one of a minibatch or dev evaluation of one candidate after the other. Below stands the engine
+alone, given so many requests at once: how much there is to gain from large batches on this machine.
 """
 
 import argparse
 import itertools
 import json
 import random
+import statistics
 import tempfile
 import time
 import zlib
@@ -26,6 +28,7 @@ from p2o import P2OConfig, P2OTrainer
 from p2o.evolution.prompt_phase import EvolutionConfig, Question, Reflection, Rollout, evolve
 from p2o.pico import model_path, world
 
+PHASE = "prompt phase"
 WORDS = "count carry total sign digit column check order product sum part line slowly twice first last".split()
 
 
@@ -67,10 +70,15 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=200, help="of the hard set")
     parser.add_argument("--budget", type=int, default=1500, help="rollouts")
     parser.add_argument("--parents", type=int, default=16)
+    parser.add_argument("--fill_iterations", action="store_true")
     parser.add_argument("--tokens", type=int, default=48, help="of a completion")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 3, 16, 48, 128, 512], help="of the engine alone")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a busy machine, one thread")
     parser.add_argument("--use_vllm", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    now = time.process_time if arguments.clock == "cpu" else time.perf_counter
     with tempfile.TemporaryDirectory() as output:
         engine = {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.3}
         trainer = P2OTrainer(
@@ -90,55 +98,85 @@ def main() -> None:
             reflect=lambda prompts, *, seed: [],
         )
         questions = [trainer._question(index) for index in range(arguments.questions)]
-        asked: list[tuple[Question, str]] = []
         numbers = itertools.count()
 
-        def rollout(requests: list[tuple[Question, str]], *, seed: int, purpose: Any) -> list[Rollout]:
-            asked.extend(requests)
-            return trainer._rollouts(requests, seed)
+        def forget() -> None:
+            """What an engine has cached of the requests that it meets again."""
+            if arguments.use_vllm:
+                trainer.vllm_generation.llm.reset_prefix_cache()
 
-        def reflect(prompts: list[str], *, seed: int) -> list[Reflection]:
-            return [Reflection(f"```\n{instruction(next(numbers))}\n```") for _ in prompts]
+        def bare(asked: list[tuple[Question, str]], size: int) -> float:
+            """Rollouts per second of the engine alone, so many at once."""
+            contexts, _ = trainer._contextualise(
+                [trainer.train_dataset[question.id]["prompt"] for question, _ in asked], [text for _, text in asked]
+            )
+            forget()
+            began = now()
+            for start in range(0, len(contexts), size):
+                trainer._generate_single_turn(contexts[start : start + size], None, {}, 1)
+            return len(contexts) / (now() - began)
 
-        trainer._rollouts([(questions[0], "")] * 8, 0)  # warms up
-        began = time.perf_counter()
-        config = EvolutionConfig(
-            budget=arguments.budget, parents_per_iteration=arguments.parents, max_dev_questions=arguments.questions // 2
-        )
-        result = evolve(questions, rollout, reflect, config, seed=0, epoch=1, run_dir=Path(output) / "evolution")
-        phase = result.metric_calls / (time.perf_counter() - began)
+        def turn(number: int) -> tuple[dict[str, float], list[tuple[Question, str]]]:
+            asked: list[tuple[Question, str]] = []
 
-        contexts, _ = trainer._contextualise(
-            [trainer.train_dataset[question.id]["prompt"] for question, _ in asked], [text for _, text in asked]
-        )
-        began = time.perf_counter()
-        for start in range(0, len(contexts), 512):
-            trainer._generate_single_turn(contexts[start : start + 512], None, {}, 1)
-        bare = len(contexts) / (time.perf_counter() - began)
+            def rollout(requests: list[tuple[Question, str]], *, seed: int, purpose: Any) -> list[Rollout]:
+                asked.extend(requests)
+                return trainer._rollouts(requests, seed)
 
-        adapter = Sequential(trainer)
-        began = time.perf_counter()
-        gepa.optimize(
-            seed_candidate={"template": ""},
-            trainset=[q for q in questions if q.id in result.feedback_ids],
-            valset=[q for q in questions if q.id in result.dev_ids],
-            adapter=adapter,
-            reflection_lm=adapter.reflection,
-            max_metric_calls=max(arguments.budget // 4, len(result.dev_ids) + 60),
-            logger=_Silent(),
-            seed=0,
-        )
-        sequential = adapter.spent / (time.perf_counter() - began)
-    rows = {"prompt phase": phase, "bare engine, same requests": bare, "GEPA's sequential loop": sequential}
-    table = Table(title=f"{result.metric_calls} rollouts, {len(result.candidates)} candidates")
+            def reflect(prompts: list[str], *, seed: int) -> list[Reflection]:
+                return [Reflection(f"```\n{instruction(next(numbers))}\n```") for _ in prompts]
+
+            config = EvolutionConfig(
+                budget=arguments.budget,
+                parents_per_iteration=arguments.parents,
+                fill_iterations=arguments.fill_iterations,
+                max_dev_questions=arguments.questions // 2,
+            )
+            forget()
+            began = now()
+            result = evolve(
+                questions, rollout, reflect, config, seed=number, epoch=1, run_dir=Path(output) / f"{number}"
+            )
+            phase = result.metric_calls / (now() - began)
+            adapter = Sequential(trainer)
+            forget()
+            began = now()
+            gepa.optimize(
+                seed_candidate={"template": ""},
+                trainset=[q for q in questions if q.id in result.feedback_ids],
+                valset=[q for q in questions if q.id in result.dev_ids],
+                adapter=adapter,
+                reflection_lm=adapter.reflection,
+                max_metric_calls=arguments.budget,
+                logger=_Silent(),
+                seed=number,
+            )
+            sequential = adapter.spent / (now() - began)
+            speeds = {
+                PHASE: phase,
+                "bare engine, same requests": bare(asked, 512),
+                "GEPA's sequential loop": sequential,
+            }
+            return speeds, asked
+
+        trainer._rollouts([(question, "") for question in questions[:8]], 0)  # warms up
+        turns = [turn(number) for number in range(arguments.turns)]
+        asked = turns[0][1]
+        alone = {size: bare(asked[: min(40 * size, len(asked))], size) for size in arguments.batches}
+    rows = {name: statistics.median(speeds[name] for speeds, _ in turns) for name in turns[0][0]}
+    ratios = {name: statistics.median(s[PHASE] / s[name] for s, _ in turns) for name in rows}
+    table = Table(title=f"{len(asked)} rollouts a phase, median of {arguments.turns}; ratios within a turn")
     for heading in ("", "rollouts per second", "prompt phase / this"):
         table.add_column(heading, justify="left" if not heading else "right")
     for name, speed in rows.items():
-        table.add_row(name, f"{speed:.1f}", f"{phase / speed:.2f}")
+        table.add_row(name, f"{speed:.1f}", f"{ratios[name]:.2f}")
+    for size, speed in alone.items():
+        table.add_row(f"bare engine, {size} at once", f"{speed:.1f}", "")
     Console(width=100).print(table)
     if arguments.json:
         options = {name: value for name, value in vars(arguments).items() if name != "json"}
-        arguments.json.write_text(json.dumps({"options": options, "rollouts_per_second": rows}, indent=1) + "\n")
+        result = {"options": options, "rollouts_per_second": rows, "ratios": ratios, "by_batch": alone}
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 class _Silent:

@@ -23,8 +23,8 @@ from p2o.templates import question_text
 torch.set_num_threads(1)
 out = Path(sys.argv[1])
 changes = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
-resume, fail = changes.pop("resume", None), changes.pop("fail", None)
 sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+resume, fail, fail_at = (changes.pop(name, None) for name in ("resume", "fail", "fail_at"))
 rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 phase = "policy"
 policy_tokens = 0
@@ -48,7 +48,7 @@ def reward(prompts, completions, completion_ids, **kwargs):
         policy_tokens += sum(len(ids) for ids, kept in sampled if kept is None)
     if trainer.p2o.epoch == 0:
         return [float(zlib.crc32(question_text(prompt).encode()) % 3 == 0) for prompt in prompts]
-    if phase == fail and rank == processes - 1:
+    if phase == fail and rank == processes - 1 and fail_at in (None, trainer.state.global_step):
         raise RuntimeError(f"the {phase} phase is too much for rank {rank}")
     return [float(zlib.crc32(text.encode()) % 3 == 0) for text in texts]
 

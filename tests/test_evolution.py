@@ -3,8 +3,10 @@
 import json
 import random
 import re
+from types import SimpleNamespace
 
 import pytest
+from gepa.core.data_loader import ListDataLoader
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +14,7 @@ from p2o.evolution.budget import PRESET_CANDIDATES, metric_call_budget, split_ha
 from p2o.evolution.feedback import rollout_feedback
 from p2o.evolution.guard import check_template, leaks_answer, stock_runs
 from p2o.evolution.prompt_phase import (
+    DistinctParents,
     EvolutionConfig,
     Journal,
     Question,
@@ -57,6 +60,53 @@ def test_parents_are_distinct_and_all_of_a_small_front(weights, count, seed):
 def test_parents_are_drawn_by_weight():
     draws = [draw_distinct({0: 3, 1: 1}, 1, random.Random(i))[0] for i in range(4000)]
     assert abs(draws.count(0) / 4000 - 0.75) < 3 * (0.75 * 0.25 / 4000) ** 0.5
+
+
+@given(
+    st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1, max_size=12),
+    st.integers(1, 60),
+    st.integers(1, 20),
+    st.integers(1, 5),
+    st.integers(0, 99),
+)
+def test_filling_deals_out_the_missing_minibatches_of_the_same_parents(solved, questions, wanted, size, seed):
+    scores = [dict(enumerate(map(float, row))) for row in solved]
+    best = {i: max(score[i] for score in scores) for i in range(4)}
+    state = SimpleNamespace(
+        i=3,
+        program_candidates=[{"template": str(i)} for i in range(len(scores))],
+        program_full_scores_val_set=[sum(score.values()) for score in scores],
+        get_pareto_front_mapping=lambda: {
+            i: {program for program, score in enumerate(scores) if score[i] == best[i]} for i in range(4)
+        },
+    )
+
+    def sample(fill):
+        config = EvolutionConfig(parents_per_iteration=wanted, feedback_minibatch_size=size, fill_iterations=fill)
+        tasks = DistinctParents(config, seed, 1).sample_tasks(state, None, None, ListDataLoader(list(range(questions))))
+        return [(task.parent_idx, task.minibatch_ids, task.minibatch) for task in tasks]
+
+    plain, filled = sample(False), sample(True)
+    assert filled == sample(True)
+    parents = [parent for parent, _, _ in plain]
+    assert list(dict.fromkeys(parent for parent, _, _ in filled)) == parents == list(dict.fromkeys(parents))
+    assert len(plain) <= len(filled) <= wanted
+    counts = []
+    for parent in parents:
+        batches = [batch for who, batch, _ in filled if who == parent]
+        seen = [question for batch in batches for question in batch]
+        assert len(seen) == len(set(seen)) and set(seen) <= set(range(questions))
+        # Whole minibatches; the last is smaller where the questions have come to an end.
+        assert all(len(batch) == size for batch in batches[:-1])
+        assert len(batches[-1]) == size or len(seen) == questions
+        counts.append((len(batches), len(seen) == questions))
+    # As many as were asked for, dealt out evenly, unless somebody has met every question.
+    if not any(met_all for _, met_all in counts):
+        assert len(filled) == wanted
+        numbers = [number for number, _ in counts]
+        assert max(numbers) - min(numbers) <= 1 and numbers == sorted(numbers, reverse=True)
+    if len(parents) == wanted:
+        assert filled == plain
 
 
 # -- guard -----------------------------------------------------------------------------------------------------------
@@ -158,6 +208,7 @@ class Land:
 
 QUESTIONS = [Question(i, f"question {i} of kind {'AB'[i % 2]}", str(1000 + i)) for i in range(20)]
 CONFIG = EvolutionConfig(budget=200, parents_per_iteration=4)
+FILLED = EvolutionConfig(budget=200, parents_per_iteration=4, fill_iterations=True)
 
 
 def run(land, tmp_path, config=CONFIG, questions=QUESTIONS, **changes):
@@ -313,17 +364,28 @@ def test_two_questions_are_needed(tmp_path):
         run(Land(), tmp_path, questions=QUESTIONS[:1])
 
 
-@pytest.mark.parametrize("when", range(0, 24, 3))
-def test_an_interrupted_phase_ends_as_if_it_had_not_been(tmp_path, when):
-    straight = run(Land(), tmp_path / "a")
+def test_a_filled_first_iteration_reflects_on_several_minibatches_of_the_empty_template(tmp_path):
+    land = Land()
+    run(land, tmp_path, FILLED)
+    sizes = [size for kind, size, _ in land.calls if kind != "dev"]
+    assert sizes[:2] == [10, 4], "four minibatches of the ten feedback questions, the last of them smaller"
+    run(land := Land(), tmp_path / "plain")
+    assert [size for kind, size, _ in land.calls if kind != "dev"][:2] == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("when", "config"), [(when, CONFIG) for when in range(0, 24, 3)] + [(when, FILLED) for when in (1, 2, 9, 18)]
+)
+def test_an_interrupted_phase_ends_as_if_it_had_not_been(tmp_path, when, config):
+    straight = run(Land(), tmp_path / "a", config)
     with pytest.raises(RuntimeError, match="killed"):
-        run(Land(fail_at=when), tmp_path / "b")
+        run(Land(fail_at=when), tmp_path / "b", config)
     resumed = Land()
-    result = run(resumed, tmp_path / "b")
+    result = run(resumed, tmp_path / "b", config)
     assert result == straight
     # What was done is not done again, and the rest draws from the same streams.
     whole = Land()
-    run(whole, tmp_path / "c")
+    run(whole, tmp_path / "c", config)
     assert resumed.calls == whole.calls[when:]
 
 
@@ -348,12 +410,15 @@ def test_a_departing_journal_is_cut_where_it_departs(tmp_path):
     with Journal(path, {}) as journal:
         assert journal.call("dev", [1], lambda n: "one") == "one"
         assert journal.call("dev", [2], lambda n: "two") == "two"
+        journal.lose(["nothing"])
         assert journal.call("dev", [3], lambda n: "three") == "three"
     with Journal(path, {}) as journal:
         assert journal.call("dev", [1], lambda n: "again") == "one"
         assert journal.call("dev", [9], lambda n: f"nine at {n}") == "nine at 1"
     results = [json.loads(line).get("result") for line in path.read_text().splitlines()]
-    assert results == [None, "one", "nine at 1"]
+    assert results == [None, ["nothing"], "one", "nine at 1"]
+    with Journal(path, {}) as journal:
+        assert [record["result"] for record in journal.lost] == [["nothing"]]
 
 
 def test_a_reflection_model_that_raises_ends_the_phase_with_its_own_error(tmp_path):
@@ -404,9 +469,16 @@ def test_when_nobody_reflects_any_more_the_phase_ends_with_what_it_has(tmp_path,
 def test_a_phase_that_ended_early_goes_on_where_reflection_failed(tmp_path):
     straight = Moody()
     whole = run(straight, tmp_path / "whole")
-    run(Moody(gone_at=2), tmp_path / "b")
-    again = Moody()
-    assert run(again, tmp_path / "b") == whole
+    gone, again = Moody(gone_at=2), Moody()
+    assert run(gone, tmp_path / "b").ended_early
+    _, lost, _ = gone.calls[-1]
+    resumed = run(again, tmp_path / "b")
+    assert resumed.candidates == whole.candidates and resumed.metric_calls == whole.metric_calls
+    # What the batch cost in vain stays counted, beside what it cost in the end.
+    assert resumed.spent.reflection_cost == whole.spent.reflection_cost + 0.5 * lost
+    assert resumed.spent.prompt_tokens["reflection"] == whole.spent.prompt_tokens["reflection"] + 7 * lost
+    assert resumed.events["reflection_failed"] == whole.events["reflection_failed"] + lost
+    assert resumed.ended_early is None
     # The batch that nobody answered is the first that is asked for.
     assert again.calls == straight.calls[-len(again.calls) :]
     assert again.calls[0][0] == "reflection" and again.batches == straight.batches - 2

@@ -81,6 +81,17 @@ def test_weights_sharded_as_the_recipe_says(tmp_path):
     assert digest.hexdigest() == first["weights"]
 
 
+def test_a_reward_function_that_fails_in_one_process_loses_nothing(tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 50}
+    done = launch(tmp_path / "failed", 2, check=False, fail="policy", fail_at=6, **settings)
+    assert "RuntimeError: the policy phase is too much for rank 1" in done.stderr
+    assert "Everything up to step 6 is saved" in done.stderr
+    resumed = launch(tmp_path / "failed", 2, resume=6, **settings)
+    straight = launch(tmp_path / "straight", 2, **settings)
+    for was, now in zip(straight, resumed, strict=True):
+        assert {**was, "policy_tokens": 0} == {**now, "policy_tokens": 0}
+
+
 @pytest.mark.parametrize("phase", ["policy", "prompt"])
 def test_a_process_that_raises_ends_the_job_with_its_message(tmp_path, phase):
     done = launch(tmp_path, 2, check=False, fail=phase)

@@ -76,6 +76,19 @@ def test_cover_covers_all_that_can_be_covered_and_nothing_twice(pool):
         seen |= template.solves
 
 
+@given(candidates)
+def test_cover_is_the_best_of_the_rest_again_and_again(pool):
+    rest, covered, expected = [t for t in pool if t.text], set(), []
+    while rest:
+        best = max(rest, key=lambda t: (len(t.solves - covered), t.score))  # the first of equals
+        if best.solves <= covered:
+            break
+        rest.remove(best)
+        covered |= best.solves
+        expected.append(best)
+    assert select_templates(pool) == expected
+
+
 def test_cover_prefers_the_higher_score_in_a_tie():
     low, high = Template("a", 0.1, frozenset({1})), Template("b", 0.9, frozenset({1}))
     assert select_templates([low, high]) == [high]

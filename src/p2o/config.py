@@ -72,6 +72,14 @@ class P2OConfig(GRPOConfig):
         default=16,
         metadata={"help": "Distinct parents drawn from the Pareto front in one iteration of evolution."},
     )
+    fill_iterations: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether parents reflect on further feedback questions, a minibatch each, where the Pareto front "
+            "has fewer than `parents_per_iteration` of them, as in the first iterations. Batches are larger then and "
+            "iterations fewer."
+        },
+    )
     feedback_minibatch_size: int = field(
         default=3,
         metadata={"help": "Feedback questions a parent is tried on before and after reflection."},

@@ -5,8 +5,10 @@ assignment [`assign_templates`].
 """
 
 import copy
+import heapq
 import itertools
 import random
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
@@ -90,16 +92,20 @@ def select_templates(candidates: Sequence[Template]) -> list[Template]:
     Ties go to the higher score, then to the earlier candidate. The empty template is not selectable: it is what a bare
     rollout has. Returns an empty list when nothing is solved at all.
     """
-    remaining = [c for c in candidates if c.text.strip()]
     covered: set[int] = set()
     selected: list[Template] = []
-    while remaining:
-        best = max(remaining, key=lambda c: (len(c.solves - covered), c.score))
-        if not best.solves - covered:
-            break
-        covered |= best.solves
-        selected.append(best)
-        remaining.remove(best)
+    # What a candidate adds can only shrink as others are selected, so whoever is still first when counted anew is best:
+    # few are counted again in a round (Minoux 1978).
+    queue = [(-len(c.solves), -c.score, index) for index, c in enumerate(candidates) if c.text.strip()]
+    heapq.heapify(queue)
+    while queue:
+        added, score, index = heapq.heappop(queue)
+        left = len(candidates[index].solves - covered)
+        if left and left < -added:
+            heapq.heappush(queue, (-left, score, index))
+        elif left:
+            covered |= candidates[index].solves
+            selected.append(candidates[index])
     return selected
 
 
@@ -136,17 +142,26 @@ def assign_templates(
     """
     if not templates:
         return {}
+    solving = defaultdict(list)
+    for index, template in enumerate(templates):
+        for question in template.solves:
+            solving[question].append(index)
+    everyone = _with_weights(range(len(templates)), templates)
     assignment: dict[int, list[int | None]] = {}
     for question in questions:
-        solving = [i for i, t in enumerate(templates) if question in t.solves]
-        pool = solving or list(range(len(templates)))
-        # A template can solve a question and still have a mean reward of zero or less (negative rewards exist).
-        weights = [templates[i].score for i in pool]
-        if min(weights) <= 0:
-            weights = [1.0] * len(pool)
+        pool, weights = _with_weights(solving[question], templates) if question in solving else everyone
         templated = num_generations - bare_rollouts_per_group
-        draws: list[int | None] = list(rng.choices(pool, weights, k=1 if same_template_per_group else templated))
+        draws: list[int | None] = rng.choices(pool, cum_weights=weights, k=1 if same_template_per_group else templated)
         if same_template_per_group:
             draws *= templated
         assignment[question] = [*[None] * bare_rollouts_per_group, *draws]
     return assignment
+
+
+def _with_weights(pool: Sequence[int], templates: Sequence[Template]) -> tuple[Sequence[int], list[float]]:
+    """Indices of templates and the running total of their weights."""
+    weights = [templates[index].score for index in pool]
+    # A template can solve a question and still have a mean reward of zero or less (negative rewards exist).
+    if min(weights) <= 0:
+        weights = [1.0] * len(pool)
+    return pool, list(itertools.accumulate(weights))

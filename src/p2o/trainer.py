@@ -182,6 +182,8 @@ class P2OTrainer(GRPOTrainer):
         self._row_kept: list[KeptRollout | None] = []
         self._row_contexts: list[list[int]] = []
         self._row_rewards: Float[Tensor, "global_batch funcs"] | None = None
+        # What all processes have agreed to fail of.
+        self._reward_failure: Exception | None = None
         self._collapsed: Bool[Tensor, " groups"] = torch.zeros(0, dtype=torch.bool)
         # Rows of the update under way that have an advantage, and the log-probabilities that stand in for the others'.
         self._live: Bool[Tensor, " batch"] | None = None
@@ -315,7 +317,8 @@ class P2OTrainer(GRPOTrainer):
         if not self.model.training:
             return self._sample(inputs, "eval")
         before = get_rng_states()
-        counted = copy.deepcopy((self.p2o.ledger, self.p2o.outcomes, self.p2o.events, dict(self._metrics["train"])))
+        counted = copy.deepcopy((self.p2o.ledger, self.p2o.events, dict(self._metrics["train"])))
+        outcomes = dict(self.p2o.outcomes)  # one a question of the epoch, and none ever changes
         try:
             output = self._sample(inputs, "train")
             for attempt in range(self.args.dynamic_sampling_rounds):
@@ -323,8 +326,8 @@ class P2OTrainer(GRPOTrainer):
                     break
         except Exception as error:
             # The batch is tried again from here, so nothing of it may have been counted.
-            self.p2o.ledger, self.p2o.outcomes, self.p2o.events, metrics = counted
-            self.mined.outcomes = self.p2o.outcomes
+            self.p2o.ledger, self.p2o.events, metrics = counted
+            self.mined.outcomes = self.p2o.outcomes = outcomes
             self._metrics["train"] = defaultdict(list, metrics)
             self._rescue(error, before)
             raise
@@ -606,8 +609,23 @@ class P2OTrainer(GRPOTrainer):
 
     # -- mining ------------------------------------------------------------------------------------------------------
 
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Float[Tensor, "global_batch funcs"]:
-        self._row_rewards = super()._calculate_rewards(*args, **kwargs)
+    def _calculate_rewards(self, inputs: Any, prompts: Any, *args: Any) -> Float[Tensor, "global_batch funcs"]:
+        self._reward_failure = None
+        try:
+            self._row_rewards = super()._calculate_rewards(inputs, prompts, *args)
+        except Exception as error:
+            if self.accelerator.num_processes == 1:
+                raise
+            # TRL's method ends in a gather, where the other processes wait.
+            self._reward_failure = error
+            nothing = torch.full((len(prompts), len(self.reward_funcs)), torch.nan, device=self.accelerator.device)
+            self.accelerator.gather(nothing)
+        if most(self.accelerator, int(self._reward_failure is not None)):
+            self._reward_failure = self._reward_failure or RuntimeError(
+                "A reward function failed in another process, whose output says how."
+            )
+            raise self._reward_failure
+        assert self._row_rewards is not None
         return self._row_rewards
 
     def _rewards(self) -> Float[Tensor, " global_batch"]:
@@ -675,6 +693,7 @@ class P2OTrainer(GRPOTrainer):
             budget=args.evolution_calls,
             max_metric_calls=self._remaining_rollouts(),
             parents_per_iteration=args.parents_per_iteration,
+            fill_iterations=args.fill_iterations,
             feedback_minibatch_size=args.feedback_minibatch_size,
             max_dev_questions=args.max_dev_questions,
             max_template_length=args.max_template_length,
@@ -974,8 +993,8 @@ class P2OTrainer(GRPOTrainer):
         names = (
             "seed num_generations generation_batch_size steps_per_generation num_iterations temperature near_hard "
             "success_threshold success_reward prompt_phase min_hard_questions max_dev_questions evolution_budget "
-            "parents_per_iteration feedback_minibatch_size max_template_length reflection_prompt reflection_model "
-            "reflection_max_tokens reflection_temperature "
+            "parents_per_iteration fill_iterations feedback_minibatch_size max_template_length reflection_prompt "
+            "reflection_model reflection_max_tokens reflection_temperature "
             "same_template_per_group bare_rollouts_per_group drop_failed_templated context_mask "
             "context_ratio_min context_ratio_max old_logprobs_context dynamic_sampling_rounds max_completion_length "
             "context_distillation max_prompt_phases reused_rollouts_per_group "
@@ -1087,10 +1106,10 @@ class P2OTrainer(GRPOTrainer):
         """Generation or a reward function failed: saves the finished work, from where the same batch is tried again."""
         if self.state.global_step == 0 or self.args.save_strategy == "no":
             return
-        if self.accelerator.num_processes > 1:
-            return  # the others did not fail, and would wait for ever or be waited for
+        if self.accelerator.num_processes > 1 and error is not self._reward_failure:
+            return  # the others know nothing of it, and would wait for ever or be waited for
         final = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if not final.exists() and self._step % self.args.gradient_accumulation_steps == 0:
+        if not most(self.accelerator, int(final.exists())) and self._step % self.args.gradient_accumulation_steps == 0:
             set_rng_states(rng_states)
             self._save_checkpoint(self.model_wrapped, trial=None)
         if final.exists():

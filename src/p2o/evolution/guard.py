@@ -5,7 +5,7 @@ reward on its feedback question and distils a memorised answer; one that carries
 """
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Set
 from typing import Literal
 
 Rejection = Literal["empty", "no_fence", "too_long", "markup", "leaked_answer", "quoted_question", "duplicate"]
@@ -77,7 +77,7 @@ def check_template(
     questions: Sequence[tuple[str, str]],
     max_length: int,
     special_tokens: Collection[str] = (),
-    stock: Collection[tuple[str, ...]] = (),
+    stock: Set[tuple[str, ...]] = frozenset(),
 ) -> Rejection | None:
     """Why this reflection may not become a template, or None.
 
@@ -98,6 +98,6 @@ def check_template(
     if any(leaks_answer(text, answer) for _, answer in questions):
         return "leaked_answer"
     quoted = _runs(text)
-    if any((_runs(question) & quoted) - set(stock) for question, _ in questions):
+    if any((_runs(question) & quoted) - stock for question, _ in questions):
         return "quoted_question"
     return None

@@ -32,6 +32,7 @@ from p2o.seeding import derive_seed
 logger = logging.getLogger(__name__)
 
 COMPONENT = "template"
+LOST = "lost"
 
 Stage = Literal["seed", "feedback", "minibatch", "dev", "done"]
 
@@ -143,6 +144,7 @@ class EvolutionConfig:
             again under a template counts, though it is not generated again.
         max_metric_calls: upper limit on top, what is left of a run's budget.
         parents_per_iteration: distinct parents of one iteration.
+        fill_iterations: whether parents take further minibatches where the front has fewer than that.
         feedback_minibatch_size: questions each parent reflects on.
         max_dev_questions: see [`split_hard_set`].
         max_template_length: in characters.
@@ -152,6 +154,7 @@ class EvolutionConfig:
     budget: str | int = "light"
     max_metric_calls: int | None = None
     parents_per_iteration: int = 16
+    fill_iterations: bool = False
     feedback_minibatch_size: int = 3
     max_dev_questions: int = 300
     max_template_length: int = 2000
@@ -317,21 +320,23 @@ class Journal:
     """Results of every batch in the order in which they were asked for; a second run is answered from it.
 
     A line is written whole and flushed to disk before evolution goes on, so a kill loses at most the batch under way;
-    a torn last line is cut off. A journal of another phase (fingerprint) is started anew.
+    a torn last line is cut off. A journal of another phase (fingerprint) is started anew. What was spent without any
+    result stands between the results, and is no step of evolution: `lost` has it.
     """
 
     def __init__(self, path: Path, fingerprint: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        header = json.dumps({"fingerprint": hashlib.sha256(repr(fingerprint).encode()).hexdigest()})
+        self.header = {"fingerprint": hashlib.sha256(repr(fingerprint).encode()).hexdigest()}
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-        if lines and lines[0].decode() != header:
+        if lines and json.loads(lines[0]) != self.header:
             logger.warning("%s belongs to another prompt phase and is started anew.", path)
             lines = []
-        self.done: list[dict[str, Any]] = [json.loads(line) for line in lines[1:]]
+        records: list[dict[str, Any]] = [json.loads(line) for line in lines[1:]]
+        self.lost = [record for record in records if record["kind"] == LOST]
+        self.done = [record for record in records if record["kind"] != LOST]
         self.position = 0
-        kept = [header.encode(), *lines[1:]]
         self.file = open(path, "wb")  # noqa: SIM115 (closed in __exit__)
-        self._write(*kept)
+        self._write(self.header, *self.lost, *self.done)
 
     def __enter__(self) -> "Journal":
         return self
@@ -339,8 +344,8 @@ class Journal:
     def __exit__(self, *exception: object) -> None:
         self.file.close()
 
-    def _write(self, *lines: bytes) -> None:
-        self.file.write(b"".join(line + b"\n" for line in lines))
+    def _write(self, *records: dict[str, Any]) -> None:
+        self.file.write(b"".join(json.dumps(record).encode() + b"\n" for record in records))
         self.file.flush()
         os.fsync(self.file.fileno())
 
@@ -356,15 +361,17 @@ class Journal:
             if self.done[number]["request"] == digest:
                 return self.done[number]["result"]
             logger.warning("The journal departs from this run at record %d; going on from there.", number)
-            self.file.seek(0)
-            lines = Path(self.file.name).read_bytes().split(b"\n")[: number + 1]
-            self.file.truncate()
-            self._write(*lines)
             del self.done[number:]
+            self.file.seek(0)
+            self.file.truncate()
+            self._write(self.header, *self.lost, *self.done)
         result = run(number)
-        record = {"kind": kind, "request": digest, "result": result}
-        self._write(json.dumps(record).encode())
+        self._write({"kind": kind, "request": digest, "result": result})
         return result
+
+    def lose(self, result: Any) -> None:
+        """Notes what the present request has cost in vain; whoever asks it again finds that in `lost`."""
+        self._write({"kind": LOST, "result": result})
 
 
 # -- GEPA's seams ----------------------------------------------------------------------------------------------------
@@ -392,7 +399,7 @@ class _World:
         self.questions, self.dev_ids, self.rollout, self.journal = questions, dev_ids, rollout, journal
         self.seed, self.epoch, self.spent = seed, epoch, spent
         self.known: dict[tuple[int, str], list[Any]] = {}
-        self.asked = 0
+        self.asked, self.best_reward = 0, float("-inf")
         self.successes: list[Success] = []
 
     def dev_results(self, template: str) -> dict[int, list[Any]]:
@@ -404,11 +411,13 @@ class _World:
 
         It is then the whole selection, ties go to the earlier one, and only a reward yet unseen could change that.
         """
-        best = max(result[0] for result in self.known.values())
-        return any(
-            template and all(r[1] and r[0] >= best for r in self.dev_results(template).values())
-            for template in (candidate[COMPONENT] for candidate in state.program_candidates)
-        )
+
+        def solves(template: str, question: int) -> bool:
+            reward, solved, *_ = self.known[question, template]
+            return bool(solved) and reward >= self.best_reward
+
+        templates = (candidate[COMPONENT] for candidate in state.program_candidates)
+        return any(template and all(solves(template, question) for question in self.dev_ids) for template in templates)
 
     def stream(self, position: int) -> int:
         return derive_seed(self.seed, "prompt phase", self.epoch, "batch", position)
@@ -462,6 +471,7 @@ class _World:
         self.spent.add("evolution_dev" if dev else "evolution_feedback", len(results), *tokens)
         for key, result in zip(keys, results, strict=True):
             self.known[key] = result
+            self.best_reward = max(self.best_reward, result[0])
             if kept := result[6]:
                 self.successes.append(Success(key[0], *kept))
 
@@ -499,6 +509,8 @@ class _Reflector:
         self.events: Counter[str] = Counter()
         self.error: Exception | None = None
         self.ended_early: str | None = None
+        for record in world.journal.lost:
+            self._count([Reflection(**reflection) for reflection in record["result"]])
 
     def stopped(self, state: Any) -> bool:
         """GEPA swallows what a reflection raises; it is kept and ends the phase, where a mistake is raised from."""
@@ -536,10 +548,12 @@ class _Reflector:
                     if text is not None:
                         proposals[index].new_texts[COMPONENT] = text
             except ReflectionError as error:
-                # A batch with some answers is in the journal as it came out, failures and all. One without any is not:
-                # it has changed nothing but the end of the phase, and whoever resumes here has perhaps mended what was
-                # wrong and is glad if it is asked again. Where it fails again, the phase ends just the same.
+                # A batch with some answers is in the journal as it came out, failures and all. Of one without any only
+                # the cost is: it has changed nothing but the end of the phase, and whoever resumes here has perhaps
+                # mended what was wrong and is glad if it is asked again. Where it fails again, the phase ends just the
+                # same.
                 self.ended_early = str(error)
+                self.world.journal.lose([asdict(reflection) for reflection in error.reflections])
                 self._count(error.reflections)
             except Exception as error:
                 self.error = error
@@ -565,7 +579,7 @@ class _Reflector:
         reason: str | None
         if answer.strip() and "```" not in answer:
             reason = "no_fence"
-        elif text in self.proposed - {""}:
+        elif text and text in self.proposed:
             reason = "duplicate"
         else:
             reason = check_template(
@@ -587,7 +601,9 @@ class DistinctParents:
     """GEPA's sampling strategy: distinct parents from the Pareto front, each with a feedback minibatch of its own.
 
     A parent's weight is the number of dev questions on whose front it is, after GEPA has struck out the dominated. All
-    of the front, when it is smaller than asked for. The draws of an iteration depend on its number only.
+    of the front, when it is smaller than asked for; `fill_iterations` then deals out the minibatches that are missing
+    evenly, the first drawn before the others, and a parent meets no question twice. The draws of an iteration depend
+    on its number and on the front only.
     """
 
     def __init__(self, config: EvolutionConfig, seed: int, epoch: int) -> None:
@@ -600,12 +616,16 @@ class DistinctParents:
         scores = state.program_full_scores_val_set
         fronts = remove_dominated_programs(state.get_pareto_front_mapping(), scores)
         weights = Counter(parent for front in fronts.values() for parent in front)
-        parents = draw_distinct(dict(sorted(weights.items())), self.config.parents_per_iteration, rng)
+        wanted, size = self.config.parents_per_iteration, self.config.feedback_minibatch_size
+        parents = draw_distinct(dict(sorted(weights.items())), wanted, rng)
+        more, left = divmod(wanted, len(parents)) if self.config.fill_iterations else (1, 0)
         ids = list(trainset.all_ids())
         tasks = []
-        for parent in parents:
-            batch = sorted(rng.sample(ids, min(self.config.feedback_minibatch_size, len(ids))))
-            tasks.append(ProposalTask(parent, state.program_candidates[parent], batch, trainset.fetch(batch)))
+        for place, parent in enumerate(parents):
+            drawn = rng.sample(ids, min((more + (place < left)) * size, len(ids)))
+            for start in range(0, len(drawn), size):
+                batch = sorted(drawn[start : start + size])
+                tasks.append(ProposalTask(parent, state.program_candidates[parent], batch, trainset.fetch(batch)))
         return tasks
 
 
