@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, TrainerCallback
+from transformers import AutoTokenizer, PrinterCallback, Qwen3Config, Qwen3ForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from p2o import P2OConfig, P2OTrainer
@@ -110,13 +110,14 @@ def steps(arguments: argparse.Namespace, kind: str, collapsed: bool) -> list[flo
             "callbacks": [clock],
         }
         if kind == "GRPO":
-            GRPOTrainer(args=GRPOConfig(**settings), **shared).train()
+            trainer = GRPOTrainer(args=GRPOConfig(**settings), **shared)
         else:
             trainer = P2OTrainer(args=P2OConfig(prompt_phase=False, **settings), **shared)
             if kind == "P²O, templated":
                 trainer.p2o.templates = [TEMPLATE]
                 trainer.p2o.assignment = {question: [0] * 8 for question in range(len(trainer.train_dataset))}
-            trainer.train()
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
     return clock.seconds[1:]
 
 
