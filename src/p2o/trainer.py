@@ -17,6 +17,7 @@ token (the mask is a factor on them, so every loss of TRL works and its denomina
 import contextlib
 import copy
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -57,7 +58,7 @@ from p2o.evolution.prompt_phase import (
 from p2o.evolution.reflection import TransformersReflection
 from p2o.hard_samples import HardSamples
 from p2o.ledger import Ledger
-from p2o.processes import FINISHED, follow, lead, most, share, spread
+from p2o.processes import FINISHED, everywhere, follow, lead, most, share, spread
 from p2o.reuse import KeptRollout, draw_successes, padded
 from p2o.sampled_logps import SampledLogps
 from p2o.seeding import derive_seed, get_rng_states, random_stream, set_rng_states
@@ -154,8 +155,6 @@ class P2OTrainer(GRPOTrainer):
                 f"success_reward={args.success_reward!r} is none of the reward functions: "
                 f"{', '.join(self.reward_func_names)}."
             )
-        if args.dynamic_sampling_rounds and self.accelerator.num_processes > 1:
-            raise ValueError("dynamic_sampling_rounds works in a single process so far; set it to 0 or start one.")
         if args.reused_rollouts_per_group and self.rollout_func is not None:
             raise ValueError("reused_rollouts_per_group does not go together with a rollout_func of your own.")
         self.max_prompt_length = args.max_prompt_length or self._room_for_prompt()
@@ -386,12 +385,31 @@ class P2OTrainer(GRPOTrainer):
         if not slots:
             return False
         stream = random.Random(derive_seed(self.args.seed, "dynamic sampling", self._step, attempt))
-        drawn = [self.train_dataset[stream.randrange(len(self.train_dataset))] for _ in slots]
-        fresh = self._sample([dict(row) for row in drawn for _ in range(k)], "train")
-        better = [new for new, still in enumerate(self._collapsed.tolist()) if not still]
+        # Every process takes as many rows; where they do not divide into that, some questions are drawn in vain.
+        processes = self.accelerator.num_processes
+        count = next(n for n in itertools.count(len(slots)) if n * k % processes == 0)
+        drawn = [self.train_dataset[stream.randrange(len(self.train_dataset))] for _ in range(count)]
+        rows = [dict(row) for row in drawn for _ in range(k)]
+        each = len(rows) // processes
+        fresh = self._sample(rows[self._local_rows(each)], "train")
+        better = [new for new in range(len(slots)) if not self._collapsed[new]]
         source = [new * k + i for new in better for i in range(k)]
         target = [slots[new] * k + i for new in better for i in range(k)]
-        replace_rows(output, target, fresh, source, pad_token_id=self._tokenizer.pad_token_id)
+        mine = self._local_rows(len(output["advantages"]))
+        for process, part in enumerate(everywhere(self.accelerator, fresh)):
+            moved = [
+                (to - mine.start, since - process * each)
+                for to, since in zip(target, source, strict=True)
+                if mine.start <= to < mine.stop and since // each == process
+            ]
+            replace_rows(
+                output,
+                [to for to, _ in moved],
+                part,
+                [since for _, since in moved],
+                pad_token_id=self._tokenizer.pad_token_id,
+            )
+        output["num_items_in_batch"] = self.accelerator.reduce(output["num_items_in_batch"], reduction="sum")
         collapsed[[slots[new] for new in better]] = False
         self._collapsed = collapsed
         return True
