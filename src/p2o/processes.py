@@ -73,7 +73,7 @@ def most(accelerator: Accelerator, count: int) -> int:
     return int(accelerator.gather(torch.tensor([count], device=accelerator.device)).max())
 
 
-def everywhere(accelerator: Accelerator, batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+def batches_of_all(accelerator: Accelerator, batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     """The batches of all processes, in order, whatever their widths, on this process's device."""
     if accelerator.num_processes == 1:
         return [batch]

@@ -39,8 +39,9 @@ class SampledLogps:
         self._hook.remove()
 
     def _forward(self, module: Any, args: Any, inputs: dict[str, Any], output: Any) -> None:
-        if self._logits is not None:
-            self._score(self._logits, inputs["input_ids"][:, -1])
+        ids = inputs.get("input_ids")
+        if self._logits is not None and ids is not None:
+            self._score(self._logits, ids[:, -1])
         # A copy, since a view would keep the logits of the whole prompt.
         self._logits = output.logits[:, -1].to(torch.float32, copy=True).div_(self._temperature)
 

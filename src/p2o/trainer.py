@@ -58,7 +58,7 @@ from p2o.evolution.prompt_phase import (
 from p2o.evolution.reflection import TransformersReflection
 from p2o.hard_samples import HardSamples
 from p2o.ledger import Ledger
-from p2o.processes import FINISHED, everywhere, follow, lead, most, share, spread
+from p2o.processes import FINISHED, batches_of_all, follow, lead, most, share, spread
 from p2o.reuse import KeptRollout, draw_successes, padded
 from p2o.sampled_logps import SampledLogps
 from p2o.seeding import derive_seed, get_rng_states, random_stream, set_rng_states
@@ -396,7 +396,7 @@ class P2OTrainer(GRPOTrainer):
         source = [new * k + i for new in better for i in range(k)]
         target = [slots[new] * k + i for new in better for i in range(k)]
         mine = self._local_rows(len(output["advantages"]))
-        for process, part in enumerate(everywhere(self.accelerator, fresh)):
+        for process, part in enumerate(batches_of_all(self.accelerator, fresh)):
             moved = [
                 (to - mine.start, since - process * each)
                 for to, since in zip(target, source, strict=True)
@@ -481,7 +481,7 @@ class P2OTrainer(GRPOTrainer):
         if sampled is None:
             sampled = self._templated_logps(output, rows)
         output["two_contexts"], output["context_logps"] = rows, sampled
-        if self.kept or told:
+        if (self.kept or told) and most(self.accelerator, int(rows.sum())):
             self._need_old_logps(output)
         if "old_per_token_logps" in output:
             self._mask_by_context(output, output["old_per_token_logps"])
