@@ -5,7 +5,8 @@
 
 Every completion has `--tokens` tokens, whatever is sampled. Rewards are dealt out by place in the group, so that no
 group collapses, or every second one does. Trainers take turns; a figure is the median over their steps, the first of
-each turn left out.
+each turn left out. Beside the clock's seconds stand the processor's, which other work on the
+same machine distorts less, with those of generation, where templated prompts are longer, and of all the rest.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, TrainerCallback
+from transformers import AutoTokenizer, PrinterCallback, Qwen3Config, Qwen3ForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from p2o import P2OConfig, P2OTrainer
@@ -30,18 +31,31 @@ TEMPLATE = Template("If only + and - occur, carry the total along. Do not skip a
 
 
 class Clock(TrainerCallback):
-    """Seconds of each step, generation included."""
+    """Seconds of each step: the clock's, this process's on all cores, and of these what generation took."""
 
     def __init__(self) -> None:
-        self.seconds: list[float] = []
+        self.seconds: list[tuple[float, float, float]] = []
+
+    def watch(self, trainer: Any) -> None:
+        generate = trainer._generate_single_turn
+
+        def timed(*args: Any) -> Any:
+            began = time.process_time()
+            result = generate(*args)
+            self.generation += time.process_time() - began
+            return result
+
+        trainer._generate_single_turn = timed
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.began = time.perf_counter()
+        self.began = time.perf_counter(), time.process_time()
+        self.generation = 0.0
 
     def on_step_end(self, args: Any, *rest: Any, **kwargs: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.seconds.append(time.perf_counter() - self.began)
+        clock, cpu = time.perf_counter() - self.began[0], time.process_time() - self.began[1]
+        self.seconds.append((clock, cpu, self.generation))
 
 
 def model(arguments: argparse.Namespace) -> Any:
@@ -75,7 +89,7 @@ def dealt(collapsed: bool) -> Any:
     return reward
 
 
-def steps(arguments: argparse.Namespace, kind: str, collapsed: bool) -> list[float]:
+def steps(arguments: argparse.Namespace, kind: str, collapsed: bool) -> list[tuple[float, float, float]]:
     clock = Clock()
     fixed = (
         {"min_tokens": arguments.tokens, "ignore_eos": True}
@@ -110,13 +124,15 @@ def steps(arguments: argparse.Namespace, kind: str, collapsed: bool) -> list[flo
             "callbacks": [clock],
         }
         if kind == "GRPO":
-            GRPOTrainer(args=GRPOConfig(**settings), **shared).train()
+            trainer = GRPOTrainer(args=GRPOConfig(**settings), **shared)
         else:
             trainer = P2OTrainer(args=P2OConfig(prompt_phase=False, **settings), **shared)
             if kind == "P²O, templated":
                 trainer.p2o.templates = [TEMPLATE]
                 trainer.p2o.assignment = {question: [0] * 8 for question in range(len(trainer.train_dataset))}
-            trainer.train()
+        clock.watch(trainer)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
     return clock.seconds[1:]
 
 
@@ -133,20 +149,33 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     kinds = ("GRPO", "P²O, bare", "P²O, templated")
-    seconds: dict[tuple[str, bool], list[float]] = {(kind, c): [] for c in (False, True) for kind in kinds}
+    seconds: dict[tuple[str, bool], list[tuple[float, float, float]]] = {
+        (kind, c): [] for c in (False, True) for kind in kinds
+    }
     for _ in range(arguments.turns):
         for kind, collapsed in seconds:
             seconds[kind, collapsed] += steps(arguments, kind, collapsed)
     rows = []
     table = Table(title="Seconds of a policy step, and in units of GRPO's")
-    for heading in ("groups collapsed", "trainer", "seconds", "ratio"):
-        table.add_column(heading, justify="left" if heading in ("groups collapsed", "trainer") else "right")
+    columns = ("groups collapsed", "trainer", "seconds", "ratio", "CPU seconds", "ratio", "generation", "rest", "ratio")
+    for heading in columns:
+        table.add_column(heading, justify="left" if heading in columns[:2] else "right")
     for (kind, collapsed), values in seconds.items():
-        median, unit = statistics.median(values), statistics.median(seconds["GRPO", collapsed])
+        clock, cpu, generation = (statistics.median(column) for column in zip(*values, strict=True))
+        clock_unit, cpu_unit, generation_unit = map(statistics.median, zip(*seconds["GRPO", collapsed], strict=True))
+        row = {
+            "seconds": clock,
+            "ratio": clock / clock_unit,
+            "cpu_seconds": cpu,
+            "cpu_ratio": cpu / cpu_unit,
+            "cpu_generation": generation,
+            "cpu_rest": cpu - generation,
+            "cpu_rest_ratio": (cpu - generation) / (cpu_unit - generation_unit),
+        }
         share = "half" if collapsed else "none"
-        rows.append({"collapsed": share, "trainer": kind, "seconds": median, "ratio": median / unit})
-        table.add_row(share, kind, f"{median:.2f}", f"{median / unit:.2f}")
-    Console(width=100).print(table)
+        rows.append({"collapsed": share, "trainer": kind, **row})
+        table.add_row(share, kind, *(f"{figure:.2f}" for figure in row.values()))
+    Console(width=120).print(table)
     if arguments.json:
         options = {name: value for name, value in vars(arguments).items() if name != "json"}
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"

@@ -93,6 +93,30 @@ if sharded:
     trainer.accelerator.state.distributed_type = DistributedType.FSDP
     trainer.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
     trainer.is_fsdp_enabled = True
+
+
+def rows_of(output):
+    """Prompt, completion and advantages of each row, without padding."""
+    for row, advantages in enumerate(output["advantages"]):
+        said = output["completion_mask"][row].bool()
+        prompt = output["prompt_ids"][row][output["prompt_mask"][row].bool()]
+        yield [x.tolist() for x in (prompt, output["completion_ids"][row][said], advantages.expand(len(said))[said])]
+
+
+def watch(name, batches):
+    original = getattr(trainer, name)
+
+    def watched(*args):
+        output = original(*args)
+        batches.append({"rows": list(rows_of(output)), "items": int(output["num_items_in_batch"])})
+        return output
+
+    setattr(trainer, name, watched)
+
+
+sampled, learnt = [], []
+watch("_sample", sampled)
+watch("_generate_and_score_completions", learnt)
 checkpoint = out / f"checkpoint-{resume}" if resume else None
 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 digest = hashlib.sha256()
@@ -107,6 +131,8 @@ state = trainer.p2o.to_dict()
             **{name: state[name] for name in ("hard_set", "templates", "assignment", "ledger", "events")},
             "kept": sorted(trainer.kept),
             "policy_tokens": policy_tokens,
+            "sampled": sampled,
+            "learnt": learnt,
             "weights": digest.hexdigest(),
         }
     )

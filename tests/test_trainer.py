@@ -212,6 +212,7 @@ def test_loss_and_gradient_equal_the_definition(tmp_path, loss_type, mode):
     loss = trainer._compute_loss(model, output)
     gradient = torch.autograd.grad(loss, parameters)
     torch.testing.assert_close(loss, expected, atol=2e-5, rtol=2e-4)
+    assert trainer._compute_loss(model, output) == loss, "the same rollouts may be learnt from again"
     for name, actual, wanted in zip(names, gradient, expected_gradient, strict=True):
         torch.testing.assert_close(actual, wanted, atol=2e-5, rtol=2e-3, msg=lambda m, name=name: f"{name}: {m}")
 
@@ -229,21 +230,86 @@ def test_every_token_is_counted_by_what_it_was_for(tmp_path, mask_truncated):
     assert ledger.rollouts["policy"] == 8
     assert ledger.prompt_tokens["policy"] == read > int(output["prompt_mask"].sum())
     assert ledger.completion_tokens["policy"] == sum(lengths)
-    # The context ratio takes two passes over the templated rows, one bare and one under the template.
-    kept = output["completion_mask"].sum(1)[1:K].sum().item()
-    templated = sum(map(len, trainer._row_contexts[1:K])) + kept
-    assert ledger.forward_tokens == templated + output["prompt_mask"][1:K].sum().item() + kept
+    assert ledger.forward_tokens == 0, "the context ratio takes no pass of its own"
     trainer.current_gradient_accumulation_steps = 1
     trainer._compute_loss(trainer.model, output)
     assert ledger.forward_backward_tokens == output["prompt_mask"].sum().item() + output["completion_mask"].sum().item()
 
 
 def test_mask_statistics_reach_the_metrics(tmp_path):
-    trainer = make(tmp_path)
-    generation_batch(trainer)
+    trainer = make(tmp_path, context_ratio_min=0.6, context_ratio_max=1.4)
+    output = generation_batch(trainer)
+    trainer.current_gradient_accumulation_steps = 1
+    trainer._compute_loss(trainer.model, output)
     metrics = trainer._metrics["train"]
     assert metrics["p2o/templated_rollouts"] == [3 / 8]
-    assert 0 <= metrics["p2o/context_ratio/below"][0] <= 1
+    below = above = tokens = 0
+    for row, (prompt, completion) in enumerate(rows_of(output)):
+        if trainer._row_templates[row]:
+            bare = brute_force_logps(trainer.model, prompt, completion)
+            ratio = (bare - brute_force_logps(trainer.model, trainer._row_contexts[row], completion)).exp()
+            below, above = below + int((ratio < 0.6).sum()), above + int((ratio > 1.4).sum())
+            tokens += len(completion)
+    assert metrics["p2o/context_ratio/below"] == [pytest.approx(below / tokens)]
+    assert metrics["p2o/context_ratio/above"] == [pytest.approx(above / tokens)] != [0.0]
+
+
+def assert_sampled(trainer, output):
+    """`context_logps` of the templated rows are those of what was sampled, at the temperature of sampling."""
+    lengths = set()
+    for row, (_, completion) in enumerate(rows_of(output)):
+        if not output["two_contexts"][row]:
+            continue
+        ids = torch.tensor([trainer._row_contexts[row] + completion])
+        with torch.no_grad():
+            logits = trainer.model(input_ids=ids).logits[0, -len(completion) - 1 : -1] / trainer.temperature
+        expected = logits.log_softmax(-1)[torch.arange(len(completion)), torch.tensor(completion)]
+        torch.testing.assert_close(output["context_logps"][row][: len(completion)], expected, atol=1e-4, rtol=1e-4)
+        lengths.add(len(completion))
+    return lengths
+
+
+SHAPED = {"temperature": 1.5, "top_k": 50, "top_p": 0.95, "repetition_penalty": 1.05, "max_completion_length": 48}
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize("changes", [{}, SHAPED, {"generation_kwargs": {"use_cache": False}}])
+def test_log_probabilities_are_taken_while_sampling(tmp_path, changes, adapter):
+    trainer = make(tmp_path, **changes)
+    if adapter:
+        trainer = P2OTrainer(
+            model=load(),
+            reward_funcs=length_reward,
+            args=P2OConfig(**options(tmp_path, **changes)),
+            train_dataset=questions(),
+            processing_class=AutoTokenizer.from_pretrained(model_path()),
+            peft_config=LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False),
+        )
+    output = generation_batch(trainer, assign={0: [0] * K, 1: [None, 0, 0, 0]})
+    assert len(assert_sampled(trainer, output)) > 1, "some have ended before others"
+    assert trainer.p2o.ledger.forward_tokens == 0
+
+
+@pytest.mark.parametrize("changes", [{"generation_kwargs": {"prefill_chunk_size": 16}}, "rollout_func"])
+def test_what_nobody_told_while_sampling_takes_a_pass(tmp_path, changes):
+    if changes == "rollout_func":
+        trainer = make(tmp_path)
+        generate = trainer._generate_single_turn
+
+        def rollout(prompts, trainer):
+            return {
+                "prompt_ids": None,
+                "completion_ids": generate(trainer._row_contexts, None, {}, 1)[0],
+                "logprobs": None,
+            }
+
+        trainer._users_rollout_func = rollout
+    else:
+        trainer = make(tmp_path, **changes)
+    output = generation_batch(trainer)
+    assert_sampled(trainer, output)
+    templated = sum(map(len, trainer._row_contexts[1:K])) + int(output["completion_mask"][1:K].sum())
+    assert trainer.p2o.ledger.forward_tokens == templated
 
 
 def test_engine_correction_leaves_the_context_ratio_to_the_mask(tmp_path):

@@ -402,26 +402,25 @@ def test_a_batch_of_templated_rollouts_alone_logs_nothing_about_the_engines(tmp_
 @pytest.mark.parametrize("logprobs", [True, False])
 def test_without_the_correction_the_context_ratio_is_the_same(tmp_path, colocated, logprobs):
     """Also where no engine hands out log-probabilities, as a `rollout_func` may not: transformers supplies them."""
-    trainer = make(
-        tmp_path, vllm_importance_sampling_correction=False, context_ratio_min=0.8, context_ratio_max=1.25, **colocated
-    )
+    trainer = make(tmp_path, vllm_importance_sampling_correction=False, **colocated)
     if not logprobs:
         generate = trainer._generate_single_turn
         trainer._generate_single_turn = lambda *args: (generate(*args)[0], None)
     output = generation_batch(trainer)
-    assert "importance_sampling_ratio" not in output
-    for row, log_ratio in enumerate(log_ratios(trainer, trainer.model, output)):
+    assert "importance_sampling_ratio" not in output and "old_per_token_logps" not in output
+    assert output["two_contexts"].tolist() == [bool(z) for z in trainer._row_templates]
+    for row, (_, completion) in enumerate(rows_of(output)):
         if trainer._row_templates[row]:
-            ratio = log_ratio.exp()
-            clear = (ratio / 0.8).log().abs().minimum((ratio / 1.25).log().abs()) > 0.01
-            factor = (ratio >= 0.8) & (ratio <= 1.25)
-            assert ((output["advantages"][row][: len(ratio)] != 0) == factor)[clear].all()
+            with torch.no_grad():
+                expected = brute_force_logps(trainer.model, trainer._row_contexts[row], completion)
+            actual = output["context_logps"][row][: len(completion)]
+            torch.testing.assert_close(actual, expected, atol=2e-3, rtol=1e-3)
     templated = [row for row, z in enumerate(trainer._row_templates) if z]
-    said = int(output["completion_mask"][templated].sum())
-    passes = int(output["prompt_mask"][templated].sum()) + said
-    if not logprobs:
-        passes += sum(len(trainer._row_contexts[row]) for row in templated) + said
-    assert trainer.p2o.ledger.forward_tokens == passes
+    passes = sum(len(trainer._row_contexts[row]) for row in templated) + int(output["completion_mask"][templated].sum())
+    assert trainer.p2o.ledger.forward_tokens == (0 if logprobs else passes)
+    trainer.current_gradient_accumulation_steps = 1
+    assert trainer._compute_loss(trainer.model, output).isfinite()
+    assert trainer._metrics["train"]["p2o/context_ratio/mean_log"]
 
 
 # -- randomness ------------------------------------------------------------------------------------------------------

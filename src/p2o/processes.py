@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, send_to_device
+from torch import Tensor
 
 from p2o.seeding import derive_seed, random_stream
 
@@ -70,6 +71,14 @@ def most(accelerator: Accelerator, count: int) -> int:
     if accelerator.num_processes == 1:
         return count
     return int(accelerator.gather(torch.tensor([count], device=accelerator.device)).max())
+
+
+def batches_of_all(accelerator: Accelerator, batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The batches of all processes, in order, whatever their widths, on this process's device."""
+    if accelerator.num_processes == 1:
+        return [batch]
+    batches: list[dict[str, Tensor]] = gather_object([send_to_device(batch, "cpu")])
+    return [send_to_device(other, accelerator.device) for other in batches]
 
 
 def share(accelerator: Accelerator, count: int) -> list[int]:

@@ -17,6 +17,7 @@ token (the mask is a factor on them, so every loss of TRL works and its denomina
 import contextlib
 import copy
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -60,8 +61,9 @@ from p2o.evolution.reflection import TransformersReflection
 from p2o.hard_samples import HardSamples
 from p2o.ledger import Ledger
 from p2o.model_card import p2o_section, with_section, without_none
-from p2o.processes import FINISHED, follow, lead, most, share, spread
+from p2o.processes import FINISHED, batches_of_all, follow, lead, most, share, spread
 from p2o.reuse import KeptRollout, draw_successes, padded
+from p2o.sampled_logps import SampledLogps
 from p2o.seeding import derive_seed, get_rng_states, random_stream, set_rng_states
 from p2o.state import STATE_FILE, CheckpointError, P2OState
 from p2o.templates import (
@@ -156,8 +158,6 @@ class P2OTrainer(GRPOTrainer):
                 f"success_reward={args.success_reward!r} is none of the reward functions: "
                 f"{', '.join(self.reward_func_names)}."
             )
-        if args.dynamic_sampling_rounds and self.accelerator.num_processes > 1:
-            raise ValueError("dynamic_sampling_rounds works in a single process so far; set it to 0 or start one.")
         if args.reused_rollouts_per_group and self.rollout_func is not None:
             raise ValueError("reused_rollouts_per_group does not go together with a rollout_func of your own.")
         self.max_prompt_length = args.max_prompt_length or self._room_for_prompt()
@@ -185,9 +185,7 @@ class P2OTrainer(GRPOTrainer):
         # What all processes have agreed to fail of.
         self._reward_failure: Exception | None = None
         self._collapsed: Bool[Tensor, " groups"] = torch.zeros(0, dtype=torch.bool)
-        # Rows of the update under way that have an advantage, and the log-probabilities that stand in for the others'.
-        self._live: Bool[Tensor, " batch"] | None = None
-        self._dead_logps: Float[Tensor, "batch completion"] | None = None
+        self._update: dict[str, Any] | None = None  # what the update under way is computed from
         self._frozen_model = None
         if args.prompt_phase and own_reflection and args.reflection_model == "reference":
             self._frozen_model = self._freeze_reference()
@@ -398,12 +396,31 @@ class P2OTrainer(GRPOTrainer):
         if not slots:
             return False
         stream = random.Random(derive_seed(self.args.seed, "dynamic sampling", self._step, attempt))
-        drawn = [self.train_dataset[stream.randrange(len(self.train_dataset))] for _ in slots]
-        fresh = self._sample([dict(row) for row in drawn for _ in range(k)], "train")
-        better = [new for new, still in enumerate(self._collapsed.tolist()) if not still]
+        # Every process takes as many rows; where they do not divide into that, some questions are drawn in vain.
+        processes = self.accelerator.num_processes
+        count = next(n for n in itertools.count(len(slots)) if n * k % processes == 0)
+        drawn = [self.train_dataset[stream.randrange(len(self.train_dataset))] for _ in range(count)]
+        rows = [dict(row) for row in drawn for _ in range(k)]
+        each = len(rows) // processes
+        fresh = self._sample(rows[self._local_rows(each)], "train")
+        better = [new for new in range(len(slots)) if not self._collapsed[new]]
         source = [new * k + i for new in better for i in range(k)]
         target = [slots[new] * k + i for new in better for i in range(k)]
-        replace_rows(output, target, fresh, source, pad_token_id=self._tokenizer.pad_token_id)
+        mine = self._local_rows(len(output["advantages"]))
+        for process, part in enumerate(batches_of_all(self.accelerator, fresh)):
+            moved = [
+                (to - mine.start, since - process * each)
+                for to, since in zip(target, source, strict=True)
+                if mine.start <= to < mine.stop and since // each == process
+            ]
+            replace_rows(
+                output,
+                [to for to, _ in moved],
+                part,
+                [since for _, since in moved],
+                pad_token_id=self._tokenizer.pad_token_id,
+            )
+        output["num_items_in_batch"] = self.accelerator.reduce(output["num_items_in_batch"], reduction="sum")
         collapsed[[slots[new] for new in better]] = False
         self._collapsed = collapsed
         return True
@@ -439,39 +456,60 @@ class P2OTrainer(GRPOTrainer):
                     (contexts[row],) = self._tokenize_prompts([prompts[row]])[0]
         return contexts, used
 
+    def _generate_with_logps(self, contexts: list[list[int]]) -> tuple[list[list[int]], list[list[float]] | None]:
+        """A completion of each, and log π_old of its tokens as sampled, unless no engine tells them."""
+        if self.use_vllm or self.use_transformers_continuous_batching:
+            ids, logps = self._generate_single_turn(contexts, None, {}, 1)
+            return ids, logps
+        with SampledLogps(self.accelerator.unwrap_model(self.model), self.temperature) as sampled:
+            ids, _ = self._generate_single_turn(contexts, None, {}, 1)
+        logps = sampled.of(ids)
+        # All processes have them or none, since what stands in for them is a pass of all.
+        return ids, None if most(self.accelerator, int(logps is None)) else logps
+
     def _count_dropped(self, templates: int) -> None:
         if templates:
             self._event("template_too_long_for_question", templates)
 
     def _distil(self, output: dict[str, Any]) -> None:
-        """Turns advantages into ones per token, masked by the context ratio in the rows that have two contexts."""
+        """Notes which rows have two contexts and what was sampled under the other one, and masks their advantages.
+
+        The mask needs log π_old(y|x). Where nothing else does, because the update follows the generation at once, it is
+        left to the loss, whose forward pass says it; see `_compute_loss`.
+        """
         device = output["advantages"].device
         rows = self._kept_rows(device) | torch.tensor([bool(z) for z in self._row_templates], device=device)
-        if not most(self.accelerator, int(rows.sum())):
-            return
         if "importance_sampling_ratio" in output:
             # TRL's engine correction compares log-probabilities of two contexts here; that ratio is the context mask's.
             output["importance_sampling_ratio"][rows] = 1.0
-        if self.args.old_logprobs_context == "bare":
-            rows &= output["advantages"] != 0  # the mask is a factor on them
-        bare = self._bare_logps(output, rows)
-        if "sampling_per_token_logps" in output:
-            sampled = output["sampling_per_token_logps"][rows].clone()
-            output["sampling_per_token_logps"][rows] = bare
-        else:
-            sampled = self._templated_logps(output, rows)
-        ratio = context_ratio(bare, sampled)
-        low, high = self.args.context_ratio_min, self.args.context_ratio_max
-        factor = context_mask(ratio, self.args.context_mask, low, high)  # type: ignore[arg-type]
-
-        advantages = output["advantages"]
         if self.args.drop_failed_templated:
             failed = ~self._successes()[self._local_rows(len(rows))]
-            advantages = advantages.masked_fill(rows & failed, 0.0)
-        output["advantages"] = token_advantages(advantages, factor, rows)
-        if self.args.old_logprobs_context == "rollout":
-            output["old_per_token_logps"][rows] = sampled
-        self._log_context(ContextStatistics.of(ratio, output["completion_mask"][rows], low, high))
+            output["advantages"] = output["advantages"].masked_fill(rows & failed, 0.0)
+        told = self.args.old_logprobs_context == "rollout"
+        if not told:
+            rows &= output["advantages"] != 0  # the mask is a factor on them
+        sampled = output.get("sampling_per_token_logps")
+        if sampled is None:
+            sampled = self._templated_logps(output, rows)
+        output["two_contexts"], output["context_logps"] = rows, sampled
+        if (self.kept or told) and most(self.accelerator, int(rows.sum())):
+            self._need_old_logps(output)
+        if "old_per_token_logps" in output:
+            self._mask_by_context(output, output["old_per_token_logps"])
+            if told:
+                output["old_per_token_logps"][rows] = sampled[rows]
+
+    def _mask_by_context(self, batch: dict[str, Any], bare: Float[Tensor, "batch completion"]) -> None:
+        """Turns advantages into ones per token, masked in the rows of two contexts; `bare` is log π_old(y|x)."""
+        rows, sampled = batch.pop("two_contexts"), batch.pop("context_logps")
+        ratio = context_ratio(bare[rows], sampled[rows])
+        low, high = self.args.context_ratio_min, self.args.context_ratio_max
+        factor = context_mask(ratio, self.args.context_mask, low, high)  # type: ignore[arg-type]
+        batch["advantages"] = token_advantages(batch["advantages"], factor, rows)
+        if "sampling_per_token_logps" in batch:
+            # TRL's off-policy mask compares them with log-probabilities under x.
+            batch["sampling_per_token_logps"] = torch.where(rows.unsqueeze(1), bare, batch["sampling_per_token_logps"])
+        self._log_context(ContextStatistics.of(ratio, batch["completion_mask"][rows], low, high))
 
     def _leave_two_contexts_out_of_mismatch(self, output: dict[str, Any]) -> None:
         """What TRL has logged about the two engines, again, over the rows whose log-probabilities share a context."""
@@ -490,33 +528,22 @@ class P2OTrainer(GRPOTrainer):
             if not self._metrics["train"][name]:
                 del self._metrics["train"][name]
 
-    def _bare_logps(self, output: dict[str, Any], rows: Bool[Tensor, " batch"]) -> Float[Tensor, "rows completion"]:
-        """log π_old(y|x) of these rows: TRL's old log-probabilities where it has them, else a pass."""
-        kept = self._kept_rows(rows.device)
+    def _need_old_logps(self, output: dict[str, Any]) -> None:
+        """log π_old(y|x): TRL's or else a pass; of a kept rollout, those of the policy that sampled it."""
         if "old_per_token_logps" not in output:
-            everything = bool(self.kept) or self.args.old_logprobs_context == "rollout"
-            needed = torch.ones_like(rows) if everything else rows
-            logps = self._logps(
-                output["prompt_ids"][needed],
-                output["prompt_mask"][needed],
-                output["completion_ids"][needed],
-                output["completion_mask"][needed],
-            )
-            if not everything:
-                return logps
-            output["old_per_token_logps"] = logps
+            names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+            output["old_per_token_logps"] = self._logps(*(output[name] for name in names))
+        kept = self._kept_rows(output["advantages"].device)
         if kept.any():
-            # Not this batch's policy has sampled them.
             output["old_per_token_logps"][kept] = self._of_kept("bare_logps", output["old_per_token_logps"])
-        return output["old_per_token_logps"][rows].clone()
 
     def _of_kept(self, name: str, like: Float[Tensor, "batch completion"]) -> Float[Tensor, "kept completion"]:
         return padded([getattr(k, name) for k in self._row_kept if k is not None], like.size(1)).to(like)
 
     def _templated_logps(
         self, output: dict[str, Any], rows: Bool[Tensor, " batch"]
-    ) -> Float[Tensor, "rows completion"]:
-        """log π_old(y|T(x, z)) of these rows, for engines that do not hand them out."""
+    ) -> Float[Tensor, "batch completion"]:
+        """log π_old(y|T(x, z)) of these rows by a pass, where nobody has told them while sampling; zeros elsewhere."""
         kept = self._kept_rows(rows.device)
         logps = torch.zeros_like(output["completion_ids"], dtype=torch.float32)
         fresh = rows & ~kept
@@ -526,7 +553,7 @@ class P2OTrainer(GRPOTrainer):
         ).to(logps)
         if kept.any():
             logps[kept] = self._of_kept("sampled_logps", logps)
-        return logps[rows]
+        return logps
 
     def _context_logps(
         self, contexts: list[list[int]], ids: Int[Tensor, "rows completion"], mask: Int[Tensor, "rows completion"]
@@ -540,16 +567,16 @@ class P2OTrainer(GRPOTrainer):
         return self._logps(prompt_ids, prompt_mask, ids, mask)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
-        advantages = inputs["advantages"]
-        live = advantages != 0 if advantages.dim() == 1 else (advantages != 0).any(dim=1)
-        if not self._skips_zero_advantages or not self.model.training:
+        if not self.model.training:
             return super()._compute_loss(model, inputs)
-        self._metric("p2o/skipped_rollouts", 1 - live.float().mean().item())
-        self._live, self._dead_logps = live, inputs.get("old_per_token_logps")
+        if self._skips_zero_advantages:
+            self._metric("p2o/skipped_rollouts", 1 - _live(inputs["advantages"]).float().mean().item())
+        # A copy: the rollouts may be learnt from again.
+        self._update = dict(inputs)
         try:
-            return super()._compute_loss(model, inputs)
+            return super()._compute_loss(model, self._update)
         finally:
-            self._live = self._dead_logps = None
+            self._update = None
 
     @property
     def _skips_zero_advantages(self) -> bool:
@@ -562,34 +589,41 @@ class P2OTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kw: Any
     ) -> Any:
-        # Every pass of TRL's and ours over sampled tokens comes through here.
-        live = self._live if torch.is_grad_enabled() and self._live is not None else None
-        if live is not None and not live.all():
+        # Every pass of TRL's and ours over sampled tokens comes through here; one with a gradient is the loss's own.
+        update = self._update if torch.is_grad_enabled() else None
+        if update is None or not self._skips_zero_advantages or (live := _live(update["advantages"])).all():
+            self._count_tokens(attention_mask)
+            result = super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, *args, **kw
+            )
+        else:
             # One row at least: every process takes part in the backward pass.
             rows = live.nonzero().flatten() if live.any() else torch.zeros_like(live[:1], dtype=torch.long)
             counted = attention_mask[rows]
-        else:
-            rows, counted = None, attention_mask
-        tokens = self.accelerator.reduce(counted.sum(), reduction="sum").item()
+            self._count_tokens(counted)
+            logps, entropies, auxiliary = super()._get_per_token_logps_and_entropies(
+                model, input_ids[rows], counted, logits_to_keep, *args, **kw
+            )
+            # The loss is TRL's, over all rows, with its normalisers. Those left out have a policy ratio of 1 there and
+            # no advantage. Their entropy, which is only logged, is the mean of the others'.
+            shape = (len(input_ids), logits_to_keep)
+            still = update.get("old_per_token_logps", logps.new_zeros(shape)).to(logps)
+            mask = counted[:, -logits_to_keep:]
+            mean = (entropies * mask).sum() / mask.sum().clamp(min=1)
+            everywhere = mean.expand(shape).to(entropies)
+            result = still.index_copy(0, rows, logps), everywhere.index_copy(0, rows, entropies), auxiliary
+        if update is not None and "two_contexts" in update:
+            # The policy has not moved since it sampled; TRL, too, takes this pass for the old log-probabilities. It
+            # reads the advantages after it.
+            self._mask_by_context(update, result[0].detach())
+        return result
+
+    def _count_tokens(self, mask: Int[Tensor, "batch tokens"]) -> None:
+        tokens = self.accelerator.reduce(mask.sum(), reduction="sum").item()
         if torch.is_grad_enabled():
             self.p2o.ledger.forward_backward_tokens += tokens
         else:
             self.p2o.ledger.forward_tokens += tokens
-        if rows is None:
-            return super()._get_per_token_logps_and_entropies(
-                model, input_ids, attention_mask, logits_to_keep, *args, **kw
-            )
-        logps, entropies, auxiliary = super()._get_per_token_logps_and_entropies(
-            model, input_ids[rows], counted, logits_to_keep, *args, **kw
-        )
-        # The loss is TRL's, over all rows, with its normalisers. Those left out have a policy ratio of 1 there and no
-        # advantage. Their entropy, which is only logged, is the mean of the others'.
-        shape = (len(input_ids), logits_to_keep)
-        still = logps.new_zeros(shape) if self._dead_logps is None else self._dead_logps.to(logps)
-        mask = counted[:, -logits_to_keep:]
-        mean = (entropies * mask).sum() / mask.sum().clamp(min=1)
-        everywhere = mean.expand(shape).to(entropies)
-        return still.index_copy(0, rows, logps), everywhere.index_copy(0, rows, entropies), auxiliary
 
     @torch.no_grad()
     def _logps(self, prompt_ids: Tensor, prompt_mask: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
@@ -893,10 +927,12 @@ class P2OTrainer(GRPOTrainer):
         sums = torch.tensor([local.tokens, local.below, local.above, local.log_ratio], dtype=torch.float32)
         sums = self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum")
         tokens, below, above, log_ratio = sums.tolist()
-        self._metric("p2o/context_ratio/below", below / max(tokens, 1))
-        self._metric("p2o/context_ratio/above", above / max(tokens, 1))
-        self._metric("p2o/context_ratio/outside", (below + above) / max(tokens, 1))
-        self._metric("p2o/context_ratio/mean_log", log_ratio / max(tokens, 1))
+        if not tokens:
+            return
+        self._metric("p2o/context_ratio/below", below / tokens)
+        self._metric("p2o/context_ratio/above", above / tokens)
+        self._metric("p2o/context_ratio/outside", (below + above) / tokens)
+        self._metric("p2o/context_ratio/mean_log", log_ratio / tokens)
 
     def _phase_event(self, event: str, **kwargs: Any) -> None:
         for callback in self.callback_handler.callbacks:
@@ -1173,8 +1209,8 @@ def _rollout_under_templates(prompts: list[Prompt], trainer: P2OTrainer) -> dict
     else:
         kept = trainer._row_kept
         # One by one (num_generations=1): rollouts of one group no longer share a prompt.
-        ids, logps = trainer._generate_single_turn(
-            [context for context, k in zip(contexts, kept, strict=True) if k is None], None, {}, 1
+        ids, logps = trainer._generate_with_logps(
+            [context for context, k in zip(contexts, kept, strict=True) if k is None]
         )
         sampled = iter(ids)
         output = {"completion_ids": [next(sampled) if k is None else k.completion_ids for k in kept], "logprobs": None}
@@ -1183,6 +1219,11 @@ def _rollout_under_templates(prompts: list[Prompt], trainer: P2OTrainer) -> dict
             output["logprobs"] = [next(known) if k is None else k.sampled_logps.tolist() for k in kept]
     learnt = trainer._tokenize_prompts(prompts)[0] if trainer.args.context_distillation else contexts
     return {**output, "prompt_ids": learnt}
+
+
+def _live(advantages: Float[Tensor, " batch"] | Float[Tensor, "batch completion"]) -> Bool[Tensor, " batch"]:
+    """Rows with an advantage other than zero."""
+    return advantages != 0 if advantages.dim() == 1 else (advantages != 0).any(dim=1)
 
 
 def replace_rows(

@@ -1,0 +1,69 @@
+"""Log-probabilities of what `transformers` samples, taken while it samples, as vLLM hands them out.
+
+`generate` can return the logits of all steps, which is a vocabulary for every token. Here two numbers a token are kept:
+the model is fed each token one step after it was sampled, when its logits are still at hand.
+"""
+
+from types import TracebackType
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class SampledLogps:
+    """Watches `model.generate` within a `with` block; [`of`] says what the policy gave each sampled token.
+
+    The temperature is in them, and nothing else that shapes sampling (top-k, penalties, forbidden tokens), as in the
+    log-probabilities that TRL computes for its loss.
+
+    Args:
+        model: a causal language model or a `PeftModel` around one, unwrapped.
+        temperature: of sampling, greater than 0.
+    """
+
+    def __init__(self, model: Any, temperature: float) -> None:
+        # An adapter's own `generate` calls the model inside.
+        self._model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._temperature = temperature
+        self._logits: Float[Tensor, "batch vocabulary"] | None = None
+        self._tokens: list[Int[Tensor, " batch"]] = []
+        self._logps: list[Float[Tensor, " batch"]] = []
+
+    def __enter__(self) -> "SampledLogps":
+        self._hook = self._model.register_forward_hook(self._forward, with_kwargs=True)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._hook.remove()
+
+    def _forward(self, module: Any, args: Any, inputs: dict[str, Any], output: Any) -> None:
+        ids = inputs.get("input_ids")
+        if self._logits is not None and ids is not None:
+            self._score(self._logits, ids[:, -1])
+        # A copy, since a view would keep the logits of the whole prompt.
+        self._logits = output.logits[:, -1].to(torch.float32, copy=True).div_(self._temperature)
+
+    def _score(self, logits: Float[Tensor, "batch vocabulary"], tokens: Int[Tensor, " batch"]) -> None:
+        self._tokens.append(tokens)
+        self._logps.append(logits.gather(1, tokens.unsqueeze(1)).squeeze(1) - logits.logsumexp(1))
+
+    def of(self, completions: list[list[int]]) -> list[list[float]] | None:
+        """log π(y_t|context, y_<t) of every token of these completions, one for each row that was generated.
+
+        None where they are not what has passed by, one token a step: prompts fed in pieces, several beams, drafts of an
+        assistant.
+        """
+        if self._logits is None:
+            return None
+        # The last token of the longest completions is fed to nobody.
+        step = len(self._tokens)
+        last = [ids[step] if len(ids) > step else 0 for ids in completions]
+        if len(last) != len(self._logits):
+            return None
+        self._score(self._logits, torch.tensor(last, device=self._logits.device))
+        tokens, logps = torch.stack(self._tokens, 1).tolist(), torch.stack(self._logps, 1).tolist()
+        if any(row[: len(ids)] != ids for row, ids in zip(tokens, completions, strict=True)):
+            return None
+        return [row[: len(ids)] for row, ids in zip(logps, completions, strict=True)]
