@@ -23,7 +23,7 @@ from rich.table import Table
 from transformers import AutoTokenizer, PrinterCallback, Qwen3Config, Qwen3ForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from p2o import P2OConfig, P2OTrainer
+from p2o import P2OConfig, P2OTrainer, engine
 from p2o.pico import model_path, world
 from p2o.templates import Template
 
@@ -89,6 +89,20 @@ def dealt(collapsed: bool) -> Any:
     return reward
 
 
+def start_vllm_once() -> None:
+    """All trainers share an engine: each sends it its weights, and starting one takes half a minute."""
+    from trl.generation import vllm_generation
+
+    start, started = vllm_generation.LLM, []
+
+    def llm(**settings: Any) -> Any:
+        if not started:
+            started.append(start(**settings))
+        return started[0]
+
+    vllm_generation.LLM = llm
+
+
 def steps(arguments: argparse.Namespace, kind: str, collapsed: bool) -> list[tuple[float, float, float]]:
     clock = Clock()
     fixed = (
@@ -96,9 +110,7 @@ def steps(arguments: argparse.Namespace, kind: str, collapsed: bool) -> list[tup
         if arguments.use_vllm
         else {"min_new_tokens": arguments.tokens}
     )
-    engine = (
-        {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.3} if arguments.use_vllm else {}
-    )
+    vllm = {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.3} if arguments.use_vllm else {}
     with tempfile.TemporaryDirectory() as output:
         settings = {
             "output_dir": output,
@@ -115,7 +127,7 @@ def steps(arguments: argparse.Namespace, kind: str, collapsed: bool) -> list[tup
             "bf16": arguments.bf16,
             "gradient_checkpointing": False,
             "use_cpu": not torch.cuda.is_available(),
-            **engine,
+            **vllm,
         }
         shared = {
             "model": model(arguments),
@@ -124,7 +136,9 @@ def steps(arguments: argparse.Namespace, kind: str, collapsed: bool) -> list[tup
             "callbacks": [clock],
         }
         if kind == "GRPO":
-            trainer = GRPOTrainer(args=GRPOConfig(**settings), **shared)
+            args = GRPOConfig(**settings)
+            with engine.generation_backend(args.device):  # TRL's own cannot send weights to vLLM on a CPU
+                trainer = GRPOTrainer(args=args, **shared)
         else:
             trainer = P2OTrainer(args=P2OConfig(prompt_phase=False, **settings), **shared)
             if kind == "P²O, templated":
@@ -148,6 +162,8 @@ def main() -> None:
     parser.add_argument("--use_vllm", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if arguments.use_vllm:
+        start_vllm_once()
     kinds = ("GRPO", "P²O, bare", "P²O, templated")
     seconds: dict[tuple[str, bool], list[tuple[float, float, float]]] = {
         (kind, c): [] for c in (False, True) for kind in kinds
