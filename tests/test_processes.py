@@ -104,7 +104,7 @@ def test_weights_sharded_as_the_recipe_says(tmp_path):
     environment |= {"ACCELERATE_USE_FSDP": "true", "FSDP_STATE_DICT_TYPE": settings["fsdp_state_dict_type"]}
     (one,) = launch(tmp_path / "one", 1)
     first, second = launch(tmp_path / "two", 2, environment=environment.items(), save_strategy="steps", save_steps=4)
-    assert {**first, "policy_tokens": 0} == {**second, "policy_tokens": 0}
+    assert alike(first) == alike(second)
     assert one["templates"]
     for name in ("hard_set", "templates", "assignment"):
         assert first[name] == one[name], name
@@ -124,7 +124,7 @@ def test_a_reward_function_that_fails_in_one_process_loses_nothing(tmp_path):
     resumed = launch(tmp_path / "failed", 2, resume=6, **settings)
     straight = launch(tmp_path / "straight", 2, **settings)
     for was, now in zip(straight, resumed, strict=True):
-        assert {**was, "policy_tokens": 0} == {**now, "policy_tokens": 0}
+        assert alike(was) == alike(now)
 
 
 @pytest.mark.parametrize("phase", ["policy", "prompt"])
