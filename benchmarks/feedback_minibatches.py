@@ -74,13 +74,7 @@ class Evolution:
         """What evolution had found with so many completions."""
         dev = self.result.dev_ids
         candidates = [
-            Template(
-                text=c.text,
-                score=sum(c.dev_rewards.values()) / len(dev),
-                solves=frozenset(question for question, solved in c.dev_solved.items() if solved),
-            )
-            for c in self.result.candidates
-            if self.found[c.text] <= budget
+            candidate.as_template() for candidate in self.result.candidates if self.found[candidate.text] <= budget
         ]
         selected = select_templates(candidates)
         return {

@@ -68,7 +68,6 @@ from p2o.seeding import derive_seed, get_rng_states, random_stream, set_rng_stat
 from p2o.state import STATE_FILE, CheckpointError, P2OState
 from p2o.templates import (
     Prompt,
-    Template,
     apply_template,
     assign_templates,
     mean_similarity,
@@ -759,17 +758,7 @@ class P2OTrainer(GRPOTrainer):
     def _adopt(self, result: EvolutionResult) -> None:
         """Selection and assignment; the phase's cost enters the ledger once, however often it was interrupted."""
         state = self.p2o
-        state.templates = select_templates(
-            [
-                Template(
-                    text=candidate.text,
-                    score=sum(candidate.dev_rewards.values()) / max(len(candidate.dev_rewards), 1),
-                    solves=frozenset(q for q, solved in candidate.dev_solved.items() if solved),
-                    candidate=candidate.index,
-                )
-                for candidate in result.candidates
-            ]
-        )
+        state.templates = select_templates([candidate.as_template() for candidate in result.candidates])
         state.selected[state.epoch] = state.templates
         if not state.templates:
             logger.warning("No template solved any dev question: epoch %d is untemplated.", state.epoch)

@@ -28,6 +28,7 @@ from p2o.evolution.budget import metric_call_budget, split_hard_set
 from p2o.evolution.guard import check_template, stock_runs
 from p2o.ledger import Ledger
 from p2o.seeding import derive_seed
+from p2o.templates import Template
 
 logger = logging.getLogger(__name__)
 
@@ -171,6 +172,15 @@ class Candidate:
     iteration: int
     dev_rewards: dict[int, float]
     dev_solved: dict[int, bool]
+
+    def as_template(self) -> Template:
+        """What selection looks at: its mean dev reward, and the dev questions that it solves."""
+        return Template(
+            text=self.text,
+            score=sum(self.dev_rewards.values()) / max(len(self.dev_rewards), 1),
+            solves=frozenset(question for question, solved in self.dev_solved.items() if solved),
+            candidate=self.index,
+        )
 
 
 @dataclass(frozen=True)
