@@ -24,7 +24,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,14 +125,10 @@ def evolution(questions: int, budget: int) -> Measured:
 # -- with the embedded model -----------------------------------------------------------------------------------------
 
 
-def chance(completions: list[Any], **kwargs: Any) -> list[float]:
-    """1 for one completion in five, by its text."""
-    return [float(zlib.crc32(c[-1]["content"].encode()) % 5 == 0) for c in completions]
-
-
 def trainer_of(output: str, questions: int, **changes: Any) -> Any:
     import torch
     from policy_step import TEMPLATE
+    from prompt_phase import chance
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
     from p2o import P2OConfig, P2OTrainer

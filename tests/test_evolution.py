@@ -292,6 +292,15 @@ def test_reflection_is_asked_with_question_answer_and_feedback(tmp_path):
     assert all(part in seen[0] for part in ("question ", "said 0.", "Wrong."))
 
 
+def always(answer, config, tmp_path):
+    """Evolution whose every reflection is this answer."""
+
+    def reflect(prompts, *, seed):
+        return [Reflection(answer)] * len(prompts)
+
+    return evolve(QUESTIONS, Land().rollout, reflect, config, seed=0, epoch=1, run_dir=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
@@ -305,33 +314,15 @@ def test_reflection_is_asked_with_question_answer_and_feedback(tmp_path):
     ],
 )
 def test_bad_reflections_are_counted_and_cost_only_themselves(tmp_path, answer, reason):
-    land = Land()
-    result = evolve(
-        QUESTIONS,
-        land.rollout,
-        lambda p, *, seed: [Reflection(answer)] * len(p),
-        CONFIG,
-        seed=0,
-        epoch=1,
-        run_dir=tmp_path,
-    )
+    result = always(answer, CONFIG, tmp_path)
     assert [c.text for c in result.candidates] == [""]
     assert result.rejections == {reason: result.reflections}
     assert result.reflections > 5
 
 
 def test_what_a_reflection_thinks_aloud_is_no_part_of_its_proposal(tmp_path):
-    land, said = Land(), "<think>\nPerhaps\n```\nUse B.\n```\n</think>\n\n```\nUse A.\n```"
-    config = EvolutionConfig(budget=200)
-    result = evolve(
-        QUESTIONS,
-        land.rollout,
-        lambda p, *, seed: [Reflection(said)] * len(p),
-        config,
-        seed=0,
-        epoch=1,
-        run_dir=tmp_path,
-    )
+    said = "<think>\nPerhaps\n```\nUse B.\n```\n</think>\n\n```\nUse A.\n```"
+    result = always(said, EvolutionConfig(budget=200), tmp_path)
     assert [c.text for c in result.candidates] == ["", "Use A."]
 
 

@@ -160,15 +160,7 @@ def parse(argv: list[str], output_dir: str) -> tuple[RunArguments, P2OConfig, Mo
     """
     argv = list(argv)
     path = take_option(argv, "--config") or str(EMBEDDED_RECIPE)
-    try:
-        settings = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise InputError(f"Cannot read the configuration {path}: {error.strerror}.") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(settings, dict):
-        raise InputError(f"{path} must be a YAML mapping of option names to values.")
-    settings = {**settings, **_explicit(argv), "output_dir": output_dir}
+    settings = {**read_settings(path), **_explicit(argv), "output_dir": output_dir}
     try:
         effective = with_method(settings)
     except ValueError as error:
@@ -189,6 +181,35 @@ def parse(argv: list[str], output_dir: str) -> tuple[RunArguments, P2OConfig, Mo
     except (ValueError, TypeError) as error:
         raise InputError(str(error)) from error
     return arguments, training, model, settings
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """A configuration.
+
+    Raises:
+        InputError: no such file, not a mapping.
+    """
+    try:
+        settings = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise InputError(f"Cannot read the configuration {path}: {error.strerror}.") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(settings, dict):
+        raise InputError(f"{path} must be a YAML mapping of option names to values.")
+    return settings
+
+
+def limit_verifiers(arguments: Any) -> None:
+    """Sets this process's limits to the options `verifier_…`.
+
+    Raises:
+        InputError: a limit that is not positive.
+    """
+    try:
+        set_default_limits(Limits(arguments.verifier_timeout, arguments.verifier_memory, arguments.verifier_workers))
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def spelled(word: str) -> str:
@@ -255,10 +276,7 @@ def prepare(argv: list[str], output_dir: str) -> Run:
     if feedback is None:
         deciding = [training.success_reward] if training.success_reward else arguments.reward_funcs or []
         feedback = next(filter(None, map(feedback_of, deciding)), None)
-    try:
-        set_default_limits(Limits(arguments.verifier_timeout, arguments.verifier_memory, arguments.verifier_workers))
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    limit_verifiers(arguments)
     reflect = load_function(arguments.reflection_func, "reflection_func") if arguments.reflection_func else None
     report = None
     if arguments.dataset_name == EMBEDDED:

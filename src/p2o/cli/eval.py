@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from p2o.cli.arguments import InputError
 from p2o.cli.console import Meter, share
+from p2o.cli.errors import InputError
 from p2o.cli.frozen import (
     add_options,
     charge,
@@ -21,13 +21,11 @@ from p2o.cli.frozen import (
     model_settings,
     open_directory,
     parse,
-    quiet,
     refuse_long_questions,
+    run,
     sampling_of,
-    wide_console,
 )
 from p2o.evaluation import by_question, compare, default_ks, evaluate, question_key, summarise
-from p2o.generation import GenerationError
 from p2o.ledger import Ledger
 from p2o.state import write_json
 
@@ -37,20 +35,7 @@ TRANSCRIPTS = "transcripts.jsonl"
 
 def evaluation(argv: list[str]) -> int:
     """Runs the command; returns its exit code (0: done, 1: failed, 2: bad input, 130: interrupted)."""
-    console = wide_console()
-    errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
-    quiet()
-    try:
-        return _compare(argv, console) if "--compare" in argv else _evaluate(argv, console)
-    except InputError as error:
-        errors.print(f"Error: {error}")
-        return 2
-    except GenerationError as error:
-        errors.print(f"Error: {error}\nWhat is finished is kept. The same command goes on from there.")
-        return 1
-    except KeyboardInterrupt:
-        errors.print("Interrupted; nothing that was finished is lost. The same command goes on from there.")
-        return 130
+    return run(_compare if "--compare" in argv else _evaluate, argv)
 
 
 def _evaluate(argv: list[str], console: Console) -> int:

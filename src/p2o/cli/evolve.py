@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from p2o.cli.arguments import EMBEDDED, InputError, load_function
+from p2o.cli.arguments import EMBEDDED, load_function
 from p2o.cli.console import Meter, share
+from p2o.cli.errors import InputError
 from p2o.cli.frozen import (
     add_options,
     charge,
@@ -21,10 +22,9 @@ from p2o.cli.frozen import (
     model_settings,
     open_directory,
     parse,
-    quiet,
     refuse_long_questions,
+    run,
     sampling_of,
-    wide_console,
 )
 from p2o.config import OWN_REFLECTION, check_base_url
 from p2o.evaluation import RIGHT, Judged, Questions, Sample, evaluate, question_key
@@ -52,20 +52,7 @@ from p2o.templates import Template, apply_template, question_text, select_templa
 
 def evolve_alone(argv: list[str]) -> int:
     """Runs the command; returns its exit code (0: done, 1: nothing was found or it failed, 2: bad input, 130)."""
-    console = wide_console()
-    errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
-    quiet()
-    try:
-        return _evolve(argv, console)
-    except InputError as error:
-        errors.print(f"Error: {error}")
-        return 2
-    except GenerationError as error:
-        errors.print(f"Error: {error}\nWhat is finished is kept. The same command goes on from there.")
-        return 1
-    except KeyboardInterrupt:
-        errors.print("Interrupted; nothing that was finished is lost. The same command goes on from there.")
-        return 130
+    return run(_evolve, argv)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -215,7 +202,7 @@ def _evolve(argv: list[str], console: Console) -> int:
             on_progress=lambda p: meter.update(f"evolution, {p.stage}", *_where(p)),
         )
         ledger.merge(result.spent)
-        selected = select_templates(_templates(result))
+        selected = select_templates([candidate.as_template() for candidate in result.candidates])
         confirmed = None
         if selected and arguments.confirm_samples:
             confirmed = _confirm(asked, result.dev_ids, selected, arguments, directory, meter)
@@ -384,18 +371,6 @@ def _mean_right(groups: list[list[Sample]]) -> float:
 def _where(progress: EvolutionProgress) -> tuple[int, int, str]:
     note = f" rollouts · candidates {progress.candidates} · best dev score {progress.best_dev_score:.2f}"
     return progress.metric_calls, max(progress.max_metric_calls, progress.metric_calls), note
-
-
-def _templates(result: EvolutionResult) -> list[Template]:
-    return [
-        Template(
-            text=candidate.text,
-            score=sum(candidate.dev_rewards.values()) / max(len(candidate.dev_rewards), 1),
-            solves=frozenset(q for q, solved in candidate.dev_solved.items() if solved),
-            candidate=candidate.index,
-        )
-        for candidate in result.candidates
-    ]
 
 
 def _confirm(

@@ -4,25 +4,33 @@ import argparse
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
+from transformers.utils.logging import disable_progress_bar
 
-from p2o.cli.arguments import EMBEDDED, EMBEDDED_RECIPE, InputError, load_function, spelled
+from p2o.cli.arguments import (
+    EMBEDDED,
+    EMBEDDED_RECIPE,
+    limit_verifiers,
+    load_function,
+    read_settings,
+    spelled,
+)
+from p2o.cli.errors import InputError
 from p2o.config import check_base_url
 from p2o.evaluation import Judged, Questions, Sample, ScoreFn
 from p2o.evolution.endpoint import EndpointReflection, OptionNames
-from p2o.generation import FrozenModel, Sampling, served_model, transformers_model, vllm_model
+from p2o.generation import FrozenModel, GenerationError, Sampling, served_model, transformers_model, vllm_model
 from p2o.ledger import Ledger, Purpose
 from p2o.pico import model_path, world
 from p2o.state import differences, write_json
 from p2o.tasks import DataError, load_splits, load_task, questions
 from p2o.tasks.named import Verifier
-from p2o.verifiers import VERIFIERS, Limits, SolutionError, check_solutions, set_default_limits, verify
+from p2o.verifiers import VERIFIERS, Limits, SolutionError, check_solutions, verify
 from p2o.verifiers.rewards import ANSWER_FORMATS
 
 BLOCK = 2**20  # bytes
@@ -92,14 +100,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str], at_least: Iterab
     known, _ = parser.parse_known_args(argv)
     path = getattr(known, "config", None) or (EMBEDDED_RECIPE if known.model == EMBEDDED else None)
     if path is not None:
-        try:
-            settings = yaml.safe_load(Path(path).read_text())
-        except OSError as error:
-            raise InputError(f"Cannot read the configuration {path}: {error.strerror}.") from None
-        except yaml.YAMLError as error:
-            raise InputError(f"{path} is not valid YAML: {error}") from None
-        if not isinstance(settings, dict):
-            raise InputError(f"{path} must be a YAML mapping of option names to values.")
+        settings = read_settings(path)
         # What else training has to be told is not asked here.
         options = {action.dest for action in parser._actions} - {"seed", "output_dir"}
         if known.tasks or not hasattr(known, "config"):
@@ -286,10 +287,7 @@ def load_questions(arguments: argparse.Namespace, say: Any) -> list[Questions]:
     Raises:
         InputError: no such task or data, or data that cannot be used.
     """
-    try:
-        set_default_limits(Limits(arguments.verifier_timeout, arguments.verifier_memory, arguments.verifier_workers))
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    limit_verifiers(arguments)
     own = reward_scorer(arguments.reward_func) if arguments.reward_func else None
     if arguments.verifier and not arguments.dataset_name:
         raise InputError("--verifier is for --dataset; a task brings its own.")
@@ -415,17 +413,23 @@ def charge(ledger: Ledger, purpose: Purpose, samples: Iterable[Sample]) -> None:
         ledger.add(purpose, 1, sample.prompt_tokens or 0, sample.completion_tokens or 0)
 
 
-def wide_console() -> Console:
-    """Standard output; wide enough for tables where it is no terminal."""
+def run(command: Callable[[list[str], Console], int], argv: list[str]) -> int:
+    """The exit code of `command(argv, standard output)`; what ends it early is told in one message."""
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 180
-    return console
-
-
-def quiet() -> None:
-    """What the libraries say to programmers is not for a watcher."""
-    from transformers.utils.logging import disable_progress_bar
-
+        console.width = 180  # for tables
+    errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    # What the libraries say to programmers is not for a watcher.
     disable_progress_bar()
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        return command(argv, console)
+    except InputError as error:
+        errors.print(f"Error: {error}")
+        return 2
+    except GenerationError as error:
+        errors.print(f"Error: {error}\nWhat is finished is kept. The same command goes on from there.")
+        return 1
+    except KeyboardInterrupt:
+        errors.print("Interrupted; nothing that was finished is lost. The same command goes on from there.")
+        return 130

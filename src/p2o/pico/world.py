@@ -10,16 +10,15 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import reasoning_gym
 import yaml
 from datasets import Dataset
-from reasoning_gym.factory import get_score_answer_fn
 
 from p2o.evolution.feedback import rollout_feedback
+from p2o.verifiers.gym import FULL_MARKS, scorer
 
 Level = Literal["easy", "hard", "harder"]
 Method = Literal["left to right", "products first", "four parts", "legs each", "rounded"]
@@ -314,15 +313,10 @@ def extract_answer(text: str) -> str | None:
     return found[-1] if found else None
 
 
-@cache
-def _scorer(family: str) -> Any:
-    return get_score_answer_fn(family)
-
-
 def is_correct(completion: str, family: str, entry: str) -> bool:
     """Whether reasoning-gym's own scorer gives the completion's answer full marks (at least 0.99)."""
     answer = extract_answer(completion)
-    return answer is not None and _scorer(family)(answer, json.loads(entry)) >= 0.99
+    return answer is not None and scorer(family)(answer, json.loads(entry)) >= FULL_MARKS
 
 
 def accuracy_reward(completions: list[Any], family: list[str], entry: list[str], **kwargs: Any) -> list[float]:
