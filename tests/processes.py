@@ -18,12 +18,13 @@ from transformers import AutoTokenizer, TrainerCallback
 
 from p2o import P2OConfig, P2OTrainer
 from p2o.pico import model_path, world
+from p2o.processes import gathered
 from p2o.templates import question_text
 
 torch.set_num_threads(1)
 out = Path(sys.argv[1])
 changes = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
-sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+sharded, partitioned = (os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED"))
 resume, fail, fail_at = (changes.pop(name, None) for name in ("resume", "fail", "fail_at"))
 rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 phase = "policy"
@@ -120,10 +121,13 @@ watch("_generate_and_score_completions", learnt)
 checkpoint = out / f"checkpoint-{resume}" if resume else None
 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 digest = hashlib.sha256()
-weights = trainer.accelerator.unwrap_model(trainer.model).state_dict()
-assert sharded == any(hasattr(tensor, "full_tensor") for tensor in weights.values())
-for name, tensor in sorted(weights.items()):
-    digest.update(name.encode() + (tensor.full_tensor() if sharded else tensor).numpy().tobytes())
+weights = dict(trainer.accelerator.unwrap_model(trainer.model).named_parameters(remove_duplicate=False))
+assert sharded == any(hasattr(weight, "full_tensor") for weight in weights.values())
+assert partitioned == any(hasattr(weight, "ds_id") for weight in weights.values())
+for name, weight in sorted(weights.items()):
+    with gathered(weight):
+        full = weight.full_tensor() if sharded else weight
+        digest.update(name.encode() + full.detach().numpy().tobytes())
 state = trainer.p2o.to_dict()
 (out / f"rank-{rank}.json").write_text(
     json.dumps(

@@ -1,6 +1,7 @@
 """Two processes, really started: they agree with each other, and with one process wherever that can be."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -95,25 +96,51 @@ def test_groups_replaced_by_dynamic_sampling_go_where_they_are_missed(tmp_path):
         assert alike(was) == alike(now)
 
 
-def test_weights_sharded_as_the_recipe_says(tmp_path):
-    """FSDP2 over two processes: the same hard set and templates as in one process, and a checkpoint anybody loads."""
-    settings = load_config_from_file(str(RECIPES / "fsdp2.yaml")).fsdp_config
-    environment = {
-        name.upper(): str(value).lower() for name, value in settings.items() if name != "fsdp_state_dict_type"
+def fsdp2(settings):
+    """What `accelerate launch` tells processes of such a configuration."""
+    told = {name.upper(): str(value).lower() for name, value in settings.fsdp_config.items()}
+    state_dict_type = settings.fsdp_config["fsdp_state_dict_type"]
+    return {**told, "ACCELERATE_USE_FSDP": "true", "FSDP_STATE_DICT_TYPE": state_dict_type}, {}
+
+
+def zero3(settings):
+    if importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("DeepSpeed is not installed")
+    names = {
+        "zero_stage": "DEEPSPEED_ZERO_STAGE",
+        "zero3_init_flag": "DEEPSPEED_ZERO3_INIT",
+        "zero3_save_16bit_model": "DEEPSPEED_ZERO3_SAVE_16BIT_MODEL",
+        "offload_optimizer_device": "DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE",
+        "offload_param_device": "DEEPSPEED_OFFLOAD_PARAM_DEVICE",
+        "gradient_clipping": "GRADIENT_CLIPPING",
     }
-    environment |= {"ACCELERATE_USE_FSDP": "true", "FSDP_STATE_DICT_TYPE": settings["fsdp_state_dict_type"]}
-    (one,) = launch(tmp_path / "one", 1)
-    first, second = launch(tmp_path / "two", 2, environment=environment.items(), save_strategy="steps", save_steps=4)
+    told = {f"ACCELERATE_{names[name]}": str(value).lower() for name, value in settings.deepspeed_config.items()}
+    # It builds its collectives for a CPU when they are first used, with ninja.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {**told, "ACCELERATE_USE_DEEPSPEED": "true", "PATH": path}, {"use_cpu": False}
+
+
+@pytest.mark.parametrize("recipe", [fsdp2, zero3])
+def test_weights_sharded_as_the_recipe_says(tmp_path, recipe):
+    """The same hard set and templates as in one process, and a checkpoint that anybody loads, and that goes on."""
+    environment, needed = recipe(load_config_from_file(str(RECIPES / f"{recipe.__name__}.yaml")))
+    settings = {"prompt_phase_batch_size": 1}  # so that both of them reflect
+    (one,) = launch(tmp_path / "one", 1, **settings)
+    settings = {**settings, **needed, "save_strategy": "steps", "save_steps": 2}
+    first, second = launch(tmp_path / "two", 2, environment=environment.items(), **settings)
     assert alike(first) == alike(second)
     assert one["templates"]
     for name in ("hard_set", "templates", "assignment"):
         assert first[name] == one[name], name
-    last = max((tmp_path / "two").glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
-    loaded = AutoModelForCausalLM.from_pretrained(last, dtype="float32").state_dict()
+    steps = sorted(int(path.name.rsplit("-", 1)[1]) for path in (tmp_path / "two").glob("checkpoint-*"))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "two" / f"checkpoint-{steps[-1]}", dtype="float32")
     digest = hashlib.sha256()
-    for name, tensor in sorted(loaded.items()):
+    for name, tensor in sorted(loaded.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
     assert digest.hexdigest() == first["weights"]
+    resumed = launch(tmp_path / "two", 2, environment=environment.items(), **settings, resume=steps[-2])
+    for was, now in zip((first, second), resumed, strict=True):
+        assert alike(was) == alike(now)
 
 
 def test_a_reward_function_that_fails_in_one_process_loses_nothing(tmp_path):

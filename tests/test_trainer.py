@@ -130,13 +130,6 @@ def bare_tokens(trainer, question):
     return trainer._tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
 
 
-def test_a_partitioned_model_cannot_be_the_frozen_reference(tmp_path, monkeypatch):
-    monkeypatch.setattr("p2o.trainer.is_deepspeed_zero3_enabled", lambda: True)
-    with pytest.raises(ValueError, match="ZeRO-3 has partitioned it"):
-        make(tmp_path)
-    make(tmp_path, reflection_model="policy")
-
-
 def test_rollouts_are_sampled_under_the_template_and_learnt_on_the_bare_question(tmp_path):
     trainer = make(tmp_path)
     output = generation_batch(trainer)

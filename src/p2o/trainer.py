@@ -35,7 +35,6 @@ from huggingface_hub import ModelCard
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOTrainer
 from trl.data_utils import is_conversational
@@ -61,7 +60,7 @@ from p2o.evolution.reflection import TransformersReflection
 from p2o.hard_samples import HardSamples
 from p2o.ledger import Ledger
 from p2o.model_card import p2o_section, with_section, without_none
-from p2o.processes import FINISHED, batches_of_all, follow, lead, most, share, spread
+from p2o.processes import FINISHED, batches_of_all, follow, gathered, lead, most, share, spread
 from p2o.reuse import KeptRollout, draw_successes, padded
 from p2o.sampled_logps import SampledLogps
 from p2o.seeding import derive_seed, get_rng_states, random_stream, set_rng_states
@@ -225,17 +224,19 @@ class P2OTrainer(GRPOTrainer):
         model = self.accelerator.unwrap_model(self.model)
         if hasattr(model, "peft_config"):
             return None  # the base without its adapter is the reference; see _reflect_together
-        if is_deepspeed_zero3_enabled():
-            raise ValueError(
-                "reflection_model='reference' needs a copy of the model, and DeepSpeed ZeRO-3 has partitioned it. Use "
-                "FSDP2 (recipes/accelerate/fsdp2.yaml), LoRA, reflection_model='policy', or an endpoint."
-            )
-        frozen = copy.deepcopy(model).requires_grad_(False).eval()
+        # Weights go one by one to the machine's memory, where they wait: the device, full in the policy phase, has room
+        # for them in the prompt phase.
+        dtype = torch.bfloat16 if self.args.bf16 else None
+        weights: dict[int, Any] = {}
+        for weight in model.parameters():
+            with gathered(weight):
+                frozen_weight = weight.detach().to("cpu", dtype, copy=True)
+            weights[id(weight)] = torch.nn.Parameter(frozen_weight, requires_grad=False)
+        frozen = copy.deepcopy(model, weights).eval()
         # TRL and accelerate patch `forward` on the instance with closures over the policy, which a copy would share: it
         # would reflect with the policy's weights.
         vars(frozen).pop("forward", None)
-        # It waits in the machine's memory: the device, full in the policy phase, has room for it in the prompt phase.
-        return frozen.to("cpu", torch.bfloat16 if self.args.bf16 else frozen.dtype)
+        return frozen.to("cpu", dtype)
 
     def _own_reflection(self, prompts: list[str], *, seed: int) -> list[Reflection]:
         lead(self.accelerator, "reflect", prompts, seed)
