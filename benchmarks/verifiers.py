@@ -3,7 +3,9 @@
     python benchmarks/verifiers.py --json verifiers.json
 
 The two take turns over the same ordinary completions, so that what else the machine does is shared between them; the
-gold answers repeat as those of a group's rollouts do. The hostile ones are towers of powers that never end.
+gold answers repeat as those of a group's rollouts do, and more than half of them are whole numbers. The hostile ones
+are towers of powers that never end. The last one is begun when nearly all others are done, so a batch that takes long
+by itself is over the limit by as much.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from p2o.verifiers.math import COMPLETION, GOLD, gold_text
 
 STUCK = r"\boxed{9^{9^{9^{9}}}}"
 FORMS = (
-    lambda a, b: f"{a}",
+    WHOLE := lambda a, b: f"{a}",
     lambda a, b: rf"\frac{{{a}}}{{{b}}}",
     lambda a, b: rf"{a}\sqrt{{{b}}}",
     lambda a, b: f"({a}, {a + b}]",
@@ -37,7 +39,8 @@ def ordinary(count: int, rollouts: int, rng: random.Random) -> list[tuple[str, s
     """Completions of about 1,500 characters with their gold answers, half of them right."""
     pairs = []
     while len(pairs) < count:
-        form, a, b = rng.choice(FORMS), rng.randint(2, 400), rng.randint(2, 40)
+        form = WHOLE if rng.random() < 0.5 else rng.choice(FORMS)
+        a, b = rng.randint(2, 400), rng.randint(2, 40)
         for _ in range(rollouts):
             answer = form(a, b) if rng.random() < 0.5 else form(a + rng.randint(1, 9), b)
             reasoning = "".join(REASONING.format(a=rng.randint(1, 99), b=rng.randint(1, 99)) for _ in range(18))

@@ -1,7 +1,7 @@
 """Worker processes for untrusted completions, each with a limit of wall-clock time and of memory per completion.
 
-A worker that is stuck does not hold up the rest: after a tenth of a second or two others, beside the usual number, take
-over what it has not begun; it goes on at low priority until its limit. So a batch takes little longer than the limit.
+A worker that is stuck does not hold up the rest: within a tenth of a second others, beside the usual number, take over
+what it has not begun; it goes on at low priority until its limit. So a batch takes little longer than the limit.
 """
 
 import atexit
@@ -26,7 +26,7 @@ Job = dict[str, Any]
 Result = dict[str, Any]
 
 CHUNK = 16
-SLOW_SECONDS = 0.05
+SLOW_SECONDS = 0.03
 STUCK_SECONDS = 1.0
 SPARES = 16
 START_SECONDS = 120.0
