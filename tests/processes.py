@@ -18,7 +18,6 @@ from transformers import AutoTokenizer, TrainerCallback
 
 from p2o import P2OConfig, P2OTrainer
 from p2o.pico import model_path, world
-from p2o.processes import gathered
 from p2o.templates import question_text
 
 torch.set_num_threads(1)
@@ -94,6 +93,9 @@ if sharded:
     trainer.accelerator.state.distributed_type = DistributedType.FSDP
     trainer.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
     trainer.is_fsdp_enabled = True
+    for part in (trainer, getattr(trainer, "vllm_generation", None)):
+        if part is not None:
+            part._dist = type(part._dist)(trainer.accelerator)
 
 
 def rows_of(output):
@@ -115,6 +117,31 @@ def watch(name, batches):
     setattr(trainer, name, watched)
 
 
+def count_rollouts_to_generate():
+    generate = trainer._generate_with_logps
+    trainer._generate_with_logps = lambda contexts: asked.append(len(contexts)) or generate(contexts)
+
+
+def compare_with_the_engine():
+    """Whoever asks the engine is told about what it has asked: log-probabilities are those of that very context."""
+    ask = trainer._generate_single_turn
+
+    def compared(contexts, *args):
+        completions, told = ask(contexts, *args)
+        for context, completion, logps in zip(contexts, completions, told, strict=True):
+            with torch.no_grad():
+                logits = trainer.model(input_ids=torch.tensor([context + completion])).logits[0, len(context) - 1 : -1]
+            expected = logits.float().log_softmax(-1)[torch.arange(len(completion)), torch.tensor(completion)]
+            gaps.append((expected - torch.tensor(logps)).abs().max().item())
+        return completions, told
+
+    trainer._generate_single_turn = compared
+
+
+asked, gaps = [], []
+count_rollouts_to_generate()
+if trainer.use_vllm:
+    compare_with_the_engine()
 sampled, learnt = [], []
 watch("_sample", sampled)
 watch("_generate_and_score_completions", learnt)
@@ -125,7 +152,7 @@ weights = dict(trainer.accelerator.unwrap_model(trainer.model).named_parameters(
 assert sharded == any(hasattr(weight, "full_tensor") for weight in weights.values())
 assert partitioned == any(hasattr(weight, "ds_id") for weight in weights.values())
 for name, weight in sorted(weights.items()):
-    with gathered(weight):
+    with trainer._dist.gather_params([weight]):
         full = weight.full_tensor() if sharded else weight
         digest.update(name.encode() + full.detach().numpy().tobytes())
 state = trainer.p2o.to_dict()
@@ -138,6 +165,8 @@ state = trainer.p2o.to_dict()
             "sampled": sampled,
             "learnt": learnt,
             "weights": digest.hexdigest(),
+            "asked": asked,
+            "engine_gaps": gaps,
         }
     )
 )

@@ -26,7 +26,7 @@ def launch(out, processes, check=True, environment=(), **changes):
         [*command, str(SCRIPT), str(out), json.dumps(changes)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         env={**os.environ, "OMP_NUM_THREADS": "1", **dict(environment)},
     )
     if not check:
@@ -37,7 +37,8 @@ def launch(out, processes, check=True, environment=(), **changes):
 
 def alike(rank):
     """What all processes of a run agree on."""
-    return {name: value for name, value in rank.items() if name not in ("policy_tokens", "sampled", "learnt")}
+    own = ("policy_tokens", "sampled", "learnt", "asked", "engine_gaps")
+    return {name: value for name, value in rank.items() if name not in own}
 
 
 @pytest.mark.parametrize("changes", [{}, {"reused_rollouts_per_group": 1, "steps_per_generation": 2}])
@@ -54,6 +55,12 @@ def test_the_prompt_phase_does_not_depend_on_the_number_of_processes(tmp_path, c
             assert first["ledger"][tokens][purpose] == one["ledger"][tokens][purpose] > 0
     # Policy rollouts differ, since TRL seeds each process by itself; all of them are counted.
     assert first["ledger"]["completion_tokens"]["policy"] == first["policy_tokens"] + second["policy_tokens"]
+
+
+def test_a_process_whose_rollouts_are_all_kept_ones_goes_along(tmp_path):
+    first, second = launch(tmp_path, 2, reused_rollouts_per_group=2, per_device_train_batch_size=2)
+    assert alike(first) == alike(second)
+    assert first["kept"] and 0 in first["asked"] + second["asked"]
 
 
 def test_a_resumed_run_of_two_processes_ends_the_same(tmp_path):
@@ -97,7 +104,6 @@ def test_groups_replaced_by_dynamic_sampling_go_where_they_are_missed(tmp_path):
 
 
 def fsdp2(settings):
-    """What `accelerate launch` tells processes of such a configuration."""
     told = {name.upper(): str(value).lower() for name, value in settings.fsdp_config.items()}
     state_dict_type = settings.fsdp_config["fsdp_state_dict_type"]
     return {**told, "ACCELERATE_USE_FSDP": "true", "FSDP_STATE_DICT_TYPE": state_dict_type}, {}
@@ -120,10 +126,15 @@ def zero3(settings):
     return {**told, "ACCELERATE_USE_DEEPSPEED": "true", "PATH": path}, {"use_cpu": False}
 
 
+def launched(recipe):
+    """What `accelerate launch` tells processes of such a configuration, and options that a CPU needs."""
+    return recipe(load_config_from_file(str(RECIPES / f"{recipe.__name__}.yaml")))
+
+
 @pytest.mark.parametrize("recipe", [fsdp2, zero3])
 def test_weights_sharded_as_the_recipe_says(tmp_path, recipe):
     """The same hard set and templates as in one process, and a checkpoint that anybody loads, and that goes on."""
-    environment, needed = recipe(load_config_from_file(str(RECIPES / f"{recipe.__name__}.yaml")))
+    environment, needed = launched(recipe)
     settings = {"prompt_phase_batch_size": 1}  # so that both of them reflect
     (one,) = launch(tmp_path / "one", 1, **settings)
     settings = {**settings, **needed, "save_strategy": "steps", "save_steps": 2}

@@ -22,6 +22,7 @@ from p2o.evolution.prompt_phase import Question
 from p2o.generation import Sampling, transformers_model
 from p2o.pico import model_path, world
 from p2o.templates import Template, question_text
+from test_processes import alike, fsdp2, launch, launched, zero3
 from test_trainer import (
     TEMPLATE,
     K,
@@ -486,6 +487,24 @@ def test_a_server_trains_with_a_prompt_phase(tmp_path, server):
     assert spent["evolution_dev"] > 0 and spent["policy"] == 72
     name = "sampling/sampling_logp_difference/max"
     assert max(float(log[name]) for log in trainer.state.log_history if name in log) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("mode", "shards"), [("colocate", None), ("server", None), ("server", fsdp2), ("server", zero3)]
+)
+def test_two_processes_are_told_what_they_asked(tmp_path, request, mode, shards):
+    """In both phases, where they do not ask for equally many, and where each sends a part of the weights."""
+    environment, needed = launched(shards) if shards else ({}, {})
+    engine = {"use_vllm": True, "vllm_max_model_length": 1024}
+    if mode == "server":
+        engine = request.getfixturevalue("server")
+    settings = {**engine, **needed, "reused_rollouts_per_group": 1}
+    first, second = launch(tmp_path, 2, environment=environment.items(), **settings)
+    assert alike(first) == alike(second)
+    assert first["templates"] and first["kept"]
+    for rank in (first, second):
+        # Under another context they are off by several; bfloat16, which a colocated engine computes in, makes it 0.1.
+        assert rank["engine_gaps"] and max(rank["engine_gaps"]) < 0.5
 
 
 def test_vllms_server_reflects(server, tmp_path):

@@ -4,15 +4,13 @@ Evolution runs in the first process only, with its journal and its reflection en
 announced to the others, and every process takes its part; so there is one course of evolution, and none to diverge.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, send_to_device
 from torch import Tensor
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from p2o.seeding import derive_seed, random_stream
 
@@ -66,18 +64,6 @@ def spread(
     if accelerator.num_processes > 1:
         done = gather_object(done)
     return [result for _, results in sorted(done, key=lambda pair: pair[0]) for result in results]
-
-
-@contextlib.contextmanager
-def gathered(weight: Tensor) -> Iterator[None]:
-    """All of a weight that DeepSpeed ZeRO-3 has partitioned is there within; every process takes part."""
-    if not is_deepspeed_zero3_enabled():
-        yield
-        return
-    import deepspeed  # importing it sets up more than it should, so only where it is in use
-
-    with deepspeed.zero.GatheredParameters([weight]):
-        yield
 
 
 def most(accelerator: Accelerator, count: int) -> int:

@@ -38,6 +38,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOTrainer
 from trl.data_utils import is_conversational
+from trl.distributed import DistributedBackend
 from trl.trainer.utils import RepeatSampler, pad, use_adapter
 
 from p2o import engine
@@ -60,7 +61,7 @@ from p2o.evolution.reflection import TransformersReflection
 from p2o.hard_samples import HardSamples
 from p2o.ledger import Ledger
 from p2o.model_card import p2o_section, with_section, without_none
-from p2o.processes import FINISHED, batches_of_all, follow, gathered, lead, most, share, spread
+from p2o.processes import FINISHED, batches_of_all, follow, lead, most, share, spread
 from p2o.reuse import KeptRollout, draw_successes, padded
 from p2o.sampled_logps import SampledLogps
 from p2o.seeding import derive_seed, get_rng_states, random_stream, set_rng_states
@@ -227,9 +228,9 @@ class P2OTrainer(GRPOTrainer):
         # Weights go one by one to the machine's memory, where they wait: the device, full in the policy phase, has room
         # for them in the prompt phase.
         dtype = torch.bfloat16 if self.args.bf16 else None
-        weights: dict[int, Any] = {}
+        sharding, weights = DistributedBackend(self.accelerator), {}
         for weight in model.parameters():
-            with gathered(weight):
+            with sharding.gather_params([weight]):
                 frozen_weight = weight.detach().to("cpu", dtype, copy=True)
             weights[id(weight)] = torch.nn.Parameter(frozen_weight, requires_grad=False)
         frozen = copy.deepcopy(model, weights).eval()
@@ -459,13 +460,25 @@ class P2OTrainer(GRPOTrainer):
     def _generate_with_logps(self, contexts: list[list[int]]) -> tuple[list[list[int]], list[list[float]] | None]:
         """A completion of each, and log π_old of its tokens as sampled, unless no engine tells them."""
         if self.use_vllm or self.use_transformers_continuous_batching:
-            ids, logps = self._generate_single_turn(contexts, None, {}, 1)
-            return ids, logps
+            return self._generate_together(contexts)
         with SampledLogps(self.accelerator.unwrap_model(self.model), self.temperature) as sampled:
-            ids, _ = self._generate_single_turn(contexts, None, {}, 1)
+            ids, _ = self._generate_together(contexts)
         logps = sampled.of(ids)
         # All processes have them or none, since what stands in for them is a pass of all.
         return ids, None if most(self.accelerator, int(logps is None)) else logps
+
+    def _generate_together(self, contexts: list[list[int]]) -> tuple[list[list[int]], list[list[float]] | None]:
+        """TRL's generation, one completion each, where processes do not have equally many contexts to generate from.
+
+        TRL cuts what comes back from a shared engine as if they had, and sharded weights are gathered by all or none.
+        """
+        number = len(contexts)
+        most_of_any = most(self.accelerator, number) if self.use_vllm else max(number, 1)
+        if most_of_any > number:
+            filler = contexts[0] if contexts else self._tokenize_prompts([self.train_dataset[0]["prompt"]])[0][0]
+            contexts = contexts + [filler] * (most_of_any - number)
+        ids, logps = self._generate_single_turn(contexts, None, {}, 1)
+        return ids[:number], None if logps is None else logps[:number]
 
     def _count_dropped(self, templates: int) -> None:
         if templates:
@@ -861,7 +874,7 @@ class P2OTrainer(GRPOTrainer):
         with torch.no_grad():
             completion_ids = spread(
                 self.accelerator,
-                lambda batch, stream: self._generate_single_turn(batch, None, {}, 1)[0],
+                lambda batch, stream: self._generate_together(batch)[0],
                 contexts,
                 batch_size=size,
                 seed=seed,
