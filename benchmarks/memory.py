@@ -6,8 +6,8 @@ Every run is a process of its own; kinds take turns, a figure is the median over
 PyTorch had allocated, on a CPU the most that was resident, less what was after everything was imported. Two epochs, and
 where a row says who reflects, a prompt phase between them, with rollouts under its templates in the second; `bare` runs
 have neither. Half of the groups collapse. They stay in the update but in one row, since leaving them out, the default,
-hides what P²O adds. A frozen reference is one more copy of the weights on the host, bf16 where training is; an adapter
-needs none. An endpoint takes less than the policy.
+hides what P²O adds. A frozen reference is in a file, and in memory while it reflects, in bf16 where training is; an
+adapter needs none. An endpoint takes less than the policy.
 """
 
 import argparse

@@ -361,14 +361,14 @@ def memory(estimates: list[Estimate]) -> str:
             f"{e.cached_tokens / e.longest:.1f}",
             f"**{e.generation_peak:.0f}**",
             f"**{e.reflection_peak:.0f}**" if e.own_reflection else "–",
-            f"{e.copy * min(e.setup.gpus, 8):.0f}",
+            f"{e.copy:.0f}",
             "yes" if e.fits else "no",
         ]
         for e in estimates
     ]
     return table(
         "GiB a GPU|state|working|activations|learning|engine's weights|its KV cache|rollouts of full length in it|"
-        "generating|reflecting|host memory a machine for the frozen copy|fits",
+        "generating|reflecting|disk a machine for the frozen copy|fits",
         rows,
     )
 

@@ -7,6 +7,7 @@ import zlib
 
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from p2o import P2OConfig, P2OTrainer
 from p2o.evolution.prompt_phase import Reflection, Success
+from p2o.evolution.reflection import Reference
 from p2o.pico import model_path, world
 from p2o.state import CheckpointError
 from p2o.templates import Template, question_text
@@ -757,24 +759,44 @@ def test_the_rollout_budget_covers_the_prompt_phase(tmp_path):
     assert 90 <= trainer.p2o.ledger.total_rollouts <= 90 + 64
 
 
-@pytest.mark.parametrize("lora", [False, True])
-def test_reflection_is_by_the_model_as_it_was_before_training(tmp_path, lora):
+@pytest.mark.parametrize(("lora", "beta"), [(False, 0.0), (True, 0.0), (False, 0.04)])
+def test_reflection_is_by_the_model_as_it_was_before_training(tmp_path, lora, beta):
     """Self-reflection with the current policy makes templates collapse; the frozen start answers the same for ever."""
     peft = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM") if lora else None
     trainer = P2OTrainer(
         model=load(),
         reward_funcs=length_reward,
-        args=P2OConfig(**options(tmp_path, reflection_max_tokens=12, reflection_temperature=0.0)),
+        args=P2OConfig(**options(tmp_path, reflection_max_tokens=12, reflection_temperature=0.0, beta=beta)),
         train_dataset=questions(),
         processing_class=AutoTokenizer.from_pretrained(model_path()),
         peft_config=peft,
     )
+    assert (trainer._reference is None) == (lora or beta > 0), "no copy where TRL has one, or the base is the reference"
     before = trainer.reflect(["Improve this."] * 2, seed=0)
     with torch.no_grad():
         for name, parameter in trainer.model.named_parameters():
             if parameter.requires_grad and (not lora or "lora" in name):
                 parameter.add_(torch.randn_like(parameter))
     assert trainer.reflect(["Improve this."] * 2, seed=0) == before
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_the_frozen_reference_takes_memory_only_while_it_is_in_use(tmp_path, dtype):
+    model = load()
+    kept = Reference(model, Accelerator(cpu=True), tmp_path, dtype=dtype)
+    assert not list(tmp_path.iterdir()), "nothing is left to clear away"
+    expected = {name: value.to(dtype or value.dtype, copy=True) for name, value in model.named_parameters()}
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    for _ in range(2):
+        assert not sum(parameter.numel() for parameter in kept._model.parameters())
+        with kept.on(torch.device("cpu")) as frozen:
+            assert_same(dict(frozen.named_parameters()), expected)
+            assert_same(dict(frozen.named_buffers()), buffers)  # positions are not what half precision is for
+            assert frozen.lm_head.weight is frozen.model.embed_tokens.weight
+            assert not any(parameter.requires_grad for parameter in frozen.parameters())
 
 
 @pytest.mark.parametrize("given", [False, True])

@@ -498,7 +498,8 @@ def test_two_processes_are_told_what_they_asked(tmp_path, request, mode, shards)
     engine = {"use_vllm": True, "vllm_max_model_length": 1024}
     if mode == "server":
         engine = request.getfixturevalue("server")
-    settings = {**engine, **needed, "reused_rollouts_per_group": 1}
+    # A server draws as it likes: enough rollouts for a template to be found whatever it says.
+    settings = {**engine, **needed, "reused_rollouts_per_group": 1, "evolution_budget": "300"}
     first, second = launch(tmp_path, 2, environment=environment.items(), **settings)
     assert alike(first) == alike(second)
     assert first["templates"] and first["kept"]

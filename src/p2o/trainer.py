@@ -38,7 +38,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOTrainer
 from trl.data_utils import is_conversational
-from trl.distributed import DistributedBackend
 from trl.trainer.utils import RepeatSampler, pad, use_adapter
 
 from p2o import engine
@@ -57,7 +56,7 @@ from p2o.evolution.prompt_phase import (
     Success,
     evolve,
 )
-from p2o.evolution.reflection import TransformersReflection
+from p2o.evolution.reflection import Reference, TransformersReflection
 from p2o.hard_samples import HardSamples
 from p2o.ledger import Ledger
 from p2o.model_card import p2o_section, with_section, without_none
@@ -140,7 +139,7 @@ class P2OTrainer(GRPOTrainer):
         for option in ("tools", "environment_factory"):
             if kwargs.get(option) is not None:
                 raise ValueError(f"P2OTrainer does not support `{option}`: templates are defined for single turns.")
-        train_dataset = check_questions(train_dataset, args)
+        train_dataset = number_questions(train_dataset, args)
         own_reflection = reflect is None and not args.reflection_endpoint
         if reflect is None and args.prompt_phase and args.reflection_endpoint:
             reflect = self._endpoint_reflection(args)
@@ -185,9 +184,9 @@ class P2OTrainer(GRPOTrainer):
         self._reward_failure: Exception | None = None
         self._collapsed: Bool[Tensor, " groups"] = torch.zeros(0, dtype=torch.bool)
         self._update: dict[str, Any] | None = None  # what the update under way is computed from
-        self._frozen_model = None
+        self._reference = None
         if args.prompt_phase and own_reflection and args.reflection_model == "reference":
-            self._frozen_model = self._freeze_reference()
+            self._reference = self._keep_reference()
         # An endpoint and a function of the user's answer the first process alone; a model of ours runs in all of them.
         self.reflect: ReflectionFn = reflect or self._own_reflection
         self._tasks: dict[str, Callable[..., Any]] = {"rollouts": self._rollouts, "reflect": self._reflect_together}
@@ -218,26 +217,26 @@ class P2OTrainer(GRPOTrainer):
                 "or lower max_completion_length."
             )
 
-    def _freeze_reference(self) -> Any:
-        """The policy as it is before training, for reflection: TRL's own reference model where there is one."""
-        if self.ref_model is not None and not self.args.sync_ref_model:
-            return self.ref_model
+    def _keep_reference(self) -> Reference | None:
+        """The policy as it is before training; None where that is at hand anyway (see `_reference_model`)."""
         model = self.accelerator.unwrap_model(self.model)
-        if hasattr(model, "peft_config"):
-            return None  # the base without its adapter is the reference; see _reflect_together
-        # Weights go one by one to the machine's memory, where they wait: the device, full in the policy phase, has room
-        # for them in the prompt phase.
+        if hasattr(model, "peft_config") or (self.ref_model is not None and not self.args.sync_ref_model):
+            return None
         dtype = torch.bfloat16 if self.args.bf16 else None
-        sharding, weights = DistributedBackend(self.accelerator), {}
-        for weight in model.parameters():
-            with sharding.gather_params([weight]):
-                frozen_weight = weight.detach().to("cpu", dtype, copy=True)
-            weights[id(weight)] = torch.nn.Parameter(frozen_weight, requires_grad=False)
-        frozen = copy.deepcopy(model, weights).eval()
-        # TRL and accelerate patch `forward` on the instance with closures over the policy, which a copy would share: it
-        # would reflect with the policy's weights.
-        vars(frozen).pop("forward", None)
-        return frozen.to("cpu", dtype)
+        return Reference(model, self.accelerator, Path(self.args.output_dir), dtype=dtype)
+
+    @contextlib.contextmanager
+    def _reference_model(self) -> Iterator[Any]:
+        """The frozen copy, TRL's own reference model, or the base without its adapter."""
+        if self._reference is not None:
+            with self._reference.on(self.accelerator.device) as model:
+                yield model
+        elif self.ref_model is not None:
+            yield self.ref_model
+        else:
+            model = self.accelerator.unwrap_model(self.model)
+            with use_adapter(model, "ref" if "ref" in model.peft_config else None):
+                yield model
 
     def _own_reflection(self, prompts: list[str], *, seed: int) -> list[Reflection]:
         lead(self.accelerator, "reflect", prompts, seed)
@@ -245,15 +244,8 @@ class P2OTrainer(GRPOTrainer):
 
     def _reflect_together(self, prompts: list[str], seed: int) -> list[Reflection]:
         """Reflections of the frozen reference, or of the policy, by all processes."""
-        with contextlib.ExitStack() as stack:
-            model = self._frozen_model
-            if model is None:
-                model = self.accelerator.unwrap_model(self.model)
-                if self.args.reflection_model == "reference":
-                    stack.enter_context(use_adapter(model, "ref" if "ref" in model.peft_config else None))
-            elif model is not self.ref_model:
-                stack.callback(model.to, "cpu")
-                model.to(self.accelerator.device)
+        policy = contextlib.nullcontext(self.accelerator.unwrap_model(self.model))
+        with policy if self.args.reflection_model == "policy" else self._reference_model() as model:
             size = self.args.prompt_phase_batch_size
             reflection = TransformersReflection(
                 model,
@@ -1252,7 +1244,7 @@ def replace_rows(
     output["num_items_in_batch"] = learnt.sum()
 
 
-def check_questions(dataset: Any, args: P2OConfig) -> Any:
+def number_questions(dataset: Any, args: P2OConfig) -> Any:
     """Checks the training questions and numbers them, so that a rollout can be traced to its row.
 
     Raises:

@@ -1,6 +1,16 @@
-"""Reflection models: text in, text out, in batches."""
+"""Reflection models: text in, text out, in batches; and where the frozen one waits meanwhile."""
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl.distributed import DistributedBackend
 
 from p2o.evolution.prompt_phase import Reflection
 from p2o.generation import Sampling, sample_tokens
@@ -49,3 +59,62 @@ class TransformersReflection:
             return prompt
         chat = [{"role": "user", "content": prompt}]
         return str(self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+
+
+class Reference:
+    """A model as it is now, kept for later, whatever becomes of its weights.
+
+    They lie in a file without a name, which the processes of a machine share: it takes memory only while the model is
+    in use, and is gone when the last of them ends, however that ends.
+
+    Args:
+        model: unwrapped; what DeepSpeed ZeRO-3 has partitioned is gathered, so all processes make one together.
+        directory: where there is room for the weights.
+        dtype: of the weights that are kept; None for their own.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+
+    def __init__(
+        self, model: Any, accelerator: Accelerator, directory: Path, *, dtype: torch.dtype | None = None
+    ) -> None:
+        sharding, writes = DistributedBackend(accelerator), accelerator.is_local_main_process
+        weights, places = {}, {}
+        for name, weight in model.named_parameters():
+            with sharding.gather_params([weight]):
+                if writes:
+                    weights[name] = weight.detach().to("cpu", dtype, copy=True).contiguous()
+            places[id(weight)] = torch.nn.Parameter(self._nothing(dtype or weight.dtype), requires_grad=False)
+        self._model = copy.deepcopy(model, places).eval()
+        # TRL and accelerate patch `forward` on the instance with closures over the policy, which a copy would share: it
+        # would compute with the policy's weights.
+        vars(self._model).pop("forward", None)
+        machine = accelerator.process_index - accelerator.local_process_index
+        path = directory / f".reference-{machine}.safetensors"
+        if writes:
+            directory.mkdir(parents=True, exist_ok=True)
+            save_file(weights, path)
+        accelerator.wait_for_everyone()
+        self._file = path.open("rb")
+        accelerator.wait_for_everyone()
+        if writes:
+            path.unlink()
+
+    @contextmanager
+    def on(self, device: torch.device) -> Iterator[Any]:
+        """The model, on this device."""
+        weights = load_file(f"/dev/fd/{self._file.fileno()}")  # mapped, not read
+        parameters = dict(self._model.named_parameters())
+        try:
+            for name, parameter in parameters.items():
+                parameter.data = weights[name]
+            yield self._model.to(device)
+        finally:
+            for parameter in parameters.values():
+                parameter.data = self._nothing(parameter.dtype)
+            self._model.to("cpu")
+
+    @staticmethod
+    def _nothing(dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(0, dtype=dtype)
