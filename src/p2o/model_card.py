@@ -75,5 +75,5 @@ def _ledger(ledger: Ledger) -> str:
     paid = f" Reflection cost {ledger.reflection_cost:.2f} US dollars." if ledger.reflection_cost else ""
     return "\n".join(rows) + (
         f"\n\nTraining took {ledger.total_rollouts:,} rollouts, all but evaluation's; {ledger.forward_tokens:,} tokens "
-        f"were read without a gradient and {ledger.forward_backward_tokens:,} with one.{paid}"
+        f"were read without a gradient, evaluation's among them, and {ledger.forward_backward_tokens:,} with one.{paid}"
     )
