@@ -490,12 +490,13 @@ def test_a_server_trains_with_a_prompt_phase(tmp_path, server):
 
 
 @pytest.mark.parametrize(
-    ("mode", "shards"), [("colocate", None), ("server", None), ("server", fsdp2), ("server", zero3)]
+    ("mode", "shards", "engines"),
+    [("colocate", None, 2), ("colocate", None, 1), ("server", None, 1), ("server", fsdp2, 1), ("server", zero3, 1)],
 )
-def test_two_processes_are_told_what_they_asked(tmp_path, request, mode, shards):
-    """In both phases, where they do not ask for equally many, and where each sends a part of the weights."""
+def test_two_processes_are_told_what_they_asked(tmp_path, request, mode, shards, engines):
+    """In both phases, asking for different numbers, with half of the weights each, and with half of an engine each."""
     environment, needed = launched(shards) if shards else ({}, {})
-    engine = {"use_vllm": True, "vllm_max_model_length": 1024}
+    engine = {"use_vllm": True, "vllm_max_model_length": 1024, "vllm_tensor_parallel_size": 2 // engines}
     if mode == "server":
         engine = request.getfixturevalue("server")
     # A server draws as it likes: enough rollouts for a template to be found whatever it says.

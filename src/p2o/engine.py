@@ -247,6 +247,13 @@ def context_length(generation: VLLMGeneration) -> int:
     return int(broadcast_object_list(length, from_process=0)[0] or 0)
 
 
+def same_seed(generation: VLLMGeneration, seed: int) -> int:
+    """The seed of the first of the processes that hold parts of one engine."""
+    seeds = [seed]
+    torch.distributed.broadcast_object_list(seeds, group=generation.tp_group, group_src=0)
+    return seeds[0]
+
+
 # -- the mismatch of two engines ------------------------------------------------------------------------------------
 
 

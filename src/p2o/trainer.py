@@ -459,6 +459,14 @@ class P2OTrainer(GRPOTrainer):
         # All processes have them or none, since what stands in for them is a pass of all.
         return ids, None if most(self.accelerator, int(logps is None)) else logps
 
+    def _generate_single_turn(self, *args: Any) -> tuple[list[list[int]], list[list[float]] | None]:
+        if not (self.use_vllm and self.vllm_mode == "colocate" and self.vllm_tensor_parallel_size > 1):
+            return super()._generate_single_turn(*args)
+        # Processes that hold parts of one engine each draw the next token for themselves, and go on as if all had drawn
+        # the same.
+        with random_stream(engine.same_seed(self.vllm_generation, int(torch.randint(2**62, ())))):
+            return super()._generate_single_turn(*args)
+
     def _generate_together(self, contexts: list[list[int]]) -> tuple[list[list[int]], list[list[float]] | None]:
         """TRL's generation, one completion each, where processes do not have equally many contexts to generate from.
 
