@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from peft import LoraConfig
 from transformers import AutoTokenizer, TrainerCallback
 
 from p2o import P2OConfig, P2OTrainer
@@ -24,7 +25,7 @@ torch.set_num_threads(1)
 out = Path(sys.argv[1])
 changes = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
 sharded, partitioned = (os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED"))
-resume, fail, fail_at = (changes.pop(name, None) for name in ("resume", "fail", "fail_at"))
+resume, fail, fail_at, lora = (changes.pop(name, None) for name in ("resume", "fail", "fail_at", "lora"))
 rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 phase = "policy"
 policy_tokens = 0
@@ -86,6 +87,7 @@ trainer = P2OTrainer(
     processing_class=AutoTokenizer.from_pretrained(model_path()),
     feedback_func=world.feedback,
     callbacks=[Tell()],
+    peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None,
 )
 if sharded:
     # Accelerate does this by itself on GPUs, and only there.

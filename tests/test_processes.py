@@ -41,7 +41,10 @@ def alike(rank):
     return {name: value for name, value in rank.items() if name not in own}
 
 
-@pytest.mark.parametrize("changes", [{}, {"reused_rollouts_per_group": 1, "steps_per_generation": 2}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"reused_rollouts_per_group": 1, "steps_per_generation": 2}, {"lora": True, "prompt_phase_batch_size": 1}],
+)
 def test_the_prompt_phase_does_not_depend_on_the_number_of_processes(tmp_path, changes):
     (one,) = launch(tmp_path / "one", 1, **changes)
     first, second = launch(tmp_path / "two", 2, **changes)
