@@ -152,7 +152,7 @@ def test_what_cannot_be_compared_is_refused(second, message):
         (["--tasks", "pico:hard", "--k", "two"], "no list of whole numbers"),
         (["--tasks", "pico:hard", "--top_p", "0"], "--top_p 0.0 must be greater than 0"),
         (["--tasks", "pico:hard", "--verifier", "math"], "--verifier is for --dataset"),
-        (["--tasks", "pico:hard", "--max_completion_length", "100000"], "96 of 96 questions are too long"),
+        (["--tasks", "pico:hard", "--max_completion_length", "100000"], "100000. Lower that, to 2006 at most."),
         (["--tasks", "pico:hard", "--base_url", "http://me:secret@host/v1"], "contains a user name or a password"),
         (["--tasks", "pico:hard", "--base_url", "http://127.0.0.1:1/v1"], "MODEL='pico' is not a name"),
         (["--dataset", "nowhere.jsonl"], "The dataset file nowhere.jsonl does not exist"),

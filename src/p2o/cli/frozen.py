@@ -369,10 +369,12 @@ def refuse_long_questions(tasks: Sequence[Questions], model: FrozenModel, sampli
             raise InputError(str(error)) from None
         if long:
             first, length = next(iter(long.items()))
+            room = (model.context_length or 0) - max(long.values())
             raise InputError(
                 f"{task.name}: {len(long)} of {len(task.rows)} questions are too long, question {first} with {length} "
                 f"tokens the first: the model holds {model.context_length}, and --max_completion_length is "
-                f"{sampling.max_completion_length}. Lower that."
+                f"{sampling.max_completion_length}. "
+                + (f"Lower that, to {room} at most." if room > 0 else "Shorten the questions.")
             )
 
 
