@@ -799,6 +799,13 @@ def test_the_frozen_reference_takes_memory_only_while_it_is_in_use(tmp_path, dty
             assert not any(parameter.requires_grad for parameter in frozen.parameters())
 
 
+def test_a_frozen_reference_that_cannot_be_written_is_told_before_training(tmp_path):
+    (tmp_path / ".reference-0.safetensors" / "in the way").mkdir(parents=True)
+    with pytest.raises(OSError, match=f"cannot be written to {tmp_path}: .*reflection_model"):
+        make(tmp_path)
+    make(tmp_path, reflection_model="policy")
+
+
 @pytest.mark.parametrize("given", [False, True])
 def test_adapters_alternate_like_whole_models(tmp_path, given):
     """Whether TRL makes the adapter or the user does; gradient accumulation and two updates a batch beside."""

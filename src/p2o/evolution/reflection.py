@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.distributed import DistributedBackend
@@ -94,7 +95,13 @@ class Reference:
         path = directory / f".reference-{machine}.safetensors"
         if writes:
             directory.mkdir(parents=True, exist_ok=True)
-            save_file(weights, path)
+            try:
+                save_file(weights, path)
+            except SafetensorError as error:
+                raise OSError(
+                    f"The frozen copy of the model, which reflects, cannot be written to {directory}: {error}. Make "
+                    "room there, or choose another output_dir, reflection_model='policy' or an endpoint."
+                ) from error
         accelerator.wait_for_everyone()
         self._file = path.open("rb")
         accelerator.wait_for_everyone()
