@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, TrainerCallback
 from p2o import P2OConfig, P2OTrainer
 from p2o.pico import model_path, world
 from p2o.templates import question_text
+from test_trainer import brute_force_logps
 
 torch.set_num_threads(1)
 out = Path(sys.argv[1])
@@ -132,8 +133,7 @@ def compare_with_the_engine():
         completions, told = ask(contexts, *args)
         for context, completion, logps in zip(contexts, completions, told, strict=True):
             with torch.no_grad():
-                logits = trainer.model(input_ids=torch.tensor([context + completion])).logits[0, len(context) - 1 : -1]
-            expected = logits.float().log_softmax(-1)[torch.arange(len(completion)), torch.tensor(completion)]
+                expected = brute_force_logps(trainer.model, context, completion)
             gaps.append((expected - torch.tensor(logps)).abs().max().item())
         return completions, told
 

@@ -218,7 +218,7 @@ class P2OTrainer(GRPOTrainer):
             )
 
     def _keep_reference(self) -> Reference | None:
-        """The policy as it is before training; None where that is at hand anyway (see `_reference_model`)."""
+        """The policy as it is before training; None where that is at hand anyway (see `_reflecting_model`)."""
         model = self.accelerator.unwrap_model(self.model)
         if hasattr(model, "peft_config") or (self.ref_model is not None and not self.args.sync_ref_model):
             return None
@@ -226,17 +226,19 @@ class P2OTrainer(GRPOTrainer):
         return Reference(model, self.accelerator, Path(self.args.output_dir), dtype=dtype)
 
     @contextlib.contextmanager
-    def _reference_model(self) -> Iterator[Any]:
-        """The frozen copy, TRL's own reference model, or the base without its adapter."""
-        if self._reference is not None:
-            with self._reference.on(self.accelerator.device) as model:
-                yield model
+    def _reflecting_model(self) -> Iterator[Any]:
+        """The policy, its frozen copy, TRL's own reference model, or the base without its adapter."""
+        policy = self.accelerator.unwrap_model(self.model)
+        if self.args.reflection_model == "policy":
+            yield policy
+        elif self._reference is not None:
+            with self._reference.on(self.accelerator.device) as frozen:
+                yield frozen
         elif self.ref_model is not None:
             yield self.ref_model
         else:
-            model = self.accelerator.unwrap_model(self.model)
-            with use_adapter(model, "ref" if "ref" in model.peft_config else None):
-                yield model
+            with use_adapter(policy, "ref" if "ref" in policy.peft_config else None):
+                yield policy
 
     def _own_reflection(self, prompts: list[str], *, seed: int) -> list[Reflection]:
         lead(self.accelerator, "reflect", prompts, seed)
@@ -244,8 +246,7 @@ class P2OTrainer(GRPOTrainer):
 
     def _reflect_together(self, prompts: list[str], seed: int) -> list[Reflection]:
         """Reflections of the frozen reference, or of the policy, by all processes."""
-        policy = contextlib.nullcontext(self.accelerator.unwrap_model(self.model))
-        with policy if self.args.reflection_model == "policy" else self._reference_model() as model:
+        with self._reflecting_model() as model:
             size = self.args.prompt_phase_batch_size
             reflection = TransformersReflection(
                 model,
