@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from p2o.cli import main
 from p2o.cli.console import Pace, Watch, bare_accuracies, clock
+from p2o.cli.run_directory import check_writable
 from p2o.evolution.prompt_phase import EvolutionProgress
 
 
@@ -300,3 +302,11 @@ def test_the_panel_shows_everything_that_is_promised():
         "“Go step by step.”",
     ):
         assert part in text, text
+
+
+def test_processes_that_check_a_directory_at_once_do_not_get_in_each_others_way(tmp_path):
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(lambda _: check_writable(tmp_path, 0), range(2000))) == {None}
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    assert "Cannot write to" in check_writable(tmp_path / "file", 0)

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -156,9 +157,9 @@ def check_writable(path: Path, needed_bytes: int) -> str | None:
     """Why a run cannot be kept in `path`, or None."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".probe"
-        probe.write_text("")
-        probe.unlink()
+        # Nameless, since all processes of a run look at the same time.
+        with tempfile.TemporaryFile(dir=path):
+            pass
     except OSError as error:
         return f"Cannot write to {path}: {error.strerror}. Choose another --output_dir."
     free = shutil.disk_usage(path).free
