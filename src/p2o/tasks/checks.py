@@ -106,8 +106,8 @@ class Report:
 
     def table(self) -> Table:
         """Everything found, for a terminal."""
-        verdict = "stops the run" if self.stops else "fit to train on"
-        table = Table(title=f"{escape(self.name)}: {self.rows} rows, {len(self.kept)} kept · {verdict}")
+        verdict = " · stops the run" if self.stops else ""
+        table = Table(title=f"{escape(self.name)}: {self.rows} rows, {len(self.kept)} kept{verdict}")
         for column in ("finding", "rows", "first rows (counted from 0)", "what happens"):
             table.add_column(column, justify="right" if column == "rows" else "left")
         for finding in self.findings:
