@@ -1272,6 +1272,12 @@ def number_questions(dataset: Any, args: P2OConfig) -> Any:
         raise ValueError("train_dataset is empty.")
     if "image" in dataset.column_names or "images" in dataset.column_names:
         raise ValueError("train_dataset has images; P2OTrainer supports text questions only.")
+    taken = [name for name in ("prompts", "completions") if name in dataset.column_names]
+    if taken:
+        raise ValueError(
+            f"train_dataset has a column {' and one '.join(taken)}, which is what TRL hands to reward functions under "
+            "that name. Rename or remove it."
+        )
     questions_per_batch = args.generation_batch_size // args.num_generations
     if len(dataset) < questions_per_batch:
         raise ValueError(

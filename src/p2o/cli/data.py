@@ -49,6 +49,7 @@ def load_questions(
         "system_prompt": arguments.system_prompt,
         "as_chat": arguments.prompts_as_chats,
         "strict": arguments.strict_data,
+        "conflicts": arguments.conflicts or ("drop" if is_task(name) else "stop"),
         **_prompt_checks(training, model),
         **gold_checks(arguments.reward_funcs or [], name),
     }
@@ -73,7 +74,6 @@ def load_questions(
                 "solution_column": training.solution_column,
                 "answer_format": arguments.answer_format,
                 "cut_last_answer": arguments.cut_last_answer,
-                "conflicts": arguments.conflicts,
             }
         dataset, report = questions(train, name=name, **mapping)
         finals = {}

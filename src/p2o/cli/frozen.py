@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2.exceptions import TemplateError
 from rich.console import Console
 from transformers.hf_argparser import string_to_bool
 from transformers.utils.logging import disable_progress_bar
@@ -78,7 +79,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="true: cut the assistant's words off that a chat of --dataset ends with; false: go on from them",
     )
     asked.add_argument(
-        "--conflicts", choices=CONFLICTS, default="stop", help="prompts with unequal answers (default: %(default)s)"
+        "--conflicts", choices=CONFLICTS, help="what happens to prompts with unequal answers (default: stop)"
     )
     asked.add_argument("--system_prompt", help="in front of the chats of --dataset")
     asked.add_argument("--answer_format", help="behind every question, in place of a task's own")
@@ -341,7 +342,7 @@ def _own_questions(arguments: argparse.Namespace, own: ScoreFn | None, say: Any)
         answer_format=arguments.answer_format,
         as_chat=arguments.prompts_as_chats,
         cut_last_answer=arguments.cut_last_answer,
-        conflicts=arguments.conflicts,
+        conflicts=arguments.conflicts or "stop",
         name=arguments.dataset_name,
         **gold_checks([verifier] if own is None else [], arguments.dataset_name),
     )
@@ -375,6 +376,8 @@ def refuse_long_questions(tasks: Sequence[Questions], model: FrozenModel, sampli
     for task in tasks:
         try:
             long = model.too_long([row["prompt"] for row in task.rows], sampling.max_completion_length)
+        except TemplateError as error:
+            raise InputError(f"{task.name}: the model's chat template refuses a question: {error}.") from None
         except ValueError as error:
             raise InputError(str(error)) from None
         if long:

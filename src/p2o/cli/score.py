@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from p2o.cli.errors import InputError
+from p2o.tasks.layouts import gold_of, part_of
 from p2o.verifiers import COLUMNS, REASONS, VERIFIERS, Limits, Pool, Verdict, check_solutions, verify_stream
 
 SHOWN = 5
@@ -134,7 +135,7 @@ def _check(arguments: argparse.Namespace, pool: Pool) -> int:
         if problem:
             problems.append((number, problem))
         elif not isinstance(row, str) and arguments.verifier == "math":
-            first_line.setdefault(str(row[arguments.solution_column]), number)
+            first_line.setdefault(str(_gold(row, arguments.solution_column)), number)
     golds = list(first_line)
     for start in range(0, len(golds), GOLDS_AT_ONCE):
         for index in check_solutions(golds[start : start + GOLDS_AT_ONCE], pool=pool):
@@ -155,21 +156,26 @@ def _check(arguments: argparse.Namespace, pool: Pool) -> int:
 def _problem(row: dict[str, Any], arguments: argparse.Namespace) -> str | None:
     gold = {"solution": arguments.solution_column, "entry": arguments.entry_column}
     for name in (arguments.completion_column, *(gold[column] for column in COLUMNS[arguments.verifier])):
-        if row.get(name) is None:
+        if part_of(row, name) is None:
             return f"it has no {name!r} (it has {', '.join(map(repr, row)) or 'nothing'})"
-    if _text(row[arguments.completion_column]) is None:
+    if _text(part_of(row, arguments.completion_column)) is None:
         return f"{arguments.completion_column!r} is neither text nor a chat that ends with text"
-    if arguments.verifier != "gym" and not isinstance(row[arguments.solution_column], str | int | float):
+    if arguments.verifier != "gym" and not isinstance(_gold(row, arguments.solution_column), str):
         return f"{arguments.solution_column!r} is neither text nor a number"
     if arguments.verifier == "gym":
         try:
-            entry = row[arguments.entry_column]
+            entry = part_of(row, arguments.entry_column)
             entry = json.loads(entry) if isinstance(entry, str) else entry
-            if not (row.get(arguments.family_column) or entry["metadata"]["source_dataset"]):
+            if not (part_of(row, arguments.family_column) or entry["metadata"]["source_dataset"]):
                 raise KeyError(arguments.family_column)
         except (ValueError, KeyError, TypeError) as error:
             return f"{arguments.entry_column!r} is no reasoning-gym entry ({type(error).__name__}: {error})"
     return None
+
+
+def _gold(row: dict[str, Any], column: str) -> Any:
+    """The gold answer as training would have it."""
+    return gold_of(part_of(row, column))[0]
 
 
 def _text(completion: Any) -> str | None:
@@ -184,7 +190,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 try:
-                    row = json.loads(line)
+                    row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
                     yield number, row if isinstance(row, dict) else "it is no JSON object"
                 except (ValueError, RecursionError) as error:
                     yield number, f"it is not valid JSON in UTF-8 ({error})"
@@ -196,6 +202,9 @@ def _pairs(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]
     for number, row in _lines(arguments.file):
         if isinstance(row, str):
             raise InputError(f"{arguments.file}, line {number}: {row}.")
-        names = {"solution": arguments.solution_column, "entry": arguments.entry_column}
-        gold = {name: row.get(column) for name, column in {**names, "family": arguments.family_column}.items()}
-        yield _text(row[arguments.completion_column]) or "", gold
+        gold = {
+            "solution": _gold(row, arguments.solution_column),
+            "entry": part_of(row, arguments.entry_column),
+            "family": part_of(row, arguments.family_column),
+        }
+        yield _text(part_of(row, arguments.completion_column)) or "", gold
