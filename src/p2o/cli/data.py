@@ -8,7 +8,6 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoConfig, AutoTokenizer
 from trl import ModelConfig
 
-import p2o.verifiers
 from p2o.cli.errors import InputError
 from p2o.cli.options import RunArguments
 from p2o.config import P2OConfig
@@ -26,9 +25,7 @@ from p2o.tasks import (
     verifier_of,
 )
 from p2o.templates import Prompt
-from p2o.verifiers import check_solutions
-
-unpayable = getattr(p2o.verifiers, "unpayable", None)
+from p2o.verifiers import check_solutions, unpayable
 
 # Rewards that read gold answers as mathematics: what they cannot read earns nobody anything.
 MATHEMATICAL = ("math", "accuracy", "accuracy_reward", "reasoning_accuracy_reward")

@@ -11,7 +11,7 @@ from typing import Any
 
 from p2o.evolution.feedback import rollout_feedback
 from p2o.verifiers import COLUMNS, REASONS, Verdict, count_reasons, verify_stream
-from p2o.verifiers.answers import find_answer, shortened
+from p2o.verifiers.answers import find_answer, shortened, without_thoughts
 
 logger = logging.getLogger(__name__)
 
@@ -20,14 +20,21 @@ LogMetric = Callable[[str, float], None] | None
 BOXED = "Put the final answer in \\boxed{}."
 ANSWER_FORMATS = {
     "math": BOXED,
+    "accuracy": BOXED,
     "exact": "Put the final answer in \\boxed{}, or on a line `Answer: ...`.",
     "gym": "Put the final answer in <answer></answer>, in \\boxed{}, or on a line `Answer: ...`.",
 }
 
 
 def math(completions: list[Any], log_metric: LogMetric = None, **columns: Any) -> list[float | None]:
-    """1 where math-verify finds the answer equal to the column `solution`, else 0; None without a readable one."""
+    """1 where the answer is the column `solution`, as math-verify and our rules judge, else 0; None without a readable
+    one."""
     return _rewards("math", completions, columns, log_metric)
+
+
+def accuracy(completions: list[Any], log_metric: LogMetric = None, **columns: Any) -> list[float | None]:
+    """What `trl.rewards.accuracy_reward` says, asked in the workers: to compare with others' numbers."""
+    return _rewards("accuracy", completions, columns, log_metric)
 
 
 def exact(completions: list[Any], log_metric: LogMetric = None, **columns: Any) -> list[float | None]:
@@ -41,7 +48,7 @@ def gym(completions: list[Any], log_metric: LogMetric = None, **columns: Any) ->
 
 
 def feedback_of(reward: str) -> Callable[[str, dict[str, Any]], str] | None:
-    """`feedback_func(completion, row)` that belongs to the reward `math`, `exact` or `gym`; None for any other.
+    """`feedback_func(completion, row)` that belongs to one of the rewards above; None for any other.
 
     A format failure is told what was expected, and a wrong answer the right one.
     """
@@ -51,7 +58,7 @@ def feedback_of(reward: str) -> Callable[[str, dict[str, Any]], str] | None:
     def feedback(completion: str, row: dict[str, Any]) -> str:
         return rollout_feedback(
             reward=row["reward"],
-            extracted=find_answer(shortened(completion)),
+            extracted=find_answer(shortened(without_thoughts(completion))),
             solution=str(row.get("solution") or ""),
             answer_format=ANSWER_FORMATS[reward],
         )

@@ -21,8 +21,9 @@ from p2o.verifiers.answers import GoldError
 
 EXTRACTED_CHARACTERS = 1000
 PR_SET_PDEATHSIG = 1
-MODULES = {name: f"p2o.verifiers.{name}" for name in ("math", "exact", "gym")} | {"check": "p2o.verifiers.math"}
-FIELDS = {"math": "solution", "check": "solution", "exact": "solution", "gym": "entry"}
+MODULES = {name: f"p2o.verifiers.{name}" for name in ("math", "exact", "gym", "accuracy")}
+MODULES["check"] = MODULES["math"]
+FIELDS = {"math": "solution", "check": "solution", "exact": "solution", "accuracy": "solution", "gym": "entry"}
 
 
 def main(control: socket.socket) -> None:
