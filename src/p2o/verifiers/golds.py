@@ -43,6 +43,7 @@ def unpayable(solution: str) -> str | None:
     if _TASK.match(text):
         return "it is a task and not an answer"
     # Mathematics, or a number, may be what is asked for.
-    if not re.search(r"[\d$\\=<>^_+|]", text) and len(re.findall(r"[^\W\d_]+", text)) >= 8:
+    most = 5 if re.search(r"[;.]\s", text) else 7  # words; "the second player has a winning strategy" is an answer
+    if not re.search(r"[\d$\\=<>^_+|]", text) and len(re.findall(r"[^\W\d_]+", text)) > most:
         return "it is a sentence and not an answer"
     return None
