@@ -26,6 +26,8 @@ COMPLETION = [
 GOLD = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
 
 _MISTAKABLE = re.compile(r"\d[eE][-+\d]|\\mathrm|\\rm|\\text\s*\{\s*[ei]\s*\}")
+_WHOLE = re.compile(r"-?\d{1,18}", re.ASCII)
+_PER_CENT = re.compile(r"\}[\s$]*(?:\\?%|[Pp]er ?cent|[Pp]ct)(?![a-zA-Z])(?![^{]*\})")
 
 # It warns that somebody else has to see to time-outs. Somebody does.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -82,6 +84,12 @@ def score(completion: str, job: dict[str, Any]) -> tuple[float | None, str | Non
 @lru_cache(maxsize=4096)
 def _judge(text: str, solution: str) -> tuple[float | None, str | None]:
     gold = parse_gold(solution)
+    boxed = last_boxes(text)
+    if boxed is not None:
+        if _PER_CENT.search(text):
+            boxed += r"\%"
+        if (verdict := _at_a_glance(gold, boxed)) is not None:
+            return float(verdict), boxed
     try:
         found = parse(
             _unmistakable(text), COMPLETION, extraction_mode="first_match", parsing_timeout=None, raise_on_error=True
@@ -90,7 +98,6 @@ def _judge(text: str, solution: str) -> tuple[float | None, str | None]:
         raise
     except Exception:  # whatever sympy and its parsers raise over an untrusted string means that it is no answer
         found = []
-    boxed = last_boxes(text)
     # Not str() of the expression: that alone can take forever.
     extracted = next((item for item in found if isinstance(item, str)), "") or boxed or ""
     if not extracted and (not found or found == [""]):
@@ -99,6 +106,15 @@ def _judge(text: str, solution: str) -> tuple[float | None, str | None]:
     if equal(gold.parsed, found, timeout_seconds=None):
         return float(not refuses(gold.text, answer, gold.parsed, found)), extracted
     return float(pays(gold.text, answer)), extracted
+
+
+def _at_a_glance(gold: Gold, answer: str) -> bool | None:
+    """The verdict where reading the answer as mathematics could add nothing: the same text, or two whole numbers."""
+    if not gold.parsed:
+        return None
+    if gold.text == answer:
+        return True
+    return int(gold.text) == int(answer) if _WHOLE.fullmatch(gold.text) and _WHOLE.fullmatch(answer) else None
 
 
 def _unmistakable(text: str) -> str:
