@@ -36,7 +36,7 @@ def evaluating_calls(family: str) -> set[str]:
         seen.add(function)
         scope = _globals_of(function)
         for name, target in _references(function, scope, owner):
-            if _is_ours_to_read(target):
+            if _is_searched(target, owner):
                 pending += _callables_of(target)
             elif name.split(".")[-1] in _EVALUATING or name.split(".")[0] in _EVALUATING_MODULES:
                 found.add(name)
@@ -47,10 +47,11 @@ def _globals_of(function: Any) -> dict[str, Any]:
     return vars(inspect.getmodule(function)) if inspect.getmodule(function) else {}
 
 
-def _is_ours_to_read(target: Any) -> bool:
-    """Whether the source is reasoning-gym's, and hence searched rather than judged by its name."""
+def _is_searched(target: Any, owner: type) -> bool:
+    """Whether the source is the family's own or reasoning-gym's; what is anybody else's is judged by its name."""
+    module = getattr(target, "__module__", None) or ""
     is_code = inspect.isfunction(target) or inspect.isclass(target)
-    return is_code and (getattr(target, "__module__", None) or "").startswith("reasoning_gym")
+    return is_code and (module == owner.__module__ or module.partition(".")[0] == "reasoning_gym")
 
 
 def _callables_of(target: Any) -> list[Any]:

@@ -72,6 +72,8 @@ def other_forms(answer: str, family: str, entry: dict[str, Any]) -> Iterator[str
 def _forms(answer: str, family: str, entry: dict[str, Any]) -> Iterator[str]:
     bare = unwrapped(answer)
     yield bare
+    # Below, each kind of answer is read for what it says; a full stop behind says nothing.
+    bare = unwrapped(bare.removesuffix("."))
     gold = entry.get("answer")
     if isinstance(gold, str) and _NUMBER.fullmatch(gold.strip()) and family not in _DIGITS_AS_TEXT:
         yield from _as_number(bare, gold, str(entry.get("question", "")))
@@ -152,7 +154,7 @@ def _bare_number(value: str, question: str) -> str | None:
 
 def _names(left: str, number: str) -> bool:
     """Whether the left side of an equation names its right side: `x`, `f(3)`, `the total`, or a sum with that value."""
-    if re.fullmatch(r"[^\W\d_]\w*(?:\([^()=<>]*\))?", left):
+    if re.fullmatch(r"[^\W\d_]\w*(?:\([\w\s,]*\))?", left):
         return True
     if re.fullmatch(r"[^\W\d_]{2,}(?:\s+(?:[^\W\d_]{2,}|a))*", left):
         return True
@@ -200,7 +202,8 @@ def _as_factors(text: str, number: int | None) -> Iterator[str]:
 
 def _literal(text: str) -> Any:
     """What a literal of Python or JSON stands for; None where it is none."""
-    for read in (json.loads, ast.literal_eval):
+    readers = (json.loads, ast.literal_eval) if "#" not in text else (json.loads,)  # no comments
+    for read in readers:
         try:
             return read(text)
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
@@ -246,7 +249,7 @@ def _rows(text: str) -> str:
 
 
 def _as_formula(text: str) -> Iterator[str]:
-    formula = plain_formula(re.sub(r"^\s*(?:[A-Za-z]\w?\s*(?:\([A-Za-z]\))?|\\int[^=]*|∫[^=]*)=", "", text))
+    formula = plain_formula(re.sub(r"^\s*(?:[A-Za-z]\w?\s*(?:\([A-Za-z]\)\s*)?|\\int[^=]*|∫[^=]*)=", "", text))
     if formula is not None:
         yield formula
 

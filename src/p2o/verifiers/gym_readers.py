@@ -38,18 +38,22 @@ EVALUATING = {
 """By family, what reasoning-gym's scorer evaluates. Every one has a reader in [`READERS`]."""
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?"
+_GROUPED = r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?"
 _WORDS = r"[^\W\d_]+(?:[ \t'’-]+[^\W\d_]+)*"
 
 # What an answer looks like where their scorer would overlook the rest of it, or take what is long for a loop.
 GRAMMARS = {
     "advanced_geometry": rf"\(?\s*{_NUMBER}\s*(?:,\s*{_NUMBER}\s*\)?|°)?",
     "arc_agi": r"[\d\s]+",
-    "coin_flip": rf"\s*(?:{_NUMBER}|[+-]?\d+\s*/\s*\d+)\s*|[\d,.\s]+",
+    "chain_sum": rf"\s*(?:{_NUMBER}|{_GROUPED})\s*",
+    "coin_flip": rf"\s*(?:{_NUMBER}|[+-]?\d+\s*/\s*\d+)\s*",
     "cryptarithm": r"\s*[A-Za-z]\s*=\s*\d\s*(?:,\s*[A-Za-z]\s*=\s*\d\s*)*",
     "kakurasu": r"[01\s|,\[\]]+",
     "knights_knaves": r"[^\W\d_](?:[^\W\d_]|[\s.,;:'’-])*",
+    "number_format": rf"\s*(?:{_NUMBER}|{_GROUPED})\s*",
     "pool_matrix": rf"\s*{_NUMBER}(?:\s+{_NUMBER})*\s*",
     "power_function": rf"\s*{_NUMBER}\s*",
+    "products": rf"\s*(?:{_NUMBER}|{_GROUPED})\s*",
     "propositional_logic": r"[A-Z()\s¬∧∨→↔]{1,1000}",
     "quantum_lock": r"\s*[A-Ca-c](?:[\s,→>-]*[A-Ca-c])*\s*",
     "rearc": r"[\d\s]+",
@@ -210,7 +214,8 @@ def _span(found: re.Match[str], with_days: bool) -> timedelta:
 
 
 def _integration(answer: str, entry: Entry) -> bool:
-    return is_antiderivative(answer, entry["metadata"]["integrand"], entry["metadata"]["variable"])
+    # Quoted, it is a formula to sympy, which reads texts in sums.
+    return is_antiderivative(answer.strip().strip("\"'"), entry["metadata"]["integrand"], entry["metadata"]["variable"])
 
 
 def _polynomial_multiplication(answer: str, entry: Entry) -> bool:
@@ -218,6 +223,11 @@ def _polynomial_multiplication(answer: str, entry: Entry) -> bool:
 
 
 # -- lists and maps --------------------------------------------------------------------------------------------------
+
+
+def _game_of_life(answer: str, entry: Entry) -> bool:
+    # Theirs does not see rows or cells beyond the board's.
+    return bool(json.loads(answer) == json.loads(entry["answer"]))
 
 
 def _number_sorting(answer: str, entry: Entry) -> bool:
@@ -267,6 +277,7 @@ READERS: dict[str, Callable[[str, Entry], bool]] = {
     # Theirs gives full marks for ten matching letters.
     "figlet_font": _equal_without_spaces,
     "fraction_simplification": _fraction_simplification,
+    "game_of_life": _game_of_life,
     # Theirs compares `bool("False")` with `bool("True")`: any text would be right.
     "game_of_life_halting": _equal_in_any_case,
     "graph_color": _graph_color,

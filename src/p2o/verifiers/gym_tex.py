@@ -116,6 +116,9 @@ def plain_formula(text: str) -> str | None:
 
 
 def _with_signs(text: str) -> str | None:
+    # "2xy" is a product, a word is none; and two lines are not one formula.
+    if "\n" in text or re.search(r"[A-Za-z]{3,}", re.sub("|".join((*_FUNCTIONS, "pi")), " ", text)):
+        return None
     written: list[str] = []
     position, before = 0, ""
     while position < len(text):
