@@ -254,7 +254,7 @@ def honest_answers(family, index):
         yield from (f"1*({gold})", f"{gold} + 0", f"({gold})/1", f"-(-({gold}))", f"({gold}) - 1 + 1", f"{gold} = 24")
         yield from (gold.replace(" ", ""), gold.replace("*", " * "), gold + " apples", gold.replace("*", "×"), "1/0")
         numbers = [str(number) for number in entry_of(family, index)["metadata"]["numbers"]]
-        yield from (sign.join(order) for order in itertools.permutations(numbers[:4]) for sign in (" + ", "*", " - "))
+        yield from (sign.join(order) for order in (numbers, numbers[::-1], numbers[1:]) for sign in (" + ", "*", " - "))
     if family.endswith("integration"):
         yield from (gold.replace(" + C", ""), f"2*({gold})", f"{gold} + 5", f"{gold} + K", gold + " + x", "C")
         yield from (gold.replace("**", "^"), f"({gold})*1.0", f"{gold} - C", f"sin(x) + {gold}", "x**2/2 + C")
@@ -277,7 +277,7 @@ def honest_answers(family, index):
 def test_readers_agree_with_reasoning_gym_on_honest_answers(family):
     theirs = dataset(family).score_answer
     verdicts = []
-    for index in range(5):
+    for index in range(3 if family.endswith("integration") or family == "puzzle24" else 5):
         if "Integral(" in right_answer(family, index):
             continue
         for answer in honest_answers(family, index):
@@ -291,7 +291,7 @@ def test_readers_agree_with_reasoning_gym_on_honest_answers(family):
                 numbers = entry_of(family, index)["metadata"]["numbers"]
                 wanted = wanted and sorted(map(int, re.findall(r"\d+", answer))) == sorted(numbers)
             assert ours == wanted, answer
-    assert len(verdicts) > 100 and 10 <= sum(verdicts) < len(verdicts)
+    assert len(verdicts) > 50 and 10 <= sum(verdicts) < len(verdicts)
 
 
 # -- forms in which models write answers -----------------------------------------------------------------------------
@@ -398,10 +398,31 @@ RIGHT = [
         ["```\n3 1\n4 2\n```", "3  1\n4  2 ", r"\begin{bmatrix} 3 & 1 \\ 4 & 2 \end{bmatrix}", "| 3 | 1 |\n| 4 | 2 |"],
     ),
     (BASE, [r"1a4_{11}", "**1a4**", "$1a4_{11}$", r"\text{1a4}"]),
-    (POLYNOMIAL, ["6x^2 + 5x - 6", "$6x^{2} + 5x - 6$", "6*x^2+5*x-6", "6x² + 5x − 6", "`6*x**2 + 5*x - 6`"]),
+    (
+        POLYNOMIAL,
+        [
+            "6x^2 + 5x - 6",
+            "$6x^{2} + 5x - 6$",
+            "6*x^2+5*x-6",
+            "6x² + 5x − 6",
+            "**6*x**2 + 5*x - 6**",
+            "`6*x**2 + 5*x - 6`",
+        ],
+    ),
     (INTEGRAL, ["2x^3 + C", "$2x^{3}+C$", r"\frac{6x^3}{3} + C", "F(x) = 2*x**3 + C", "2 x³ + C", "`2*x**3 + C`"]),
     (WAVE, [r"-\frac{1}{3}\cos(3x) + C", r"-\frac{\cos(3x)}{3} + C", "-cos(3x)/3", "-1/3 cos(3x) + C"]),
-    (TARGET, ["3 × 25 + 4", r"3 \times 25 + 4", "3*25+4 = 79", "`3*25 + 4`", "$3 \\cdot 25 + 4$", "(3 * 25) + 4"]),
+    (
+        TARGET,
+        [
+            "3 × 25 + 4",
+            r"3 \times 25 + 4",
+            "3*25+4 = 79",
+            "`3*25 + 4`",
+            "$3 \\cdot 25 + 4$",
+            "(3 * 25) + 4",
+            "**3*25 + 4**",
+        ],
+    ),
     (FOUR, ["6*(5+1)-12", "6 × (5 + 1) − 12 = 24", r"6 \times (5 + 1) - 12", "[6*(5 + 1)] - 12", "6(5 + 1) - 12"]),
     (LOGIC, ["(P ∧ Q)", "P ∧ Q", "$P ∧ Q$", "**P ∧ Q**", r"P \land Q", r"P \wedge Q"]),
     (ROOTS, ["-1.5, 2", "$-1.5, 2.0$", "−1.5, 2.0", "2.0, -1.5", '"-1.5, 2.0"']),

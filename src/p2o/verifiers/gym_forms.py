@@ -90,6 +90,9 @@ def _forms(answer: str, family: str, entry: dict[str, Any]) -> Iterator[str]:
         yield _rows(bare)
     if family in _TEX_SIGNS:
         yield from _without_signs(bare)
+    if family in _FORMULAS | _MADE_NUMBERS:
+        emphasised = re.fullmatch(r"(\*{1,2})([^*].*[^*])\1", bare)  # with products in it
+        bare = unwrapped(emphasised[2]) if emphasised else bare
     if family in _FORMULAS:
         yield from _as_formula(bare)
     if family in _MADE_NUMBERS:
