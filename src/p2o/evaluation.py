@@ -29,10 +29,10 @@ SHOWN_CHARACTERS = 300  # of a question, in results
 
 
 class Judged(Protocol):
-    """What a verifier says of one completion; `reason` is "right" where it is."""
+    """What a verifier says of one completion: `reason` is "right" where it is, `reward` None where it is unscored."""
 
     @property
-    def reward(self) -> float: ...
+    def reward(self) -> float | None: ...
     @property
     def extracted(self) -> str | None: ...
     @property
@@ -64,6 +64,7 @@ class Sample:
         question: row of the task.
         sample: which of the n it is.
         extracted: the answer that was found in it.
+        reward: None where nobody could score it, which is no wrong answer.
         prompt_tokens, completion_tokens: None where a server did not tell.
         truncated: whether the limit on its length ended it.
         cost: US dollars, as far as prices are known.
@@ -74,7 +75,7 @@ class Sample:
     sample: int
     completion: str
     extracted: str | None
-    reward: float
+    reward: float | None
     reason: str
     prompt_tokens: int | None
     completion_tokens: int | None
@@ -147,7 +148,7 @@ def _sample(
             *key,
             completion=completion.text,
             extracted=verdict.extracted,
-            reward=float(verdict.reward),
+            reward=None if verdict.reward is None else float(verdict.reward),
             reason=verdict.reason,
             prompt_tokens=completion.prompt_tokens,
             completion_tokens=completion.completion_tokens,
@@ -214,34 +215,46 @@ def question_key(row: Mapping[str, Any]) -> str:
 
 
 def summarise(samples: Sequence[Sequence[Sample]], ks: Sequence[int]) -> dict[str, Any]:
-    """The numbers of one task, over its questions' samples.
+    """The numbers of one task, over its questions' scored samples; `unscored` counts the others.
 
-    `avg` is avg@n, `standard_error` clustered by question (None for one question), `pass@k` and `maj@k` means over
-    questions by k; `maj@k` None where no answers were extracted. `mean_length` is in tokens, None where a server did
-    not tell; `truncated` the share of answers cut off at the limit; `reasons` counts what the verifier said.
+    Questions without a scored sample count nowhere else; pass@k and maj@k leave out those with fewer than k, too. What
+    nothing is left for is None. `avg` is avg@n, `standard_error` clustered by question (None for one question),
+    `pass@k` and `maj@k` means over questions by k; `maj@k` None where no answers were extracted. `mean_length` is in
+    tokens, None where a server did not tell; `truncated` the share of answers cut off at the limit; `reasons` counts
+    what the verifier said.
     """
-    rewards = [[s.reward for s in group] for group in samples]
-    right = [[s.reason == RIGHT for s in group] for group in samples]
-    answers = [[s.extracted for s in group] for group in samples]
+    scored = [group for group in ([s for s in group if s.reward is not None] for group in samples) if group]
+    rewards = [[s.reward for s in group if s.reward is not None] for group in scored]
+    right = [[s.reason == RIGHT for s in group] for group in scored]
+    answers = [[s.extracted for s in group] for group in scored]
     flat = [s for group in samples for s in group]
     lengths = [s.completion_tokens for s in flat if s.completion_tokens is not None]
-    middle, error = average(rewards)
+    middle, error = average(rewards) if rewards else (None, math.nan)
     voted = any(answer is not None for group in answers for answer in group)
-    count = len(samples)
     return {
-        "questions": count,
+        "questions": len(samples),
         "n": len(samples[0]),
         "avg": middle,
         "standard_error": None if math.isnan(error) else error,
-        "pass@k": {str(k): math.fsum(pass_at_k(len(r), sum(r), k) for r in right) / count for k in ks},
+        "pass@k": {str(k): _mean([pass_at_k(len(r), sum(r), k) for r in right if len(r) >= k]) for k in ks},
         "maj@k": {
-            str(k): math.fsum(maj_at_k(a, r, k) for a, r in zip(answers, right, strict=True)) / count if voted else None
+            str(k): _mean([maj_at_k(a, r, k) for a, r in zip(answers, right, strict=True) if voted and len(r) >= k])
             for k in ks
         },
         "mean_length": sum(lengths) / len(lengths) if lengths else None,
         "truncated": sum(s.truncated for s in flat) / len(flat),
+        "unscored": sum(s.reward is None for s in flat),
         "reasons": dict(Counter(s.reason for s in flat).most_common()),
     }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+def _scored_mean(rewards: Sequence[float | None]) -> float:
+    scored = [reward for reward in rewards if reward is not None]
+    return math.fsum(scored) / len(scored)
 
 
 def by_question(rows: Sequence[Mapping[str, Any]], samples: Sequence[Sequence[Sample]]) -> list[dict[str, Any]]:
@@ -272,7 +285,8 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], *, seed: int = 
 
     Returns:
         By task: `first` and `second` avg@n, `difference`, `low`, `high` (95 %), `p_value`, with n = 1 `mcnemar` with
-        `gained`, `lost` and `p_value`, and `questions` with their difference, largest first.
+        `gained`, `lost` and `p_value`, `unscored` questions, left out because one of the two has no scored answer, and
+        `questions` with their difference, largest first.
 
     Raises:
         ValueError: evaluations of different questions, or under settings that make their numbers differ.
@@ -286,8 +300,11 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], *, seed: int = 
         raise ValueError(f"They are of different tasks: only the first has {only[0]}, only the second {only[1]}.")
     compared = {}
     for name in tasks[0]:
-        pairs = _paired(name, tasks[0][name]["by_question"], tasks[1][name]["by_question"])
-        means = [tuple(math.fsum(q["rewards"]) / len(q["rewards"]) for q in pair) for pair in pairs]
+        asked = _paired(name, tasks[0][name]["by_question"], tasks[1][name]["by_question"])
+        pairs = [pair for pair in asked if all(any(r is not None for r in q["rewards"]) for q in pair)]
+        if not pairs:
+            raise ValueError(f"{name}: there is no question of which both have a scored answer.")
+        means = [tuple(_scored_mean(q["rewards"]) for q in pair) for pair in pairs]
         changes = [b - a for a, b in means]
         found = paired_bootstrap(changes, seed=derive_seed(seed, "comparison", name), resamples=resamples)
         entry: dict[str, Any] = {
@@ -297,6 +314,7 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], *, seed: int = 
             "low": found.low,
             "high": found.high,
             "p_value": found.p_value,
+            "unscored": len(asked) - len(pairs),
             "questions": sorted(
                 (
                     {"question": a["question"], "text": a["text"], "first": before, "second": after}

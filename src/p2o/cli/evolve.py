@@ -273,7 +273,7 @@ class Asked:
         return [
             Rollout(
                 completion=completion.text,
-                reward=float(verdict.reward),
+                reward=verdict.reward,
                 solved=verdict.reason == RIGHT,
                 feedback=self._feedback(question, completion.text, verdict),
                 prompt_tokens=completion.prompt_tokens or 0,
@@ -284,8 +284,10 @@ class Asked:
         ]
 
     def _feedback(self, question: Question, completion: str, verdict: Judged) -> str:
+        if verdict.reward is None:
+            return ""  # nobody reflects on what was not scored
         if self.feedback is not None:
-            return self.feedback(completion, {**self.rows[question.id], "reward": float(verdict.reward)})
+            return self.feedback(completion, {**self.rows[question.id], "reward": verdict.reward})
         # A reward function extracts nothing: what it does not like is wrong, and not without an answer.
         extracted = verdict.extracted or (completion if verdict.reason == "wrong" else None)
         return rollout_feedback(

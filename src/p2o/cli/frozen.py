@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from p2o.verifiers import VERIFIERS, Limits, SolutionError, check_solutions, ver
 from p2o.verifiers.rewards import ANSWER_FORMATS
 
 BLOCK = 2**20  # bytes
+UNSCORED = "unscored"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -235,7 +237,7 @@ def _path(name: str) -> str:
 
 @dataclass(frozen=True)
 class _Judgement:
-    reward: float
+    reward: float | None
     extracted: str | None
     reason: str
 
@@ -264,7 +266,7 @@ def _score_embedded(completions: list[str], rows: list[dict[str, Any]]) -> list[
 
 
 def reward_scorer(name: str) -> ScoreFn:
-    """A reward function by TRL's convention as a verifier: more than 0 is right, None is not scored and an error.
+    """A reward function by TRL's convention as a verifier: more than 0 is right, None or NaN is not scored.
 
     Raises:
         InputError: no such function; when called, rewards that are none.
@@ -279,13 +281,19 @@ def reward_scorer(name: str) -> ScoreFn:
             for text, prompt in zip(completions, prompts, strict=True)
         ]
         rewards = function(prompts=prompts, completions=said, **columns)
-        if len(rewards) != len(rows) or any(not isinstance(r, int | float) or r != r for r in rewards):
+        if len(rewards) != len(rows) or any(not (r is None or isinstance(r, int | float)) for r in rewards):
             raise InputError(
                 f"--reward_func {name}: {len(rows)} numbers are wanted, one a completion; got {rewards!r:.200}"
             )
-        return [_Judgement(float(reward), None, "right" if reward > 0 else "wrong") for reward in rewards]
+        return [_judgement(reward) for reward in rewards]
 
     return score
+
+
+def _judgement(reward: float | None) -> _Judgement:
+    if reward is None or math.isnan(reward):
+        return _Judgement(None, None, UNSCORED)
+    return _Judgement(float(reward), None, "right" if reward > 0 else "wrong")
 
 
 def load_questions(arguments: argparse.Namespace, say: Any) -> list[Questions]:

@@ -405,6 +405,7 @@ def _lineage(run: RunData) -> str:
 def _answers(run: RunData) -> str:
     after = {answer["question"]: answer for answer in run.answers.get("after", [])}
     pairs = [(b, after[b["question"]]) for b in run.answers.get("before", []) if b["question"] in after]
+    pairs = [(b, a) for b, a in pairs if b["reward"] is not None and a["reward"] is not None]
     # First those that were learnt, of the hard ones; then any.
     pairs.sort(key=lambda p: (p[0]["dataset"] != "hard", p[0]["reward"] - p[1]["reward"]))
     return "".join(

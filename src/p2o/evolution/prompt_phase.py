@@ -9,6 +9,7 @@ given those, so an interrupted phase runs again from its journal and goes on whe
 import hashlib
 import json
 import logging
+import math
 import os
 import random
 from collections import Counter
@@ -58,13 +59,15 @@ class Rollout:
     """One completion of one question under one template.
 
     Args:
+        reward: None where nobody could score it. It then counts as the lowest that was seen, so that no template gains
+            by it, and nobody reflects on it.
         solved: mining's criterion of success.
         template: the one really used, "" where the one asked for did not fit the question.
         completion_ids: its tokens, where they are wanted for reuse.
     """
 
     completion: str
-    reward: float
+    reward: float | None
     solved: bool
     feedback: str
     prompt_tokens: int = 0
@@ -309,7 +312,7 @@ def evolve(
                 text=candidate[COMPONENT],
                 parents=[parent for parent in result.parents[index] if parent is not None],
                 iteration=watcher.found_in[index],
-                dev_rewards={dev_ids[i]: float(score) for i, score in result.val_subscores[index].items()},
+                dev_rewards={q: world.score(r) for q, r in world.dev_results(candidate[COMPONENT]).items()},
                 dev_solved={q: bool(r[1]) for q, r in world.dev_results(candidate[COMPONENT]).items()},
             )
             for index, candidate in enumerate(result.candidates)
@@ -318,7 +321,7 @@ def evolve(
         iterations=watcher.iteration,
         rejections=dict(sorted(reflector.rejections.items())),
         successes=world.successes,
-        events=dict(sorted(reflector.events.items())),
+        events=dict(sorted((reflector.events + world.events).items())),
         ended_early=reflector.ended_early,
     )
 
@@ -409,12 +412,19 @@ class _World:
         self.questions, self.dev_ids, self.rollout, self.journal = questions, dev_ids, rollout, journal
         self.seed, self.epoch, self.spent = seed, epoch, spent
         self.known: dict[tuple[int, str], list[Any]] = {}
-        self.asked, self.best_reward = 0, float("-inf")
+        self.asked, self.best_reward, self.worst_reward = 0, float("-inf"), float("inf")
+        self.events: Counter[str] = Counter()
         self.successes: list[Success] = []
 
     def dev_results(self, template: str) -> dict[int, list[Any]]:
         """What came out on each dev question under a template that was tried on all of them."""
         return {question: self.known[question, template] for question in sorted(self.dev_ids)}
+
+    def score(self, result: list[Any]) -> float:
+        """Reward of a result; where nobody could score it, the lowest that was seen, and 0 before there is one."""
+        if result[0] is not None:
+            return float(result[0])
+        return self.worst_reward if math.isfinite(self.worst_reward) else 0.0
 
     def all_solved(self, state: Any) -> bool:
         """Whether a template solves every dev question for the highest reward that was ever seen.
@@ -424,7 +434,7 @@ class _World:
 
         def solves(template: str, question: int) -> bool:
             reward, solved, *_ = self.known[question, template]
-            return bool(solved) and reward >= self.best_reward
+            return bool(solved) and reward is not None and reward >= self.best_reward
 
         templates = (candidate[COMPONENT] for candidate in state.program_candidates)
         return any(template and all(solves(template, question) for question in self.dev_ids) for template in templates)
@@ -451,7 +461,7 @@ class _World:
             batches.append(
                 EvaluationBatch(
                     outputs=[r[1] for r in part],
-                    scores=[float(r[0]) for r in part],
+                    scores=[self.score(r) for r in part],
                     trajectories=list(zip(batch, part, strict=True)),
                 )
             )
@@ -481,7 +491,11 @@ class _World:
         self.spent.add("evolution_dev" if dev else "evolution_feedback", len(results), *tokens)
         for key, result in zip(keys, results, strict=True):
             self.known[key] = result
-            self.best_reward = max(self.best_reward, result[0])
+            if result[0] is None:
+                self.events["unscored_rollouts"] += 1
+            else:
+                self.best_reward = max(self.best_reward, result[0])
+                self.worst_reward = min(self.worst_reward, result[0])
             if kept := result[6]:
                 self.successes.append(Success(key[0], *kept))
 
@@ -489,7 +503,7 @@ class _World:
         self, candidate: dict[str, str], eval_batch: EvaluationBatch[Any, Any], components_to_update: list[str]
     ) -> Mapping[str, Sequence[Mapping[str, Any]]]:
         """The minibatch as records to reflect on; none where all of it is solved: there is nothing to learn."""
-        trajectories = eval_batch.trajectories or []
+        trajectories = [(q, result) for q, result in eval_batch.trajectories or [] if result[0] is not None]
         if all(result[1] for _, result in trajectories):
             return {}
         return {

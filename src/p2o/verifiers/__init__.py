@@ -5,10 +5,17 @@ compares strings, `gym` asks reasoning-gym's own scorers. This module imports no
 the workers import what they need.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
+
+if sys.platform != "linux":
+    raise ImportError(
+        f"p2o.verifiers needs Linux, and this is {sys.platform}: completions are judged in processes that Linux alone "
+        "can lock in as they must be. Use a Linux machine, a container or WSL 2."
+    )
 
 from p2o.verifiers.answers import shortened, without_thoughts
 from p2o.verifiers.golds import unpayable
@@ -56,13 +63,14 @@ class Verdict:
     """What a verifier found.
 
     Args:
-        reward: in [0, 1].
+        reward: in [0, 1]; None where no verdict was reached and the completion is not to blame, as
+            [`p2o.verifiers.blame.decide`] has it.
         extracted: the answer found, as text of at most 1,000 characters; None without one.
         reason: why the reward is what it is. A gym score below full marks is `wrong`, and its reward is 0.
         milliseconds: wall-clock time spent on this completion.
     """
 
-    reward: float
+    reward: float | None
     extracted: str | None
     reason: Reason
     milliseconds: float

@@ -1,11 +1,14 @@
 """Reward functions by TRL's convention over the verifiers, and what to tell a reflection model about a rollout.
 
 Each logs the share of a batch's completions, in [0, 1], that had no answer or exhausted a limit or killed a worker:
-`verifier/no answer`, `verifier/time-out`, `verifier/memory`, `verifier/crash`. A gold answer that cannot be read, which
-the data check finds before training, gives None rather than 0, and `verifier/unreadable solution` says so.
+`verifier/no answer`, `verifier/time-out`, `verifier/memory`, `verifier/crash`. Where that is not the completion's fault
+([`p2o.verifiers.blame`]) its reward is None rather than 0, and `verifier/unscored` says how often. A gold answer that
+cannot be read, which the data check finds before training, gives None as well, and `verifier/unreadable solution` says
+so.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -85,11 +88,16 @@ def _rewards(
             rewards[applies[index]] = verdict.reward
         else:
             unreadable.add(verdict)
+    unscored = Counter(verdict.reason for verdict in verdicts if verdict.reward is None)
+    if unscored:
+        named = ", ".join(f"{count} ({reason})" for reason, count in unscored.items())
+        logger.warning("No reward for completions that were not judged and are not to blame: %s.", named)
     for problem in sorted(unreadable):
         logger.warning("No reward for a question's completions: %s.", problem)
     if log_metric is not None and applies:
         counts = count_reasons(verdicts)
         for reason in REASONS[2:]:
             log_metric(f"verifier/{reason}", counts[reason] / len(applies))
+        log_metric("verifier/unscored", sum(v.reward is None for v in verdicts) / len(applies))
         log_metric("verifier/unreadable solution", 1 - len(verdicts) / len(applies))
     return rewards
