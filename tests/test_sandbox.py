@@ -284,19 +284,6 @@ def hostile_texts(folder, port):
     return [*expressions, f"lambdify((), {expressions[2]!r})()", f"S({expressions[1]!r})", f"Symbol('x').func.{code}"]
 
 
-def entry_of(family):
-    """An entry that not just any answer solves."""
-    judge = reasoning_gym.get_score_answer_fn(family)
-    for seed in range(1, 30):
-        entry = reasoning_gym.create_dataset(family, size=1, seed=seed)[0]
-        try:
-            if judge("not this", entry) < 0.99:
-                return entry
-        except Exception:
-            return entry
-    raise AssertionError(f"{family}: any answer solves every entry")
-
-
 @pytest.fixture
 def trap(tmp_path, monkeypatch):
     """Keys in the environment, a secret at home and a listening socket; fails when anything has got anywhere."""
@@ -318,18 +305,19 @@ def trap(tmp_path, monkeypatch):
 def test_no_text_gets_anywhere_by_any_scorer_of_reasoning_gym(trap):
     folder, port, pool = trap
     texts = hostile_texts(folder, port)
-    rng = random.Random(0)
-    families = [
-        family for family in reasoning_gym.factory.DATASETS if family != "composite"
-    ]  # has no scorer of its own
-    cases = []
-    for family in families:
-        row = {"entry": json.dumps(entry_of(family), default=str), "family": family}
-        cases += [(f"<answer>{text}</answer>", row) for text in texts]
+    families = sorted(set(reasoning_gym.factory.DATASETS) - {"composite"})  # which has no scorer of its own
     assert len(families) > 100
-    rng.shuffle(cases)
-    verdicts = verify([text for text, _ in cases], [row for _, row in cases], "gym", pool=pool)
-    paid = {row["family"] for (_, row), verdict in zip(cases, verdicts, strict=True) if verdict.reward}
+    entries = {family: reasoning_gym.create_dataset(family, size=1, seed=5)[0] for family in families}
+    rows = {family: {"entry": json.dumps(e, default=str), "family": family} for family, e in entries.items()}
+    # There are scorers that pay for whatever is not empty.
+    junk = verify(["<answer>not this</answer>"] * len(rows), list(rows.values()), "gym", pool=pool)
+    sold = {family for family, verdict in zip(rows, junk, strict=True) if verdict.reward}
+    assert len(sold) <= 1
+    cases = [(text, row) for text in texts for family, row in rows.items() if family not in sold]
+    random.Random(0).shuffle(cases)
+    said = [f"<answer>{text}</answer>" for text, _ in cases]
+    verdicts = verify(said, [row for _, row in cases], "gym", pool=pool)
+    paid = {(text, row["family"]) for (text, row), verdict in zip(cases, verdicts, strict=True) if verdict.reward}
     assert not paid and not any(SECRET in (verdict.extracted or "") for verdict in verdicts)
 
 
