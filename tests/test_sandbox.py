@@ -260,6 +260,29 @@ def test_what_calls_anything_else_is_not(text):
     assert not is_harmless(compile(text, "<string>", "eval"))
 
 
+SERIES = r"""
+from p2o.verifiers.code_guard import Guard
+guard = Guard()
+guard.install()
+import sympy
+from sympy import Function, Sum, Symbol, oo, symbols
+n, x = symbols("n x")
+print(Sum(1 / n**3 / (n + 1), (n, 1, oo)).evalf(10), sympy.CRootOf(x**5 - x + 1, 0).evalf(5))
+print(sympy.gcd(*[sum(symbols("a:9")) * symbols("b:9")[i] for i in (1, 2)]))
+assert guard.refused == 0
+try:
+    sympy.lambdify(x, Function("__import__")(Symbol("x")))("os")
+except Exception as error:
+    print(type(error).__name__, guard.refused)
+"""
+
+
+def test_sympy_may_write_code_of_its_own_but_not_of_names_that_text_brings():
+    said = subprocess.run([sys.executable, "-c", SERIES], capture_output=True, text=True, check=True).stdout.split("\n")
+    assert said[0].startswith("0.55") and "a0" in said[1]
+    assert said[2] == "CodeRefused 1"
+
+
 def hostile_texts(folder, port):
     """Python expressions and statements that would leave a trace, and what a worker could break."""
     file, code = str(folder / "stolen"), f"__import__('socket').create_connection(('127.0.0.1',{port})).send(b'x')"
