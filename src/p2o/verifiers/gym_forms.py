@@ -52,7 +52,7 @@ _WITH_UNIT = re.compile(r"(\S*\d)\s*((?:[^\W\d_]+[ -]?)+)")
 _NO_UNITS = frozenset(
     "hundred thousand thousands million millions billion billions trillion dozen half third quarter percent tenths "
     "squared cubed factorial and or to by of in at than more less fewer least most over under above below not no mod "
-    "modulo remainder base plus minus times divided multiplied negative each per about only exactly e i j k m b x "
+    "modulo remainder base plus minus divided multiplied negative each per about only exactly e i j k m b x "
     "first second th st nd rd".split()
 )
 _CURRENCIES = {"$": "dollar", "€": "euro", "£": "pound"}
@@ -72,6 +72,8 @@ def other_forms(answer: str, family: str, entry: dict[str, Any]) -> Iterator[str
 def _forms(answer: str, family: str, entry: dict[str, Any]) -> Iterator[str]:
     bare = unwrapped(answer)
     yield bare
+    if "\\" in bare:
+        yield plain(bare).strip()
     # Below, each kind of answer is read for what it says; a full stop behind says nothing.
     bare = unwrapped(bare.removesuffix("."))
     gold = entry.get("answer")
@@ -126,7 +128,7 @@ def read_number(text: str, question: str = "") -> str | None:
     the question has as well, degrees and a full stop at the end.
     """
     text = plain(text).strip()
-    *before, value = text.split("=")
+    *before, value = text.removeprefix("≈").replace("≈", "=").split("=")
     value = value.strip()
     if value.endswith(".") and value[-2:-1].isalnum():
         value = value[:-1]
@@ -232,7 +234,7 @@ def _item(item: Any) -> Any:
 
 def _as_json(text: str) -> Iterator[str]:
     found = _literal(plain(text))
-    if isinstance(found, list | dict):
+    if isinstance(found, list | tuple | dict):
         try:
             yield json.dumps(found)
         except (TypeError, ValueError):
@@ -272,6 +274,7 @@ def _without_signs(text: str) -> Iterator[str]:
     text = re.sub(r"^(?:z|[∠]?\s*[A-Z]{1,3}|r|[a-z])\s*=(?!.*=)\s*", "", text).rstrip(".").rstrip()
     yield text
     yield re.sub(r"\s*(?:degrees?)$", "°", text)
+    text = re.sub(r"^([+-]?[\d.]+\s*\*?\s*[ij])\s*([+-])\s*([\d.]+)$", r"\2\3+\1", text).replace("+-", "-")
     yield text.replace("*", "").replace("·", "")
     yield text.replace("->", "→")
     if re.fullmatch(r"\d+(?:\.\d+)?", text):

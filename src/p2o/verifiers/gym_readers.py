@@ -72,10 +72,19 @@ def scorer(family: str) -> Callable[[str, Entry], float]:
     Raises:
         GoldError: it evaluates text, and there is no reader of ours.
     """
-    calls = evaluating_calls(family)
-    if calls:
-        raise GoldError(f"reasoning-gym's scorer of {family} runs text as code ({', '.join(sorted(calls))})")
+    if calls := evaluating_calls(family):
+        raise GoldError(_refusal(family, calls))
     return get_score_answer_fn(family)
+
+
+def why_refused(family: str) -> str | None:
+    """Why answers to a family cannot be scored, None where they can: its scorer evaluates text, and has no reader."""
+    calls = set() if family in READERS else evaluating_calls(family)
+    return _refusal(family, calls) if calls else None
+
+
+def _refusal(family: str, calls: set[str]) -> str:
+    return f"reasoning-gym's scorer of {family} runs text as code ({', '.join(sorted(calls))}), and p2o has none for it"
 
 
 @cache

@@ -36,6 +36,7 @@ _SIGNS = {
     "vee": "∨",
     "neg": "¬",
     "lnot": "¬",
+    "approx": "≈",
     "circ": "°",
     "angle": "∠",
     "pi": "pi",
