@@ -581,3 +581,33 @@ def test_another_answer_stays_wrong_in_any_form(entry, answers):
     for answer, frame in itertools.product(answers, ("{}", "**{}**", r"\boxed{{{}}}", "${}$", "`{}`", "Answer: {}")):
         completion = f"<answer>{frame.format(answer)}</answer>"
         assert not score(completion, {"entry": json.loads(json.dumps(entry))})[0], completion
+
+
+@pytest.mark.parametrize(
+    "entry", [entry for entry, _ in RIGHT], ids=lambda entry: f"{entry['metadata']['source_dataset']}"
+)
+def test_long_repetitive_answers_are_wrong_and_not_searched_for_ever(entry):
+    parts = (
+        "a",
+        "1",
+        " ",
+        "-",
+        "(",
+        "{",
+        "[",
+        "$",
+        "*",
+        "\\",
+        "1a",
+        "1 ",
+        "a ",
+        "a=",
+        "1,",
+        "\\frac{",
+        "\\text{",
+        "x^",
+        "\n",
+    )
+    for part, frame in itertools.product(parts, ("{}", "1{}!", r"\frac{{{}}}!", "x = {}", "{}°")):
+        answer = frame.format(part * (4_000 // len(part)))
+        assert not score(f"<answer>{answer}</answer>", {"entry": json.loads(json.dumps(entry))})[0]

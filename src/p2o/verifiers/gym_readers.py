@@ -37,7 +37,7 @@ EVALUATING = {
 }
 """By family, what reasoning-gym's scorer evaluates. Every one has a reader in [`READERS`]."""
 
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?"
+_NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?"
 _GROUPED = r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?"
 _WORDS = r"[^\W\d_]+(?:[ \t'’-]+[^\W\d_]+)*"
 
@@ -163,7 +163,7 @@ def _complex_arithmetic(answer: str, entry: Entry) -> bool:
     while len(text) > 1 and text[0] == "(" and text[-1] == ")":
         text = text[1:-1]
     text = re.sub(r"(?<![\d.])[ij]$", "1j", text.replace("i", "j"))
-    if not re.fullmatch(rf"{_NUMBER}j?|{_NUMBER}[+-](?:\d+\.?\d*|\.\d+)j", text):
+    if not re.fullmatch(rf"{_NUMBER}j?|{_NUMBER}[+-](?:\d+(?:\.\d*)?|\.\d+)j", text):
         return False
     return abs(complex(text) - complex(*entry["metadata"]["result"])) <= 0.01
 
@@ -180,6 +180,8 @@ def _polynomial_equations(answer: str, entry: Entry) -> bool:
 
 def _gsm_symbolic(answer: str, entry: Entry) -> bool:
     # Theirs takes the first number of any text; here there is one, with words or a currency around it.
+    if len(answer) > 200:
+        return False
     around = rf"(?:{_WORDS}|[$€£:=])?"
     found = re.fullmatch(rf"\s*{around}\s*{around}\s*(-?\d+(?:\.\d+)?)\s*(?:{_WORDS}|[%°€£])?\s*\.?\s*", answer)
     return found is not None and float(found[1]) == float(entry["answer"])
