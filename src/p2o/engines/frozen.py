@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from p2o.completions import CompleteFn, Completion, GenerationError, Sampling
 from p2o.engines.endpoint import Endpoint
 from p2o.seeding import derive_seed, random_stream
-from p2o.tasks.checks import long_prompts
+from p2o.tasks import long_prompts
 from p2o.templates import Prompt
 
 

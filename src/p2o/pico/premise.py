@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from p2o.engines.frozen import encode
 from p2o.pico import model_path, world
-from p2o.pico.corpus import HOW, WORK, Instruction, Source
+from p2o.pico.corpus import WORK, Source
+from p2o.pico.instructions import HOW, Instruction
 from p2o.pico.world import METHODS, RIGHT_METHOD, TRAINED_FAMILIES, Method
 from p2o.reflection.model import transformers_reflection
 from p2o.seeding import derive_seed

@@ -1,11 +1,10 @@
 """The tasks of the embedded world: reasoning-gym's questions and scorers, and a worked method for each family.
 
 A *family* is one of reasoning-gym's. Its easy questions can be answered directly; its hard ones are out of reach unless
-worked through by the family's one right *method*, line by line. Every method can be applied to every family, as an
-obedient model would when told to, and fails on all but its own.
+worked through by the family's one right *method*, line by line. Every method can be applied to every family, as a
+model that follows any instruction would, and fails on all but its own.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import reasoning_gym
 import yaml
 from datasets import Dataset
 
+from p2o.holdout import is_held_out
 from p2o.prompt_phase.feedback import rollout_feedback
 from p2o.verifiers.gym import FULL_MARKS, scorer
 
@@ -77,11 +77,6 @@ class Work:
 # -- questions -------------------------------------------------------------------------------------------------------
 
 
-def is_held_out(question: str) -> bool:
-    """One question in eight is kept for evaluation, by its own hash: no corpus and no training set contains it."""
-    return hashlib.sha256(question.encode()).digest()[0] % 8 == 0
-
-
 def questions(family: str, level: Level, seed: int) -> Iterator[dict[str, Any]]:
     """Endless reasoning-gym entries (`question`, `answer`, `metadata`) of one family and level.
 
@@ -128,7 +123,7 @@ def _fold(numbers: list[int], operators: list[str], text: Any = str) -> tuple[li
     return lines, total
 
 
-def _tenths(value: int) -> str:
+def tenths(value: int) -> str:
     return f"{'-' if value < 0 else ''}{abs(value) // 10}.{abs(value) % 10}"
 
 
@@ -156,7 +151,7 @@ def work(family: str, entry: dict[str, Any], method: Method) -> Work:
     numbers, operators = _numbers(family, entry)
     right = RIGHT_METHOD[family] == method
     if method == "left to right":
-        text = _tenths if family == "decimal_chain_sum" else str
+        text = tenths if family == "decimal_chain_sum" else str
         lines, total = _fold(numbers, operators, text)
         return Work(tuple(lines), text(total))
     if method == "products first" and right:

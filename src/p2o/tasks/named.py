@@ -13,7 +13,6 @@ code that pins them; no copy of the data is shipped, and whoever loads a set che
 """
 
 import difflib
-import hashlib
 import json
 import random
 from collections import defaultdict
@@ -24,6 +23,7 @@ from typing import Any, Literal
 
 from datasets import Dataset
 
+from p2o.holdout import is_held_out
 from p2o.seeding import derive_seed
 from p2o.tasks.loading import DataError, load_splits
 
@@ -382,7 +382,7 @@ def _gym_rows(
             failure = f" The last item that it failed to make: {type(error).__name__}: {error}."
             continue
         question = entry["question"].strip()
-        if _is_test_question(question) is not (split == "test") or question in rows:
+        if is_held_out(question) is not (split == "test") or question in rows:
             continue
         text = json.dumps(entry, default=str)
         if not rows:
@@ -401,10 +401,6 @@ def _gym_rows(
             f"Ask for fewer, or for another level.{failure}"
         )
     return list(rows.values())
-
-
-def _is_test_question(question: str) -> bool:
-    return hashlib.sha256(question.encode()).digest()[0] % 8 == 0
 
 
 def _check_entry_survives(name: str, family: str, gym: Any, entry: dict[str, Any], text: str) -> None:
