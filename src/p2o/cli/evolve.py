@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from p2o.cli.arguments import EMBEDDED, load_function
 from p2o.cli.console import Meter, share
+from p2o.cli.defaults import EMBEDDED
 from p2o.cli.errors import InputError
 from p2o.cli.frozen import (
     add_options,
@@ -26,6 +26,7 @@ from p2o.cli.frozen import (
     run,
     sampling_of,
 )
+from p2o.cli.functions import load_function
 from p2o.completions import Sampling
 from p2o.engines.endpoint import check_base_url
 from p2o.engines.frozen import FrozenModel

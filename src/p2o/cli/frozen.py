@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from transformers.hf_argparser import string_to_bool
 from transformers.utils.logging import disable_progress_bar
 
-from p2o.cli.arguments import (
-    EMBEDDED,
-    EMBEDDED_RECIPE,
-    limit_verifiers,
-    load_function,
-    read_settings,
-    spelled,
-)
+from p2o.cli.arguments import limit_verifiers
+from p2o.cli.data import gold_checks
+from p2o.cli.defaults import EMBEDDED, EMBEDDED_RECIPE
 from p2o.cli.errors import InputError
+from p2o.cli.functions import load_function
+from p2o.cli.options import option_types, spelled
+from p2o.cli.settings import checked, read_settings
 from p2o.completions import GenerationError, Sampling
 from p2o.engines.endpoint import Endpoint, OptionNames, check_base_url
 from p2o.engines.frozen import FrozenModel, served_model, transformers_model, vllm_model
@@ -27,7 +26,7 @@ from p2o.evaluation.types import QuestionSet, Sample, ScoreFn
 from p2o.ledger import Ledger, Purpose
 from p2o.pico import model_path, world
 from p2o.state import differences, write_json
-from p2o.tasks import DataError, load_splits, load_task, questions
+from p2o.tasks import CONFLICTS, DataError, load_splits, load_task, questions
 from p2o.tasks.named import Verifier
 from p2o.verifiers import VERIFIERS, Limits, SolutionError, Verdict, check_solutions, verify
 from p2o.verifiers.rewards import ANSWER_FORMATS
@@ -72,6 +71,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("--prompt_column", default="prompt", help="of --dataset (default: %(default)s)")
     asked.add_argument("--solution_column", default="solution", help="of --dataset (default: %(default)s)")
     asked.add_argument("--prompts_as_chats", action="store_true", help="texts of --dataset become chats")
+    asked.add_argument(
+        "--cut_last_answer",
+        type=string_to_bool,
+        help="true: cut the assistant's words off that a chat of --dataset ends with; false: go on from them",
+    )
+    asked.add_argument(
+        "--conflicts", choices=CONFLICTS, default="stop", help="prompts with unequal answers (default: %(default)s)"
+    )
     asked.add_argument("--system_prompt", help="in front of the chats of --dataset")
     asked.add_argument("--answer_format", help="behind every question, in place of a task's own")
     asked.add_argument("--verifier", choices=VERIFIERS, help="for --dataset (default: math)")
@@ -99,7 +106,8 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str], at_least: Iterab
     known, _ = parser.parse_known_args(argv)
     path = getattr(known, "config", None) or (EMBEDDED_RECIPE if known.model == EMBEDDED else None)
     if path is not None:
-        settings = read_settings(path)
+        known_types = option_types() | {action.dest: Any for action in parser._actions}
+        settings = checked(read_settings(path), known_types, str(path))
         # What else training has to be told is not asked here.
         options = {action.dest for action in parser._actions} - {"seed", "output_dir"}
         if known.tasks or not hasattr(known, "config"):
@@ -324,13 +332,15 @@ def _own_questions(arguments: argparse.Namespace, own: ScoreFn | None, say: Any)
         system_prompt=arguments.system_prompt,
         answer_format=arguments.answer_format,
         as_chat=arguments.prompts_as_chats,
-        unparsable=check_solutions if own is None and verifier == "math" else None,
+        cut_last_answer=arguments.cut_last_answer,
+        conflicts=arguments.conflicts,
         name=arguments.dataset_name,
+        **gold_checks([verifier] if own is None else [], arguments.dataset_name),
     )
     if problem := report.problem():
         raise InputError(problem)
-    if report.findings:
-        say(report.line())
+    for line in (*report.notes, *([report.line()] if report.findings else [])):
+        say(line)
     if own is None and "solution" not in dataset.column_names:
         raise InputError(
             f"{arguments.dataset_name} has no gold answers to verify by; name them with --solution_column."

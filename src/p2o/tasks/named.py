@@ -25,7 +25,8 @@ from datasets import Dataset
 
 from p2o.holdout import is_held_out
 from p2o.seeding import derive_seed
-from p2o.tasks.loading import DataError, load_splits
+from p2o.tasks.layouts import DataError
+from p2o.tasks.loading import load_splits
 
 Verifier = Literal["math", "exact", "gym", "pico"]
 
