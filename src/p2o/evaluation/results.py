@@ -37,14 +37,14 @@ def summarise(samples: Sequence[Sequence[Sample]], ks: Sequence[int]) -> dict[st
     answers = [[s.extracted for s in group] for group in samples]
     flat = [s for group in samples for s in group]
     lengths = [s.completion_tokens for s in flat if s.completion_tokens is not None]
-    middle, error = average(rewards)
+    middle, error = success(rewards).values()
     voted = any(answer is not None for group in answers for answer in group)
     count = len(samples)
     return {
         "questions": count,
         "n": len(samples[0]),
         "avg": middle,
-        "standard_error": None if math.isnan(error) else error,
+        "standard_error": error,
         "pass@k": {str(k): math.fsum(pass_at_k(len(r), sum(r), k) for r in right) / count for k in ks},
         "maj@k": {
             str(k): math.fsum(maj_at_k(a, r, k) for a, r in zip(answers, right, strict=True)) / count if voted else None
@@ -54,6 +54,12 @@ def summarise(samples: Sequence[Sequence[Sample]], ks: Sequence[int]) -> dict[st
         "truncated": sum(s.truncated for s in flat) / len(flat),
         "reasons": dict(Counter(s.reason for s in flat).most_common()),
     }
+
+
+def success(rates: Sequence[Sequence[float]]) -> dict[str, float | None]:
+    """The mean of the samples' rates, given by question, and its standard error, None for a single question."""
+    middle, error = average(rates)
+    return {"success": middle, "standard_error": None if math.isnan(error) else error}
 
 
 def by_question(rows: Sequence[Mapping[str, Any]], samples: Sequence[Sequence[Sample]]) -> list[dict[str, Any]]:
