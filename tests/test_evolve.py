@@ -193,6 +193,13 @@ def test_options_of_the_same_name_are_of_the_same_type_in_every_command():
         assert {name: command[name] for name in shared} == {name: training[name] for name in shared}
 
 
+def test_a_flag_takes_no_word_that_is_not_its_value():
+    found = parse(EvalArguments, ["--use_vllm", "some/model", "--tasks", "pico:hard"], prog="p2o", description="")
+    assert found.use_vllm and found.model == "some/model"
+    found = parse(EvalArguments, ["--use_vllm", "no", "some/model", "--tasks", "aime24"], prog="p2o", description="")
+    assert not found.use_vllm and found.model == "some/model"
+
+
 @pytest.mark.parametrize("word", ["--prompts-as-chats", "--prompts_as_chats"])
 @pytest.mark.parametrize(("values", "want"), [(["true"], True), (["false"], False), ([], True)])
 def test_flags_are_written_as_in_training(word, values, want):

@@ -96,7 +96,7 @@ def _evaluate(argv: list[str], console: Console) -> int:
 def _result(
     settings: dict[str, Any], tasks: list[QuestionSet], samples: dict[str, list[list[Sample]]], ks: list[int]
 ) -> dict[str, Any]:
-    """What `eval.json` says."""
+    """The content of `eval.json`."""
     ledger = Ledger()
     for groups in samples.values():
         charge(ledger, "evaluation", (s for group in groups for s in group))

@@ -139,7 +139,7 @@ def _settings(arguments: EvolveArguments, config: EvolutionConfig, tasks: list[Q
 
 
 def _bare_rollouts(arguments: EvolveArguments, policy: FrozenPolicy, directory: Path, meter: Meter) -> Groups:
-    """Samples of every question without a template, which tell the hard ones."""
+    """Samples of every question without a template, by which hard ones are found."""
     samples = evaluate(
         policy.tasks,
         policy.model,
@@ -208,7 +208,7 @@ def _outcome(
     measured: list[Groups] | None,
     ledger: Ledger,
 ) -> dict[str, Any]:
-    """What `templates.json` says."""
+    """The content of `templates.json`."""
     templates: list[dict[str, Any]] = [template.to_dict() for template in selected]
     dev: dict[str, Any] = {"questions": len(result.dev_ids)}
     if measured is not None:

@@ -101,7 +101,7 @@ def _path(name: str) -> str:
 def refuse_long_questions(tasks: Sequence[QuestionSet], model: FrozenModel, sampling: Sampling) -> None:
     """
     Raises:
-        InputError: questions that leave no room for an answer, or that the model cannot be asked at all.
+        InputError: questions that leave no room for an answer, or that the tokenizer refuses.
     """
     for task in tasks:
         try:

@@ -1,4 +1,4 @@
-"""Options of `p2o eval` and `p2o evolve`: a frozen model, how it is sampled, and what it is asked."""
+"""Options of `p2o eval` and `p2o evolve`: a frozen model, its sampling, the questions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +12,8 @@ from p2o.completions import Sampling
 from p2o.engines.endpoint import check_base_url
 from p2o.options import check_least
 from p2o.verifiers import VERIFIERS
+
+TRUTH_VALUES = ("true", "false", "yes", "no", "t", "f", "y", "n", "1", "0")
 
 Arguments = TypeVar("Arguments", bound="FrozenArguments")
 
@@ -59,7 +61,7 @@ class SamplingArguments:
 
 @dataclass
 class QuestionArguments(DataArguments):
-    """What the model is asked: named tasks, or data of the user's."""
+    """The questions: named tasks, or data of the user's."""
 
     tasks: str | None = _option(None, "Names such as math500,aime24,gym:chain_sum,pico:hard; see p2o.tasks.named.")
     dataset_split: str = _option("train", "Split of the data.")
@@ -113,7 +115,7 @@ def parse(
 
     Args:
         kind: dataclass of the options.
-        takes_dataset: whether the configuration's data is asked where the command line names no tasks.
+        takes_dataset: whether the configuration's data is taken where the command line names no tasks.
 
     Raises:
         InputError: an unknown option, a value that no option can have, a configuration that cannot be read.
@@ -127,11 +129,12 @@ def parse(
         description=f"{description} --config FILE.yaml, a configuration of training, sets options of the same name.",
     )
     parser.add_argument("model", metavar="MODEL", help="a checkpoint, a name on the hub, 'pico', or what is served")
-    said, rest = parser.parse_known_args(argv)
+    argv = _with_truth(argv, parser)
+    named, rest = parser.parse_known_args(argv)
     refuse_unknown(rest, {action.dest for action in parser._actions})
-    path = path or (str(EMBEDDED_RECIPE) if said.model == EMBEDDED else None)
+    path = path or (str(EMBEDDED_RECIPE) if named.model == EMBEDDED else None)
     if path is not None:
-        _set_defaults(parser, path, own_data=takes_dataset and not said.tasks)
+        _set_defaults(parser, path, own_data=takes_dataset and not named.tasks)
     try:
         arguments, positional = parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
         arguments.model = positional.model
@@ -139,6 +142,17 @@ def parse(
     except ValueError as error:
         raise InputError(str(error)) from None
     return arguments
+
+
+def _with_truth(argv: list[str], parser: Parser) -> list[str]:
+    """The words with a value for flags that have none: argparse would take the next word, MODEL perhaps, for it."""
+    flags = {name for action in parser._actions if action.nargs == "?" for name in action.option_strings}
+    words = []
+    for word, following in zip(argv, [*argv[1:], "--"], strict=True):
+        words.append(word)
+        if word in flags and not following.startswith("-") and following.lower() not in TRUTH_VALUES:
+            words.append("true")
+    return words
 
 
 def _set_defaults(parser: Parser, path: str, own_data: bool) -> None:

@@ -21,8 +21,8 @@ def default_ks(n: int) -> list[int]:
 
 def question_key(row: Mapping[str, Any]) -> str:
     """A digest of the question: prompt, gold answer and what a scorer needs."""
-    asked = json.dumps([row["prompt"], row.get("solution"), row.get("entry")], sort_keys=True, default=str)
-    return hashlib.sha256(asked.encode()).hexdigest()[:16]
+    question = json.dumps([row["prompt"], row.get("solution"), row.get("entry")], sort_keys=True, default=str)
+    return hashlib.sha256(question.encode()).hexdigest()[:16]
 
 
 def summarise(samples: Sequence[Sequence[Sample]], ks: Sequence[int]) -> dict[str, Any]:

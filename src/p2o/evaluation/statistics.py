@@ -16,7 +16,7 @@ def average(rewards: Sequence[Sequence[float]]) -> tuple[float, float]:
 
     Samples of one question are not independent evidence about a benchmark, so questions are the unit: with m_q the mean
     of question q's rewards and m the mean of the m_q over Q questions, the error is sqrt(Σ (m_q − m)² / (Q (Q − 1))).
-    It covers both which questions were asked and what was sampled.
+    It covers the choice of questions and the sampling of answers.
 
     Args:
         rewards: of each question those of its samples.

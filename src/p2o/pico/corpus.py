@@ -28,7 +28,7 @@ WORK = "Work: "
 
 @dataclass(frozen=True)
 class Document:
-    """A chat of one turn; a drill has no prompt and is learnt as a whole."""
+    """A chat of one turn; a drill has no prompt and is trained on as a whole."""
 
     prompt: str | None
     completion: str

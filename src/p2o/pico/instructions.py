@@ -110,13 +110,13 @@ def named_as(family: str) -> str:
 
 @dataclass(frozen=True)
 class Instruction:
-    """What an instruction asks for.
+    """An instruction before it is worded.
 
     Args:
         unqualified: a method for whatever comes.
         qualified: methods for named families.
         care: whether it asks to write every step.
-        vague: whether it (also) says something that says nothing.
+        vague: whether it contains a sentence without content.
     """
 
     unqualified: Method | None = None

@@ -288,12 +288,12 @@ def eval_dataset(seed: int = 0, per_split: int = 96) -> dict[str, Dataset]:
 
 def validation_dataset(per_split: int = 48) -> dict[str, Dataset]:
     """`validation_easy` and `validation_hard`: held out as well, none of the evaluation's; to watch and choose by."""
-    asked = {row["prompt"][0]["content"] for rows in eval_dataset().values() for row in rows}
+    evaluated = {row["prompt"][0]["content"] for rows in eval_dataset().values() for row in rows}
     others = eval_dataset(seed=1, per_split=2 * per_split)
     share = per_split // len(TRAINED_FAMILIES)
     validation = {}
     for split in ("easy", "hard"):
-        rows = [row for row in others[split] if row["prompt"][0]["content"] not in asked]
+        rows = [row for row in others[split] if row["prompt"][0]["content"] not in evaluated]
         by_family = [[row for row in rows if row["family"] == family][:share] for family in TRAINED_FAMILIES]
         validation[f"validation_{split}"] = Dataset.from_list([row for family in by_family for row in family])
     return validation

@@ -72,7 +72,7 @@ def write_report(runs: list[Path], output: Path) -> None:
 
 
 def render(runs: list[RunData]) -> str:
-    """The page as text; whatever a model, a user or a file says on it is escaped."""
+    """The page as text; everything from a model, a user or a file is escaped on it."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
@@ -143,7 +143,7 @@ def _warnings(run: RunData) -> list[list[Any]]:
 
 
 def _run(run: RunData, charts: Charts) -> dict[str, Any]:
-    """What the page says of one run alone."""
+    """The part of the page that is about one run alone."""
     figure = fate_figure(run)
     chart = None
     if figure is not None:
@@ -187,7 +187,7 @@ def _lineage(epoch: int, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _answers(run: RunData) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Three questions with their answers before and after: first what was learnt of the hard ones, then any."""
+    """Three questions with their answers before and after: first hard ones that were gained, then any."""
     after = {answer["question"]: answer for answer in run.answers.get("after", [])}
     pairs = [(b, after[b["question"]]) for b in run.answers.get("before", []) if b["question"] in after]
     pairs.sort(key=lambda p: (p[0]["dataset"] != "hard", p[0]["reward"] - p[1]["reward"]))
@@ -206,7 +206,7 @@ def _ledger(runs: list[RunData]) -> Table:
             if any(counts):
                 rows.append([run.name, purpose.replace("_", " "), *(f"{c or 0:,}" for c in counts)])
         if tokens:
-            passes = f"{tokens['forward_backward_tokens']:,} learnt from, {tokens['forward_tokens']:,} only read"
+            passes = f"{tokens['forward_backward_tokens']:,} with a gradient, {tokens['forward_tokens']:,} without"
             rows.append([run.name, "trainer's passes", "", "", passes])
         if run.summary.get("reflection_cost"):
             rows.append([run.name, "reflection, US dollars", "", "", f"{run.summary['reflection_cost']:.2f}"])
