@@ -15,7 +15,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from p2o.tasks import DataError, equal_golds, load_splits, questions
-from p2o.verifiers import check_solutions
+from p2o.verifiers import check_solutions, unpayable
 
 FIELD_CASES = Path(os.environ.get("P2O_FIELD_CASES", Path(__file__).parents[2] / "shared" / "field")) / "data"
 
@@ -24,7 +24,12 @@ def verdict(path, split="train", **options):
     """(rows kept, first solution), or the message that stops."""
     try:
         data, report = questions(
-            load_splits(str(path))[split], unparsable=check_solutions, same=equal_golds, name=path.name, **options
+            load_splits(str(path))[split],
+            unparsable=check_solutions,
+            unpayable=unpayable,
+            same=equal_golds,
+            name=path.name,
+            **options,
         )
     except DataError as error:
         return str(error)
@@ -97,6 +102,12 @@ SHAPES = {
         (2, "42"),
     ),
     "a number sign within": ("a.jsonl", lines(*rows("### 42 is \\boxed{43}")), {}, (1, "### 42 is \\boxed{43}")),
+    "golds that no answer can match": (
+        "a.jsonl",
+        lines(*rows("proof", "See the figure below.", "Every prime greater than two must of course be odd.", "43")),
+        {},
+        (1, "43"),
+    ),
     # prompts
     "chats with empty tool calls": (
         "a.jsonl",
@@ -209,7 +220,9 @@ SHAPES = {
     ),
     "the same with equal golds": (
         "a.jsonl",
-        lines(*({"prompt": "Half?", "solution": s} for s in (r"\frac{1}{2}", r"\dfrac{1}{2}", "0.5", "1/2"))),
+        lines(
+            *({"prompt": "Half?", "solution": s} for s in (r"\frac{1}{2}", r"\dfrac{1}{2}", r"\frac12", "0.5", "1/2"))
+        ),
         {},
         (1, r"\frac{1}{2}"),
     ),
@@ -369,9 +382,9 @@ FIELD = {
     "20d_leading_zero.csv": ({}, (2, "004")),
     "21_dict_solution.jsonl": ({}, (3, "2")),
     "22_empty_prompt.jsonl": ({}, (1, "4")),
-    "23b_same_all_text.jsonl": ({}, (4, "3")),
+    "23b_same_all_text.jsonl": ({}, (5, "3")),
     "25_plain.jsonl": (QA, (24, "2")),
-    "26_golds.jsonl": ({}, (14, "not found")),
+    "26_golds.jsonl": ({}, (19, "√17")),
 }
 
 
@@ -430,3 +443,15 @@ def test_folders_and_patterns(tmp_path):
     (tmp_path / "folder" / "train.parquet").write_bytes(b"version https://git-lfs")
     with pytest.raises(DataError, match="Git LFS pointer"):
         load_splits(str(tmp_path / "folder"))
+
+
+def test_golds_that_nobody_can_be_paid_for_are_told_whatever_the_reward_is(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(SHAPES["golds that no answer can match"][1])
+    loaded = load_splits(str(tmp_path / "a.jsonl"))["train"]
+    data, report = questions(loaded, unpayable=unpayable)
+    (finding,) = report.findings
+    assert (finding.rows, finding.kept, report.stops, len(data)) == ((0, 1, 2), True, False, 4)
+    assert "Kept, but: 3 solution that no answer can match" in report.line() and "proof" in finding.first_rows()
+    assert not questions(loaded, unpayable=unpayable, strict=True)[1].stops, "a function of the user's may know better"
+    data, report = questions(loaded, unpayable=unpayable, unparsable=lambda golds: [])
+    assert data["solution"][:] == ["43"] and "3 of 4 questions dropped" in report.line()

@@ -202,6 +202,31 @@ def test_a_reward_function_of_the_users_judges(tmp_path, monkeypatch):
     assert found["maj@k"]["1"] is None
 
 
+def test_an_answer_that_nobody_could_score_is_none_and_no_zero(tmp_path, monkeypatch, capsys):
+    (tmp_path / "doubt.py").write_text(
+        "def doubt(prompts, completions, **columns):\n"
+        "    values = [1.0, None, float('nan')] * len(completions)\n"
+        "    return values[:len(completions)]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    found = run(tmp_path / "out", "--reward_func", "doubt:doubt")["tasks"]["pico:easy"]
+    assert (found["avg"], found["unscored"], found["pass@k"]["1"], found["pass@k"]["2"]) == (1.0, 12, 1.0, None)
+    assert found["reasons"] == {"unscored": 12, "right": 6}
+    assert {tuple(q["rewards"]) for q in found["by_question"]} == {(1.0, None, None)}
+    assert "(12 unscored)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_comparison_leaves_out_questions_that_one_of_the_two_has_no_score_for():
+    first, second = result([1, 0, 0]), result([1, 1, 0])
+    second["tasks"]["t"]["by_question"][2]["rewards"] = [None]
+    compared = compare(first, second)["t"]
+    assert (compared["first"], compared["second"], compared["unscored"]) == (0.5, 1.0, 1)
+    second = result([1])
+    second["tasks"]["t"]["by_question"][0]["rewards"] = [None]
+    with pytest.raises(ValueError, match="no question of which both have a scored answer"):
+        compare(result([1]), second)
+
+
 def test_a_served_model_is_asked_n_times(tmp_path, monkeypatch):
     def act(handler):
         prompt = handler.body["messages"][-1]["content"]

@@ -887,22 +887,21 @@ class P2OTrainer(GRPOTrainer):
         # What reward functions logged belongs to no policy batch.
         self._pending_extra_logs.clear()
         self._pending_metrics.clear()
-        rewards, successes = (values[: len(rows)].tolist() for values in (self._rewards(), self._successes()))
-        unscored = sum(map(math.isnan, rewards))
-        if unscored:
-            self._event("unscored_rollouts", unscored)
+        # Without the reward that decides success a rollout is not scored, whatever the others say.
+        scored = self._rewards().masked_fill(self._success_scores().isnan(), torch.nan)
+        rewards, successes = (values[: len(rows)].tolist() for values in (scored, self._successes()))
         if not self.accelerator.is_main_process:
             return []
         reuses = self.args.reused_rollouts_per_group > 0
         rollouts = []
         for i, row in enumerate(inputs):
-            reward = 0.0 if math.isnan(rewards[i]) else rewards[i]
+            reward = None if math.isnan(rewards[i]) else rewards[i]
             rollouts.append(
                 Rollout(
                     completion=texts[i],
                     reward=reward,
                     solved=successes[i],
-                    feedback=self.feedback_func(texts[i], {**row, "reward": reward}),
+                    feedback="" if reward is None else self.feedback_func(texts[i], {**row, "reward": reward}),
                     prompt_tokens=len(contexts[i]),
                     completion_tokens=len(completion_ids[i]),
                     template=used[i],
@@ -1270,6 +1269,12 @@ def number_questions(dataset: Any, args: P2OConfig) -> Any:
         raise ValueError("train_dataset is empty.")
     if "image" in dataset.column_names or "images" in dataset.column_names:
         raise ValueError("train_dataset has images; P2OTrainer supports text questions only.")
+    taken = [name for name in ("prompts", "completions") if name in dataset.column_names]
+    if taken:
+        raise ValueError(
+            f"train_dataset has a column {' and one '.join(taken)}, which is what TRL hands to reward functions under "
+            "that name. Rename or remove it."
+        )
     questions_per_batch = args.generation_batch_size // args.num_generations
     if len(dataset) < questions_per_batch:
         raise ValueError(

@@ -8,7 +8,6 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoConfig, AutoTokenizer
 from trl import ModelConfig
 
-import p2o.verifiers
 from p2o.cli.errors import InputError
 from p2o.cli.options import RunArguments
 from p2o.config import P2OConfig
@@ -26,9 +25,7 @@ from p2o.tasks import (
     verifier_of,
 )
 from p2o.templates import Prompt
-from p2o.verifiers import check_solutions
-
-unpayable = getattr(p2o.verifiers, "unpayable", None)
+from p2o.verifiers import check_solutions, unpayable
 
 # Rewards that read gold answers as mathematics: what they cannot read earns nobody anything.
 MATHEMATICAL = ("math", "accuracy", "accuracy_reward", "reasoning_accuracy_reward")
@@ -49,6 +46,7 @@ def load_questions(
         "system_prompt": arguments.system_prompt,
         "as_chat": arguments.prompts_as_chats,
         "strict": arguments.strict_data,
+        "conflicts": arguments.conflicts or ("drop" if is_task(name) else "stop"),
         **_prompt_checks(training, model),
         **gold_checks(arguments.reward_funcs or [], name),
     }
@@ -73,7 +71,6 @@ def load_questions(
                 "solution_column": training.solution_column,
                 "answer_format": arguments.answer_format,
                 "cut_last_answer": arguments.cut_last_answer,
-                "conflicts": arguments.conflicts,
             }
         dataset, report = questions(train, name=name, **mapping)
         finals = {}

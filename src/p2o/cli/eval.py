@@ -150,7 +150,8 @@ def as_table(result: dict[str, Any], ks: list[int]) -> Table:
             *(share(task["maj@k"][str(k)]) for k in shown),
             "–" if length is None else f"{length:,.0f}",
             share(task["truncated"]),
-            ", ".join(f"{reason} {count}" for reason, count in task["reasons"].items()),
+            ", ".join(f"{reason} {count}" for reason, count in task["reasons"].items())
+            + (f" ({task['unscored']} unscored)" if task["unscored"] else ""),
         )
     return table
 
@@ -209,7 +210,7 @@ def _comparison_table(compared: dict[str, Any], seed: int) -> Table:
     for name, task in compared.items():
         exact = task.get("mcnemar")
         table.add_row(
-            name,
+            f"{name} (without {task['unscored']} unscored)" if task["unscored"] else name,
             share(task["first"]),
             share(task["second"]),
             f"{100 * task['difference']:+.1f}",

@@ -188,7 +188,9 @@ def _refuse_too_few(hard: list[int], wanted: int) -> None:
 
 
 def _mean_right(groups: Groups) -> float:
-    return float(success([[float(s.reason == RIGHT) for s in group] for group in groups])["success"] or 0.0)
+    """Mean over questions of the share of right answers among those that were scored."""
+    rates = [[float(s.reason == RIGHT) for s in group if s.reward is not None] for group in groups]
+    return float(success([rate for rate in rates if rate] or [[0.0]])["success"] or 0.0)
 
 
 def _where(progress: EvolutionProgress) -> tuple[int, int, str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2.exceptions import TemplateError
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
@@ -106,6 +107,8 @@ def refuse_long_questions(tasks: Sequence[QuestionSet], model: FrozenModel, samp
     for task in tasks:
         try:
             long = model.too_long([row["prompt"] for row in task.rows], sampling.max_completion_length)
+        except TemplateError as error:
+            raise InputError(f"{task.name}: the model's chat template refuses a question: {error}.") from None
         except ValueError as error:
             raise InputError(str(error)) from None
         if long:

@@ -70,7 +70,7 @@ def _own_questions(arguments: FrozenArguments, own: ScoreFn | None, say: Any) ->
         answer_format=arguments.answer_format,
         as_chat=arguments.prompts_as_chats,
         cut_last_answer=arguments.cut_last_answer,
-        conflicts=arguments.conflicts,
+        conflicts=arguments.conflicts or "stop",
         name=name,
         **gold_checks([verifier] if own is None else [], name),
     )

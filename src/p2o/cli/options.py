@@ -56,11 +56,11 @@ class DataArguments:
             "go on from them. When not set, such chats are not trained on."
         },
     )
-    conflicts: Literal["stop", "first", "drop"] = field(
-        default="stop",
+    conflicts: Literal["stop", "first", "drop"] | None = field(
+        default=None,
         metadata={
             "help": "What happens to a prompt that comes with unequal gold answers: 'stop' the run, go on with the "
-            "'first', or 'drop' it."
+            "'first', or 'drop' it. When not set: 'drop' in a named set, 'stop' in other data."
         },
     )
     verifier_timeout: float = field(

@@ -1,6 +1,7 @@
 """A run directory that explains itself."""
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -149,8 +150,9 @@ class RunDirectory(TrainerCallback):
 
 
 def _rollout(prompt: Prompt, completion: Any, reward: float) -> dict[str, Any]:
+    """As it is recorded; the reward of one that was not scored (NaN) is null."""
     text = completion if isinstance(completion, str) else completion[-1]["content"]
-    return {"question": question_text(prompt), "completion": text, "reward": reward}
+    return {"question": question_text(prompt), "completion": text, "reward": None if math.isnan(reward) else reward}
 
 
 def check_writable(path: Path, needed_bytes: int, *, make: bool = True) -> str | None:

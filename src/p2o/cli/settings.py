@@ -25,6 +25,7 @@ OTHER_NAMES = {
     "dataset_prompt_column": "prompt_column",
     "dataset_solution_column": "solution_column",
     "dataset_split": "dataset_train_split",
+    "dataset_streaming": "nothing: leave it out",
     "env": "nothing: set the environment where the command is given",
     "eval_dataset": "dataset_test_split",
     "evaluation_strategy": "eval_strategy",

@@ -1,12 +1,13 @@
 """Scorers of answers: verifiers, the embedded world's own, reward functions."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from p2o.evaluation.types import ScoreFn
+from p2o.evaluation.types import UNSCORED, Judgement, Score, ScoreFn
 from p2o.pico import world
 from p2o.tasks.named import Verifier
-from p2o.verifiers import Verdict, verify
+from p2o.verifiers import verify
 
 
 class ScoringError(ValueError):
@@ -22,32 +23,32 @@ def scorer(verifier: Verifier) -> ScoreFn:
     if verifier == "pico":
         return _score_embedded
 
-    def score(completions: list[str], rows: list[dict[str, Any]]) -> Sequence[Verdict]:
+    def score(completions: list[str], rows: list[dict[str, Any]]) -> Sequence[Judgement]:
         return verify(completions, rows, verifier)
 
     return score
 
 
-def _score_embedded(completions: list[str], rows: list[dict[str, Any]]) -> list[Verdict]:
-    verdicts = []
+def _score_embedded(completions: list[str], rows: list[dict[str, Any]]) -> list[Score]:
+    scores = []
     for completion, row in zip(completions, rows, strict=True):
         answer = world.extract_answer(completion)
         right = world.is_correct(completion, row["family"], row["entry"])
-        verdicts.append(Verdict(float(right), answer, "right" if right else "wrong" if answer else "no answer", 0.0))
-    return verdicts
+        scores.append(Score(float(right), answer, "right" if right else "wrong" if answer else "no answer"))
+    return scores
 
 
 def reward_scorer(function: Callable[..., Any], name: str) -> ScoreFn:
-    """A reward function by TRL's convention as a scorer: more than 0 is right.
+    """A reward function by TRL's convention as a scorer: more than 0 is right, None or NaN is not scored.
 
     Args:
         name: of the function, for messages.
 
     Raises:
-        ScoringError: when called, rewards that are no numbers.
+        ScoringError: when called, rewards that are neither numbers nor None.
     """
 
-    def score(completions: list[str], rows: list[dict[str, Any]]) -> list[Verdict]:
+    def score(completions: list[str], rows: list[dict[str, Any]]) -> list[Score]:
         columns = {key: [row.get(key) for row in rows] for key in rows[0] if key != "prompt"}
         prompts = [row["prompt"] for row in rows]
         answers: list[Any] = [
@@ -55,10 +56,16 @@ def reward_scorer(function: Callable[..., Any], name: str) -> ScoreFn:
             for text, prompt in zip(completions, prompts, strict=True)
         ]
         rewards = function(prompts=prompts, completions=answers, **columns)
-        if len(rewards) != len(rows) or any(not isinstance(r, int | float) or r != r for r in rewards):
+        if len(rewards) != len(rows) or any(not (r is None or isinstance(r, int | float)) for r in rewards):
             raise ScoringError(
                 f"--reward_func {name}: {len(rows)} numbers are wanted, one a completion; got {rewards!r:.200}"
             )
-        return [Verdict(float(reward), None, "right" if reward > 0 else "wrong", 0.0) for reward in rewards]
+        return [_score(reward) for reward in rewards]
 
     return score
+
+
+def _score(reward: float | None) -> Score:
+    if reward is None or math.isnan(reward):
+        return Score(None, None, UNSCORED)
+    return Score(float(reward), None, "right" if reward > 0 else "wrong")

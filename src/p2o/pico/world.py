@@ -18,7 +18,7 @@ from datasets import Dataset
 
 from p2o.holdout import is_held_out
 from p2o.prompt_phase.feedback import rollout_feedback
-from p2o.verifiers.gym import FULL_MARKS, scorer
+from p2o.verifiers.gym_readers import is_right
 
 Level = Literal["easy", "hard", "harder"]
 Method = Literal["left to right", "products first", "four parts", "legs each", "rounded"]
@@ -309,9 +309,9 @@ def extract_answer(text: str) -> str | None:
 
 
 def is_correct(completion: str, family: str, entry: str) -> bool:
-    """Whether reasoning-gym's own scorer gives the completion's answer full marks (at least 0.99)."""
+    """Whether reasoning-gym's own scorer gives the completion's answer full marks."""
     answer = extract_answer(completion)
-    return answer is not None and scorer(family)(answer, json.loads(entry)) >= FULL_MARKS
+    return answer is not None and is_right(answer, family, json.loads(entry))
 
 
 def accuracy_reward(completions: list[Any], family: list[str], entry: list[str], **kwargs: Any) -> list[float]:

@@ -88,12 +88,12 @@ def evolve(
     return EvolutionResult(
         feedback_ids=feedback_ids,
         dev_ids=dev_ids,
-        candidates=_candidates(found, dev_ids, adapter, progress.found_in),
+        candidates=_candidates(found, adapter, progress.found_in),
         spent=spent,
         iterations=progress.iteration,
         rejections=dict(sorted(proposals.rejections.items())),
         successes=adapter.successes,
-        events=dict(sorted(proposals.events.items())),
+        events=dict(sorted((proposals.events + adapter.events).items())),
         ended_early=proposals.ended_early,
     )
 
@@ -121,7 +121,7 @@ def _optimize(
     )
 
 
-def _candidates(found: Any, dev_ids: list[int], adapter: GepaAdapter, found_in: dict[int, int]) -> list[Candidate]:
+def _candidates(found: Any, adapter: GepaAdapter, found_in: dict[int, int]) -> list[Candidate]:
     """GEPA's candidates with their scores by dev question."""
     return [
         Candidate(
@@ -129,7 +129,7 @@ def _candidates(found: Any, dev_ids: list[int], adapter: GepaAdapter, found_in: 
             text=candidate[COMPONENT],
             parents=[parent for parent in found.parents[index] if parent is not None],
             iteration=found_in[index],
-            dev_rewards={dev_ids[i]: float(score) for i, score in found.val_subscores[index].items()},
+            dev_rewards={q: adapter.score(o) for q, o in adapter.dev_results(candidate[COMPONENT]).items()},
             dev_solved={q: bool(o.solved) for q, o in adapter.dev_results(candidate[COMPONENT]).items()},
         )
         for index, candidate in enumerate(found.candidates)

@@ -1,5 +1,6 @@
 """A prompt phase on a model that is not trained: its hard questions, rollouts, and what templates change."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,12 +11,11 @@ from p2o.engines.frozen import FrozenModel
 from p2o.evaluation.evaluate import evaluate
 from p2o.evaluation.results import success
 from p2o.evaluation.statistics import paired_bootstrap
-from p2o.evaluation.types import RIGHT, QuestionSet, Sample
+from p2o.evaluation.types import RIGHT, Judgement, QuestionSet, Sample
 from p2o.hard_samples import HardSamples
 from p2o.prompt_phase.feedback import rollout_feedback
 from p2o.prompt_phase.types import Question, Rollout
 from p2o.templates import Prompt, Template, apply_template, question_text
-from p2o.verifiers import Verdict
 
 FeedbackFn = Callable[[str, dict[str, Any]], str]
 Groups = Sequence[Sequence[Sample]]
@@ -54,9 +54,9 @@ class FrozenPolicy:
             used[place], prompts[place] = "", self.rows[requests[place][0]]["prompt"]
         return prompts, used
 
-    def score(self, completions: Sequence[str], questions: Sequence[int]) -> list[Verdict]:
-        """A verdict on each completion of the question beside it, by its own task's scorer, a call a task."""
-        verdicts: dict[int, Verdict] = {}
+    def score(self, completions: Sequence[str], questions: Sequence[int]) -> list[Judgement]:
+        """A judgement of each completion of the question beside it, by its own task's scorer, a call a task."""
+        verdicts: dict[int, Judgement] = {}
         by_task: dict[str, list[int]] = {}
         for place, index in enumerate(questions):
             by_task.setdefault(self._task_of[index].name, []).append(place)
@@ -74,7 +74,7 @@ class FrozenPolicy:
         return [
             Rollout(
                 completion=completion.text,
-                reward=float(verdict.reward),
+                reward=verdict.reward,
                 solved=verdict.reason == RIGHT,
                 feedback=self._feedback(question, completion.text, verdict),
                 prompt_tokens=completion.prompt_tokens or 0,
@@ -84,9 +84,11 @@ class FrozenPolicy:
             for (question, _), completion, verdict, template in zip(requests, completions, verdicts, used, strict=True)
         ]
 
-    def _feedback(self, question: Question, completion: str, verdict: Verdict) -> str:
+    def _feedback(self, question: Question, completion: str, verdict: Judgement) -> str:
+        if verdict.reward is None:
+            return ""  # nobody reflects on a rollout without a score
         if self.feedback is not None:
-            return self.feedback(completion, {**self.rows[question.id], "reward": float(verdict.reward)})
+            return self.feedback(completion, {**self.rows[question.id], "reward": verdict.reward})
         # A reward function extracts nothing: a completion that it does not reward is wrong, not without an answer.
         extracted = verdict.extracted or (completion if verdict.reason == "wrong" else None)
         return rollout_feedback(
@@ -117,7 +119,7 @@ class FrozenPolicy:
         )
         return [samples[condition.name] for condition in conditions]
 
-    def _score_rows(self, completions: list[str], rows: list[dict[str, Any]]) -> list[Verdict]:
+    def _score_rows(self, completions: list[str], rows: list[dict[str, Any]]) -> list[Judgement]:
         return self.score(completions, [row["index"] for row in rows])
 
 
@@ -125,7 +127,7 @@ def hard_questions(groups: Groups, near_hard: bool) -> list[int]:
     """Questions, by their place among the groups, that are hard by mining's rule; ascending."""
     mined = HardSamples(near_hard)
     for index, group in enumerate(groups):
-        mined.record(index, [float(s.reason == RIGHT) for s in group])
+        mined.record(index, [math.nan if s.reward is None else float(s.reason == RIGHT) for s in group])
     return mined.hard_set()
 
 
@@ -137,9 +139,15 @@ def gains(measured: Sequence[Groups], seed: int) -> dict[str, Any]:
 
     Returns:
         `bare` with `success` and its `standard_error`; `templates`, of each the same as `measured` and its `difference`
-        to bare; `solved_bare` and `solved_under_some_template`, questions with a right answer.
+        to bare; `solved_bare` and `solved_under_some_template`, questions with a right answer; `unscored`
+        where there are any, questions left out for want of a scored answer under one of the conditions.
     """
-    rates = [[[float(s.reason == RIGHT) for s in group] for group in groups] for groups in measured]
+    rates = [[[float(s.reason == RIGHT) for s in group if s.reward is not None] for group in g] for g in measured]
+    scored = [i for i in range(len(rates[0])) if all(groups[i] for groups in rates)]
+    if not scored:
+        return {"unscored": len(rates[0]), "templates": [{} for _ in rates[1:]]}
+    unscored = len(rates[0]) - len(scored)
+    rates = [[groups[i] for i in scored] for groups in rates]
     means = [[sum(group) / len(group) for group in groups] for groups in rates]
     templates = []
     for groups, mean in zip(rates[1:], means[1:], strict=True):
@@ -151,5 +159,6 @@ def gains(measured: Sequence[Groups], seed: int) -> dict[str, Any]:
         "bare": success(rates[0]),
         "solved_bare": len(solved[0]),
         "solved_under_some_template": len(solved[1]),
+        **({"unscored": unscored} if unscored else {}),
         "templates": templates,
     }

@@ -190,6 +190,7 @@ def _answers(run: RunData) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Three questions with their answers before and after: first hard ones that were gained, then any."""
     after = {answer["question"]: answer for answer in run.answers.get("after", [])}
     pairs = [(b, after[b["question"]]) for b in run.answers.get("before", []) if b["question"] in after]
+    pairs = [(b, a) for b, a in pairs if b["reward"] is not None and a["reward"] is not None]
     pairs.sort(key=lambda p: (p[0]["dataset"] != "hard", p[0]["reward"] - p[1]["reward"]))
     return pairs[:3]
 

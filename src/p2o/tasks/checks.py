@@ -182,23 +182,14 @@ def check_questions(
             found: Mapping[int, Any] = told([prompts[row] for row in sound])
             rows = {sound[i]: f"{detail} tokens" if isinstance(detail, int) else detail for i, detail in found.items()}
             sound = _without(sound, what, rows, faults)
-    if solutions is not None and unpayable is not None:
-        reasons = {row: reason for row in sound if (reason := unpayable(solutions[row]))}
-        details = {row: f"{_short(solutions[row])}, {reason}" for row, reason in reasons.items()}
-        left = _without(sound, UNPAYABLE, details, faults)
-        sound = sound if unparsable is None else left
-    if solutions is not None and unparsable is not None and sound:
-        unread = {sound[index] for index in unparsable([solutions[row] for row in sound])}
-        details = {row: _short(solutions[row]) for row in unread}
-        sound = _without(sound, "unparsable solution", details, faults)
-    present = {
-        "wrong type of prompt": sum(prompt is not None for prompt in prompts),
-        "wrong type of solution": sum(solution is not None for solution in solutions or ()),
-    }
+    if solutions is not None:
+        sound = _matchable_rows(sound, solutions, unpayable, unparsable, faults)
     findings = []
     for what, rows in faults.items():
         kept = what == UNPAYABLE and unparsable is None
-        stops = (strict and not kept) or (what == CONFLICT and conflicts == "stop") or len(rows) == present.get(what)
+        column = {"wrong type of prompt": prompts, "wrong type of solution": solutions}.get(what)
+        all_of_them = column is not None and len(rows) == sum(value is not None for value in column)
+        stops = (strict and not kept) or (what == CONFLICT and conflicts == "stop") or all_of_them
         findings.append(Finding(what, tuple(rows), tuple(list(rows.values())[:SHOWN]), stops, kept))
     findings.sort(key=lambda finding: (not finding.stops, finding.what))
     if not sound:
@@ -259,6 +250,23 @@ def _different_rows(
                 contested.setdefault(before, f"{_short(old)}, but {_short(new)} in row {row}")
     repeated = {row for row, _ in again}
     return _without([row for row in sound if row not in repeated], CONFLICT, contested, faults)
+
+
+def _matchable_rows(
+    sound: list[int],
+    solutions: Sequence[str],
+    unpayable: Callable[[str], str | None] | None,
+    unparsable: Callable[[list[str]], list[int]] | None,
+    faults: Faults,
+) -> list[int]:
+    """The rows with a solution that some answer can match; as far as the reward is known to read them."""
+    reasons = {row: unpayable(solutions[row]) for row in sound} if unpayable is not None else {}
+    details = {row: f"{_short(solutions[row])}, {reason}" for row, reason in reasons.items() if reason}
+    left = _without(sound, UNPAYABLE, details, faults)
+    if unparsable is None:
+        return sound
+    unread = {left[index] for index in unparsable([solutions[row] for row in left])} if left else set()
+    return _without(left, "unparsable solution", {row: _short(solutions[row]) for row in unread}, faults)
 
 
 def _prompt_fault(prompt: Any) -> tuple[str, str] | None:

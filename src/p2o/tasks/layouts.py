@@ -17,7 +17,7 @@ import difflib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,7 +118,7 @@ def _values(dataset: Dataset, column: str, what: str, name: str) -> list[Any]:
         )
     values = list(dataset.select_columns([first])[:][first])
     for depth, part in enumerate(path):
-        values = [json.loads(v) if isinstance(v, str) and v[:1] == "{" and _loads(v) else v for v in values]
+        values = [_mapping(value) for value in values]
         if not any(isinstance(value, dict) and part in value for value in values):
             parts = dict.fromkeys(key for value in values if isinstance(value, dict) for key in value)
             where = ".".join([first, *path[:depth]])
@@ -129,6 +129,22 @@ def _values(dataset: Dataset, column: str, what: str, name: str) -> list[Any]:
             )
         values = [value.get(part) if isinstance(value, dict) else None for value in values]
     return values
+
+
+def part_of(row: Mapping[str, Any], column: str) -> Any:
+    """The value of a column of one row, or of the part of one that dots lead to; None where there is none."""
+    if column in row:
+        return row[column]
+    value: Any = row
+    for part in column.split("."):
+        value = _mapping(value)
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _mapping(value: Any) -> Any:
+    """A mapping that is written as text as what it stands for; anything else as it is."""
+    return (_loads(value) or value) if isinstance(value, str) and value[:1] == "{" else value
 
 
 def _usual(names: Sequence[str], what: str) -> str | None:

@@ -147,11 +147,9 @@ def questions(
     found = read_columns(dataset, prompt_column, solution_column, name)
     prompts, notes = found.prompts, list(found.notes)
     if cut_last_answer:
-        cut = [_without_last_answer(prompt) for prompt in prompts]
-        count = sum(new is not old for new, old in zip(cut, prompts, strict=True))
-        if count:
+        prompts = [_without_last_answer(prompt) for prompt in prompts]
+        if count := sum(new is not old for new, old in zip(prompts, found.prompts, strict=True)):
             notes.append(f"{count} chats ended with the assistant's answer, which was cut off.")
-        prompts = cut
     kinds = {type(prompt) for prompt in prompts if isinstance(prompt, str | list) and prompt}
     as_chat = as_chat or bool(system_prompt) or len(kinds) > 1
     prompts = [_formatted(prompt, system_prompt, answer_format, as_chat) for prompt in prompts]
@@ -167,9 +165,8 @@ def questions(
     if report.stops:
         return dataset, report
     made = {"prompt": prompts, **({} if found.solutions is None else {SOLUTION: found.solutions})}
-    made = {column: [values[row] for row in report.kept] for column, values in made.items()}
+    mapped = as_dataset({column: [values[row] for row in report.kept] for column, values in made.items()})
     others = [column for column in dataset.column_names if column not in made and column not in taken]
-    mapped = as_dataset(made)
     if not others:
         return mapped, report
     return concatenate_datasets([dataset.select(report.kept).select_columns(others), mapped], axis=1), report
