@@ -257,8 +257,8 @@ def test_a_template_that_solves_all_ends_evolution(tmp_path):
 class Breaker(Land):
     """Rewards are -1 and 1; under an instruction with a B nobody can score anything."""
 
-    def rollout(self, requests, *, seed, purpose):
-        self._count(purpose, len(requests), seed)
+    def rollout(self, requests, *, seed):
+        self._count("rollouts", len(requests), seed)
         rollouts = []
         for question, template in requests:
             solved = "A" in template and question.text[-1] == "A"
@@ -286,7 +286,7 @@ def test_an_instruction_under_which_nobody_can_score_gains_nothing(tmp_path):
 
 def test_without_any_score_there_is_nothing_to_reflect_on(tmp_path):
     class Silent(Land):
-        def rollout(self, requests, *, seed, purpose):
+        def rollout(self, requests, *, seed):
             return [Rollout("said", None, False, "") for _ in requests]
 
         def reflect(self, prompts, *, seed):

@@ -25,7 +25,11 @@ def average(rewards: Sequence[Sequence[float]]) -> tuple[float, float]:
         m and its error; the error of a single question is NaN.
     """
     means = [math.fsum(samples) / len(samples) for samples in rewards]
-    return math.fsum(means) / len(means), float(stats.sem(means)) if len(means) > 1 else math.nan
+    middle = math.fsum(means) / len(means)
+    if len(means) < 2:
+        return middle, math.nan
+    squares = math.fsum((value - middle) ** 2 for value in means)
+    return middle, math.sqrt(squares / (len(means) * (len(means) - 1)))
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
