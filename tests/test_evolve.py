@@ -17,7 +17,8 @@ from p2o.cli.errors import InputError
 from p2o.cli.eval import EvalArguments
 from p2o.cli.evolve import EvolveArguments
 from p2o.cli.frozen_options import parse
-from p2o.cli.options import RunArguments, explicit, spelled
+from p2o.cli.options import RunArguments, explicit
+from p2o.cli.words import spelled
 from p2o.pico import model_path, teacher, world
 from p2o.templates import question_text
 from test_endpoint import completion, serve

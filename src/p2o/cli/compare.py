@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from p2o.cli.errors import InputError
-from p2o.cli.options import spelled
+from p2o.cli.words import spelled
 from p2o.methods import METHODS, tuned_as
 from p2o.reports.comparison import Cell, Sweep, as_table, choose, collect, draw
 from p2o.state import differences, write_json

@@ -15,7 +15,8 @@ from p2o.cli.errors import InputError
 from p2o.cli.frozen import charge, load_model, model_settings, open_directory, refuse_long_questions, run
 from p2o.cli.frozen_options import FrozenArguments, parse
 from p2o.cli.frozen_questions import load_questions
-from p2o.cli.options import Parser, spelled
+from p2o.cli.options import Parser
+from p2o.cli.words import spelled
 from p2o.evaluation.comparison import compare
 from p2o.evaluation.evaluate import evaluate
 from p2o.evaluation.results import by_question, default_ks, question_key, summarise

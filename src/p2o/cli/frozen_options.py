@@ -6,8 +6,9 @@ from typing import Any, TypeVar
 
 from p2o.cli.defaults import EMBEDDED, EMBEDDED_RECIPE
 from p2o.cli.errors import InputError
-from p2o.cli.options import DataArguments, Parser, option_types, refuse_unknown, spelled, take_option
+from p2o.cli.options import DataArguments, Parser, option_types, refuse_unknown
 from p2o.cli.settings import checked, read_settings
+from p2o.cli.words import spelled, take_option
 from p2o.completions import Sampling
 from p2o.engines.endpoint import check_base_url
 from p2o.options import check_least
