@@ -1,5 +1,6 @@
 """`p2o eval` on the embedded world: whole evaluations in small, killed and continued, compared, and given bad input."""
 
+import errno
 import json
 import os
 import re
@@ -12,9 +13,12 @@ import pytest
 from transformers import AutoTokenizer
 
 from p2o.cli import main
-from p2o.cli.frozen import weights_digest
-from p2o.evaluation import Questions, compare, default_ks, evaluate
-from p2o.generation import Completion, FrozenModel, Sampling, encode, transformers_model
+from p2o.completions import Completion, Sampling
+from p2o.engines.frozen import FrozenModel, encode, transformers_model, weights_digest
+from p2o.evaluation.comparison import compare
+from p2o.evaluation.evaluate import evaluate
+from p2o.evaluation.results import default_ks
+from p2o.evaluation.types import QuestionSet
 from p2o.pico import model_path, world
 from test_endpoint import completion, serve
 
@@ -146,18 +150,22 @@ def test_what_cannot_be_compared_is_refused(second, message):
         ([], "either --tasks"),
         (["--tasks", "maths500"], "There is no task 'maths500'; math500?"),
         (["--tasks", "pico:esay"], "the embedded world has"),
-        (["--tasks", "pico:hard", "--n", "0"], "--n 0 must be at least 1"),
+        (["--tasks", "pico:hard", "--n", "0"], "n=0 must be at least 1"),
         (["--tasks", "pico:hard", "--temperature", "0"], "evaluate with --n 1"),
         (["--tasks", "pico:hard", "--k", "1,16"], "k is from 1 to --n, which is 8"),
         (["--tasks", "pico:hard", "--k", "two"], "no list of whole numbers"),
-        (["--tasks", "pico:hard", "--top_p", "0"], "--top_p 0.0 must be greater than 0"),
+        (["--tasks", "pico:hard", "--top_p", "0"], "top_p=0.0 must be greater than 0"),
         (["--tasks", "pico:hard", "--verifier", "math"], "--verifier is for --dataset"),
         (["--tasks", "pico:hard", "--max_completion_length", "100000"], "100000. Lower that, to 2006 at most."),
         (["--tasks", "pico:hard", "--base_url", "http://me:secret@host/v1"], "contains a user name or a password"),
         (["--tasks", "pico:hard", "--base_url", "http://127.0.0.1:1/v1"], "MODEL='pico' is not a name"),
         (["--dataset", "nowhere.jsonl"], "The dataset file nowhere.jsonl does not exist"),
         (["--tasks", "pico:hard", "--reward_func", "nowhere:f"], "cannot import 'nowhere:f'"),
+        (["--tasks", "pico:hard", "--verifer", "math"], "Unknown option(s): --verifer (perhaps verifier)"),
+        (["--tasks", "pico:hard", "--limi", "3"], "Unknown option(s): --limi (perhaps limit)"),
+        (["--tasks", "pico:hard", "--limit", "three"], "invalid int value: 'three'"),
         (["--compare", "a", "b"], "Cannot read a"),
+        (["--compare", "a"], "--compare takes two evaluations, not 1"),
     ],
 )
 def test_bad_input_is_told_in_one_message(tmp_path, monkeypatch, capsys, options, message):
@@ -178,7 +186,7 @@ def test_own_data_is_verified_as_it_says(tmp_path, capsys):
     rows = [{"question": "What is 1 + 1?", "answer": "2"}, {"question": "What is 2 + 2?", "answer": "4"}]
     data.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"question": "", "answer": "1"}]))
     options = ["--dataset", str(data), "--prompt-column", "question", "--solution-column", "answer"]
-    command = ["eval", "pico", *options, "--prompts_as_chats", "--n", "2", "--verifier", "exact"]
+    command = ["eval", "pico", *options, "--prompts-as-chats", "true", "--n", "2", "--verifier", "exact"]
     found = run(tmp_path / "out", command=command)
     assert found["tasks"][str(data)]["questions"] == 2
     assert "1 of 3 questions dropped" in capsys.readouterr().out
@@ -287,11 +295,11 @@ def test_a_completion_ends_where_it_ended():
 
 def test_questions_that_no_answer_came_to_are_not_zeros(tmp_path):
     def complete(prompts, *, sampling, seed):
-        return [Completion("x", 1, 1, False) for _ in prompts[1:]]
+        return [Completion("x", 1, 1) for _ in prompts[1:]]
 
     with pytest.raises(ValueError, match="zip"):
         evaluate(
-            [Questions("t", [{"prompt": "a"}, {"prompt": "b"}], lambda c, rows: [])],
+            [QuestionSet("t", [{"prompt": "a"}, {"prompt": "b"}], lambda c, rows: [])],
             FrozenModel(complete),
             Sampling(4),
             n=1,
@@ -318,3 +326,24 @@ def test_weights_are_told_apart(tmp_path):
 def test_one_question_has_no_error(tmp_path, finished):
     found = run(tmp_path, "--limit", "1")["tasks"]["pico:easy"]
     assert found["standard_error"] is None and found["questions"] == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+def test_a_disk_that_takes_no_more_is_a_message(tmp_path, monkeypatch, capsys, number):
+    """The file system fails at the fourth write; when it is mended, the same command goes on behind what is there."""
+    batches = []
+
+    def sync(descriptor):
+        batches.append(descriptor)
+        if len(batches) > 3:  # the settings come first
+            raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", sync)
+        assert main([*COMMAND, "--output_dir", str(tmp_path)]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"Cannot write: {os.strerror(number)}" in said and "goes on from there" in said
+    kept = lines(tmp_path / "transcripts.jsonl")
+    assert len(kept) >= 6
+    run(tmp_path)
+    assert lines(tmp_path / "transcripts.jsonl")[: len(kept)] == kept

@@ -431,7 +431,7 @@ def test_score_names_bad_lines_before_any_work(tmp_path, capsys):
     assert main(["score", str(path), *columns]) == 2
     assert "is there already" in capsys.readouterr().err
     assert main(["score", str(tmp_path / "none.jsonl")]) == 2
-    assert main(["score", str(path), *columns, "--overwrite", "--timeout", "0"]) == 2
+    assert main(["score", str(path), *columns, "--overwrite", "--verifier-timeout", "0"]) == 2
 
 
 def test_an_interrupted_score_keeps_what_is_finished(tmp_path):

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from p2o.evolution.prompt_phase import Success
+from p2o.prompt_phase.types import Success
 
 
 @dataclass(frozen=True)

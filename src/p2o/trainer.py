@@ -43,9 +43,13 @@ from trl.trainer.utils import RepeatSampler, pad, use_adapter
 from p2o import engine
 from p2o.config import P2OConfig
 from p2o.distillation import ContextStatistics, context_mask, context_ratio, token_advantages
-from p2o.evolution.endpoint import EndpointReflection
-from p2o.evolution.feedback import rollout_feedback
-from p2o.evolution.prompt_phase import (
+from p2o.hard_samples import HardSamples
+from p2o.ledger import Ledger
+from p2o.model_card import p2o_section, with_section, without_none
+from p2o.processes import FINISHED, batches_of_all, follow, lead, most, share, spread
+from p2o.prompt_phase.evolve import evolve
+from p2o.prompt_phase.feedback import rollout_feedback
+from p2o.prompt_phase.types import (
     EvolutionConfig,
     EvolutionProgress,
     EvolutionResult,
@@ -54,13 +58,10 @@ from p2o.evolution.prompt_phase import (
     ReflectionFn,
     Rollout,
     Success,
-    evolve,
 )
-from p2o.evolution.reflection import Reference, TransformersReflection
-from p2o.hard_samples import HardSamples
-from p2o.ledger import Ledger
-from p2o.model_card import p2o_section, with_section, without_none
-from p2o.processes import FINISHED, batches_of_all, follow, lead, most, share, spread
+from p2o.reflection.endpoint import EndpointReflection
+from p2o.reflection.model import transformers_reflection
+from p2o.reflection.reference import Reference
 from p2o.reuse import KeptRollout, draw_successes, padded
 from p2o.sampled_logps import SampledLogps
 from p2o.seeding import derive_seed, get_rng_states, random_stream, set_rng_states
@@ -95,7 +96,7 @@ class P2OTrainer(GRPOTrainer):
         feedback_func: feedback on one rollout for the reflection model. By default: wrong or right, the gold answer
             of `args.solution_column`, the reward.
         reflect: reflection model as a function of a batch of prompts, in place of `args.reflection_model`. It may raise
-            [`p2o.evolution.prompt_phase.ReflectionError`] to end a prompt phase early; anything else ends the run.
+            [`p2o.prompt_phase.types.ReflectionError`] to end a prompt phase early; anything else ends the run.
 
     Raises:
         ValueError: before any training: an option, a column, a prompt or a combination that cannot work.
@@ -248,7 +249,7 @@ class P2OTrainer(GRPOTrainer):
         """Reflections of the frozen reference, or of the policy, by all processes."""
         with self._reflecting_model() as model:
             size = self.args.prompt_phase_batch_size
-            reflection = TransformersReflection(
+            reflection = transformers_reflection(
                 model,
                 self._tokenizer,
                 max_new_tokens=self.args.reflection_max_tokens,
@@ -741,7 +742,6 @@ class P2OTrainer(GRPOTrainer):
             budget=args.evolution_calls,
             max_metric_calls=self._remaining_rollouts(),
             parents_per_iteration=args.parents_per_iteration,
-            fill_iterations=args.fill_iterations,
             feedback_minibatch_size=args.feedback_minibatch_size,
             max_dev_questions=args.max_dev_questions,
             max_template_length=args.max_template_length,
@@ -853,9 +853,7 @@ class P2OTrainer(GRPOTrainer):
             solution=str(row.get(self.args.solution_column, "")),
         )
 
-    def _lead_rollouts(
-        self, requests: list[tuple[Question, str]], *, seed: int, purpose: Literal["feedback", "dev"]
-    ) -> list[Rollout]:
+    def _lead_rollouts(self, requests: list[tuple[Question, str]], *, seed: int) -> list[Rollout]:
         lead(self.accelerator, "rollouts", requests, seed)
         return self._rollouts(requests, seed)
 
@@ -1032,7 +1030,7 @@ class P2OTrainer(GRPOTrainer):
         names = (
             "seed num_generations generation_batch_size steps_per_generation num_iterations temperature near_hard "
             "success_threshold success_reward prompt_phase min_hard_questions max_dev_questions evolution_budget "
-            "parents_per_iteration fill_iterations feedback_minibatch_size max_template_length reflection_prompt "
+            "parents_per_iteration feedback_minibatch_size max_template_length reflection_prompt "
             "reflection_model reflection_max_tokens reflection_temperature "
             "same_template_per_group bare_rollouts_per_group drop_failed_templated context_mask "
             "context_ratio_min context_ratio_max old_logprobs_context dynamic_sampling_rounds max_completion_length "

@@ -11,8 +11,9 @@ from p2o.cli.data import load_questions
 from p2o.cli.defaults import EMBEDDED, with_defaults
 from p2o.cli.errors import InputError
 from p2o.cli.functions import load_function, refuse_missing_columns
-from p2o.cli.options import Parser, RunArguments, explicit, option_types, take_option
+from p2o.cli.options import Parser, RunArguments, explicit, option_types
 from p2o.cli.settings import Settings, checked, read_settings, refuse_unheeded
+from p2o.cli.words import take_option
 from p2o.config import P2OConfig
 from p2o.methods import with_method
 from p2o.tasks import Report, is_task

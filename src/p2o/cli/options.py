@@ -2,6 +2,7 @@
 
 import argparse
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
@@ -16,13 +17,9 @@ from p2o.verifiers import Limits
 
 
 @dataclass
-class RunArguments:
-    """What is trained on what; the options of training are those of [`P2OConfig`]."""
+class DataArguments:
+    """Which data the questions come from, how they are read, and the limits of verifiers."""
 
-    method: str = field(
-        default="p2o",
-        metadata={"help": f"What is trained by, each a few settings over the same trainer: {', '.join(METHODS)}."},
-    )
     dataset_name: str | None = field(
         default=None,
         metadata={
@@ -34,12 +31,6 @@ class RunArguments:
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the hub."})
     dataset_revision: str | None = field(
         default=None, metadata={"help": "Commit, tag or branch of a dataset on the hub; named sets have their own."}
-    )
-    dataset_path: str | None = field(
-        default=None, metadata={"help": "Folder with a copy of a named set, in place of the hub."}
-    )
-    dataset_size: int | None = field(
-        default=None, metadata={"help": "Questions of a named set, when not all; of a reasoning-gym one, how many."}
     )
     prompt_column: str = field(
         default="prompt",
@@ -72,6 +63,52 @@ class RunArguments:
             "'first', or 'drop' it. When not set: 'drop' in a named set, 'stop' in other data."
         },
     )
+    verifier_timeout: float = field(
+        default=Limits.seconds,
+        metadata={"help": "Seconds that the rewards 'math', 'exact' and 'gym' give one completion."},
+    )
+    verifier_memory: int = field(
+        default=Limits.memory_mb, metadata={"help": "Memory in MiB that one of their worker processes may take."}
+    )
+    verifier_workers: int | None = field(
+        default=None, metadata={"help": "Their worker processes; as many as there are cores if unset."}
+    )
+
+
+@dataclass
+class FunctionArguments:
+    """Functions of the user's in place of our feedback and of a reflection model."""
+
+    feedback_func: str | None = field(
+        default=None,
+        metadata={
+            "help": "Feedback for the reflection model, as `module:function`. By default that of the reward 'math', "
+            "'exact' or 'gym', if one of them decides success."
+        },
+    )
+    reflection_func: str | None = field(
+        default=None,
+        metadata={
+            "help": "Reflection model as `module:function`, see `P2OTrainer(reflect=…)`; 'pico' is a teacher that "
+            "knows the embedded world. It takes the place of `reflection_model`."
+        },
+    )
+
+
+@dataclass
+class RunArguments(DataArguments, FunctionArguments):
+    """What is trained on what; the options of training are those of [`P2OConfig`]."""
+
+    method: str = field(
+        default="p2o",
+        metadata={"help": f"What is trained by, each a few settings over the same trainer: {', '.join(METHODS)}."},
+    )
+    dataset_path: str | None = field(
+        default=None, metadata={"help": "Folder with a copy of a named set, in place of the hub."}
+    )
+    dataset_size: int | None = field(
+        default=None, metadata={"help": "Questions of a named set, when not all; of a reasoning-gym one, how many."}
+    )
     strict_data: bool = field(
         default=False, metadata={"help": "Whether a row that would be dropped stops the run instead."}
     )
@@ -91,49 +128,30 @@ class RunArguments:
             "working directory is a module too. When not set: the verifier of a named set, 'math' for other data."
         },
     )
-    feedback_func: str | None = field(
-        default=None,
-        metadata={
-            "help": "Feedback for the reflection model, as `module:function`. By default that of the reward 'math', "
-            "'exact' or 'gym', if one of them decides success."
-        },
-    )
-    verifier_timeout: float = field(
-        default=Limits.seconds,
-        metadata={"help": "Seconds that the rewards 'math', 'exact' and 'gym' give one completion."},
-    )
-    verifier_memory: int = field(
-        default=Limits.memory_mb, metadata={"help": "Memory in MiB that one of their worker processes may take."}
-    )
-    verifier_workers: int | None = field(
-        default=None, metadata={"help": "Their worker processes; as many as there are cores if unset."}
-    )
-    reflection_func: str | None = field(
-        default=None,
-        metadata={
-            "help": "Reflection model as `module:function`, see `P2OTrainer(reflect=…)`; 'pico' is a teacher that "
-            "knows the embedded world. It takes the place of `reflection_model`."
-        },
-    )
     num_threads: int | None = field(default=None, metadata={"help": "CPU threads for torch; its own choice if unset."})
 
 
 class Parser(TrlParser):
-    """The parser of all options, which raises instead of printing how it is used.
+    """A parser of options, by default of those of `p2o train`, which raises instead of printing how it is used.
+
+    Args:
+        kinds: dataclasses whose fields are the options.
+        settings: of `argparse.ArgumentParser`.
 
     Raises:
         InputError: an unknown option, with what was probably meant; a value that does not fit.
     """
 
-    def __init__(self) -> None:
-        super().__init__(
-            [RunArguments, P2OConfig, ModelConfig],
-            prog="p2o train",
-            conflict_handler="resolve",
-            description="Trains a model; without options, the embedded world. --config FILE.yaml sets any of the "
-            "options below, which override it. --resume goes on with the run in --output_dir, or with the newest "
-            "under runs/.",
-        )
+    def __init__(self, *kinds: type, **settings: Any) -> None:
+        if not kinds:
+            kinds = (RunArguments, P2OConfig, ModelConfig)
+            settings = {
+                "prog": "p2o train",
+                "description": "Trains a model; without options, the embedded world. --config FILE.yaml sets any of "
+                "the options below, which override it. --resume goes on with the run in --output_dir, or with the "
+                "newest under runs/.",
+            }
+        super().__init__(list(kinds), conflict_handler="resolve", **settings)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message[0].upper()}{message[1:]}.")
@@ -160,37 +178,22 @@ def explicit(argv: list[str]) -> Settings:
         if action.dest != "help":
             action.default = argparse.SUPPRESS
     said, rest = parser.parse_known_args(argv)
-    unknown = [word for word in rest if word.startswith("-")]
-    if unknown:
-        raise InputError(f"Unknown option(s): {'; '.join('--' + nearest(word, option_types()) for word in unknown)}.")
-    if rest:
-        raise InputError(f"Not an option nor the value of one: {' '.join(rest)}.")
+    refuse_unknown(rest, option_types())
     return vars(said)
 
 
-def spelled(word: str) -> str:
-    """An option as the parser knows it: `--prompt-column` is `--prompt_column`, and `--dataset` the data's name."""
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word.partition("=")
-    name = "--" + name[2:].replace("-", "_")
-    return ("--dataset_name" if name == "--dataset" else name) + equals + value
-
-
-def take_option(argv: list[str], name: str) -> str | None:
-    """The value of `name VALUE` or `name=VALUE`, taken out of the command line; None when it is not there.
+def refuse_unknown(rest: list[str], known: Iterable[str]) -> None:
+    """
+    Args:
+        rest: words of a command line that are neither options nor their values.
+        known: the options.
 
     Raises:
-        InputError: the option without its value.
+        InputError: there are such words; each unknown option is named with what was probably meant.
     """
-    for index, word in enumerate(argv):
-        if word.startswith(f"{name}="):
-            del argv[index]
-            return word.partition("=")[2]
-        if word == name:
-            if index + 1 >= len(argv):
-                raise InputError(f"{name} needs a value.")
-            value = argv[index + 1]
-            del argv[index : index + 2]
-            return value
-    return None
+    names = dict.fromkeys(known)
+    unknown = [word for word in rest if word.startswith("-")]
+    if unknown:
+        raise InputError(f"Unknown option(s): {'; '.join('--' + nearest(word, names) for word in unknown)}.")
+    if rest:
+        raise InputError(f"Not an option nor the value of one: {' '.join(rest)}.")

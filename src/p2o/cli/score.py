@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from p2o.cli.errors import InputError
+from p2o.cli.words import spelled
 from p2o.tasks.layouts import gold_of, part_of
 from p2o.verifiers import COLUMNS, REASONS, VERIFIERS, Limits, Pool, Verdict, check_solutions, verify_stream
 
@@ -24,7 +25,7 @@ GOLDS_AT_ONCE = 10_000
 def score(argv: list[str]) -> int:
     """Runs the command; returns its exit code (0: done, 2: bad input, 130: interrupted)."""
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False, soft_wrap=True)
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_args([spelled(word) for word in argv])
     try:
         return _score(arguments, console)
     except InputError as error:
@@ -41,13 +42,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("file", type=Path, metavar="FILE.jsonl", help="one JSON object a line")
     parser.add_argument("--verifier", choices=VERIFIERS, default="math")
-    parser.add_argument("--completion-column", default="completion", metavar="NAME", help="text or chat")
-    parser.add_argument("--solution-column", default="solution", metavar="NAME", help="gold answer (math, exact)")
-    parser.add_argument("--entry-column", default="entry", metavar="NAME", help="reasoning-gym entry as JSON (gym)")
-    parser.add_argument("--family-column", default="family", metavar="NAME", help="its family, if not in it (gym)")
-    parser.add_argument("--timeout", type=float, default=Limits.seconds, metavar="SECONDS", help="for one completion")
-    parser.add_argument("--memory", type=int, default=Limits.memory_mb, metavar="MIB", help="for one worker")
-    parser.add_argument("--workers", type=int, default=None, metavar="N", help="processes; one a core if not given")
+    parser.add_argument("--completion_column", default="completion", metavar="NAME", help="text or chat")
+    parser.add_argument("--solution_column", default="solution", metavar="NAME", help="gold answer (math, exact)")
+    parser.add_argument("--entry_column", default="entry", metavar="NAME", help="reasoning-gym entry as JSON (gym)")
+    parser.add_argument("--family_column", default="family", metavar="NAME", help="its family, if not in it (gym)")
+    # The second name is training's.
+    limits: list[tuple[str, type, Any, str, str]] = [
+        ("timeout", float, Limits.seconds, "SECONDS", "for one completion"),
+        ("memory", int, Limits.memory_mb, "MIB", "for one worker"),
+        ("workers", int, None, "N", "processes; one a core if not given"),
+    ]
+    for name, kind, default, unit, text in limits:
+        parser.add_argument(
+            f"--{name}", f"--verifier_{name}", dest=name, type=kind, default=default, metavar=unit, help=text
+        )
     parser.add_argument("--output", type=Path, default=None, help="default: FILE.scored.jsonl beside FILE")
     parser.add_argument("--overwrite", action="store_true", help="replace an output that is there")
     return parser

@@ -23,12 +23,12 @@ from p2o.cli.console import Watch, bare_accuracies, clock, outcome_table
 from p2o.cli.data import hub_name
 from p2o.cli.errors import InputError
 from p2o.cli.interrupt import Interrupt
-from p2o.cli.options import spelled, take_option
 from p2o.cli.preflight import make_trainer, refuse_other_checkpoint, rehearse
-from p2o.cli.report import write_report
 from p2o.cli.run_directory import RunDirectory, check_writable
 from p2o.cli.settings import read_settings
 from p2o.cli.upload import take_upload
+from p2o.cli.words import spelled, take_option
+from p2o.reports.page import write_report
 from p2o.state import CheckpointError, write_json
 from p2o.trainer import P2OTrainer, newest_checkpoint
 

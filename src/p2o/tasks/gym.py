@@ -1,10 +1,10 @@
 """Questions of any family of reasoning-gym, made here; each comes with its entry, by which its scorer judges."""
 
 import difflib
-import hashlib
 import json
 from typing import Any
 
+from p2o.holdout import is_held_out
 from p2o.seeding import derive_seed
 from p2o.tasks.layouts import DataError
 
@@ -100,7 +100,7 @@ def _rows(
             failure = f" The last item that it failed to make: {type(error).__name__}: {error}."
             continue
         question = entry["question"].strip()
-        if _is_test_question(question) is not (split == "test") or question in rows:
+        if is_held_out(question) is not (split == "test") or question in rows:
             continue
         text, solution = json.dumps(entry, default=str), _solution(entry)
         if solution != ANY_ANSWER:
@@ -123,10 +123,6 @@ def _rows(
             f"Ask for fewer, or for another level.{failure}"
         )
     return list(rows.values())
-
-
-def _is_test_question(question: str) -> bool:
-    return hashlib.sha256(question.encode()).digest()[0] % 8 == 0
 
 
 def _solution(entry: dict[str, Any]) -> str:
