@@ -48,8 +48,8 @@ def run_to_the_end(directory: str, resume: bool) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
     from p2o import P2OConfig, P2OTrainer
+    from p2o.checkpointing import newest_checkpoint
     from p2o.pico import model_path, world
-    from p2o.trainer import newest_checkpoint
 
     torch.set_num_threads(1)
     path = Path(directory)

@@ -21,7 +21,7 @@ from p2o.evolution.reflection import Reference
 from p2o.pico import model_path, world
 from p2o.state import CheckpointError
 from p2o.templates import Template, question_text
-from p2o.trainer import QUESTION_ID, replace_rows
+from p2o.policy_phase.dynamic_sampling import replace_rows
 
 K = 4
 LOSSES = ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"]

@@ -16,8 +16,9 @@ import torch
 from peft import LoraConfig
 from transformers import AutoTokenizer
 
-from p2o import P2OConfig, P2OTrainer, engine
+from p2o import P2OConfig, P2OTrainer
 from p2o.cli import main
+from p2o.engines import vllm as engine
 from p2o.evolution.prompt_phase import Question
 from p2o.generation import Sampling, transformers_model
 from p2o.pico import model_path, world
@@ -76,7 +77,7 @@ def server(tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "log"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model_path()]
     command += ["--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1", "--dtype", "float32"]
-    command += ["--worker-extension-cls", "p2o.engine_worker.TakesWeights"]
+    command += ["--worker-extension-cls", "p2o.engines.vllm_worker.TakesWeights"]
     # Half a minute less than compiled, as the colocated one is.
     command += ["--enforce-eager"]
     command += ["--max-model-len", "1024", "--host", "127.0.0.1", "--port", str(port)]

@@ -1,11 +1,28 @@
-"""What P²O adds to TRL's model card: what was done, what was found, what it cost. Pure."""
+"""What P²O adds to TRL's model card: what was done, what was found, what it cost."""
 
 from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import ModelCard
 
 from p2o import __version__
 from p2o.ledger import PURPOSES, Ledger
 from p2o.state import P2OState
 from p2o.templates import Template
+
+# What TRL's card says of the method.
+PAPER = {
+    "title": "P²O: Joint Policy and Prompt Optimization",
+    "id": "2603.21877",
+    "citation": (
+        "@article{lu2026p2o,\n"
+        "    title  = {{P²O: Joint Policy and Prompt Optimization}},\n"
+        "    author = {Lu and others},\n"
+        "    year   = 2026,\n"
+        "    eprint = {arXiv:2603.21877},\n"
+        "}"
+    ),
+}
 
 # Where TRL's card goes on to versions and citations; ours comes before. At the end, should TRL drop the heading.
 NEXT_HEADING = "### Framework versions"
@@ -21,6 +38,14 @@ def without_none(card: str, name: str) -> str:
     """The text of TRL's card without its links to `None`, where the base is on disk or `name` on no hub."""
     card = card.replace("[None](https://huggingface.co/None)", "a model on disk")
     return card.replace('model="None"', f'model="{name}"')
+
+
+def add_section(directory: Path, model_name: str, section: str) -> None:
+    """Puts our section into the card that TRL has written into the directory."""
+    path = directory / "README.md"
+    card = ModelCard.load(path)
+    card.text = with_section(without_none(card.text, model_name), section)
+    card.save(path)
 
 
 def p2o_section(state: P2OState, *, epochs: float, steps: int, reflection: str | None, distilled: bool = True) -> str:

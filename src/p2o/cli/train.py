@@ -23,13 +23,14 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 from trl import get_peft_config, get_quantization_config
 
+from p2o.checkpointing import newest_checkpoint
 from p2o.cli.arguments import Run, hub_name, prepare, spelled, take_option
 from p2o.cli.console import Watch, bare_accuracies, clock, outcome_table
 from p2o.cli.errors import InputError
 from p2o.cli.report import write_report
 from p2o.cli.run_directory import RunDirectory, check_writable
 from p2o.state import write_json
-from p2o.trainer import P2OTrainer, newest_checkpoint
+from p2o.trainer import P2OTrainer
 
 RUNS = Path("runs")
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2o.distillation import ContextStatistics, context_mask, context_ratio, token_advantages
+from p2o.policy_phase.context_distillation import ContextStatistics, context_mask, context_ratio, token_advantages
 
 logps = st.floats(-20, 0)
 
