@@ -32,10 +32,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from p2o.evolution.guard import check_template, stock_runs
-from p2o.evolution.prompt_phase import EvolutionConfig, Journal, Question, Reflection, Rollout, evolve
-from p2o.hard_samples import HardSamples
 from p2o.ledger import Ledger
+from p2o.prompt_phase.evolve import evolve
+from p2o.prompt_phase.guard import check_template, stock_runs
+from p2o.prompt_phase.hard_samples import HardSamples
+from p2o.prompt_phase.journal import Journal
+from p2o.prompt_phase.types import EvolutionConfig, Question, Reflection, Rollout
 from p2o.state import P2OState
 from p2o.templates import Template, assign_templates, select_templates
 
@@ -106,7 +108,7 @@ def logic(questions: int) -> Measured:
 def evolution(questions: int, budget: int) -> Measured:
     """A prompt phase of so many rollouts, none of which takes any time."""
 
-    def rollout(requests: list[tuple[Question, str]], *, seed: int, purpose: Any) -> list[Rollout]:
+    def rollout(requests: list[tuple[Question, str]], *, seed: int) -> list[Rollout]:
         rng = random.Random(seed)
         luck = [rng.random() < (0.3 if q.id % 7 == len(z) % 7 else 0.1) for q, z in requests]
         return [Rollout("", float(solved), solved, "", 9, 9) for solved in luck]

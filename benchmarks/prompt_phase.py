@@ -25,8 +25,9 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from p2o import P2OConfig, P2OTrainer
-from p2o.evolution.prompt_phase import EvolutionConfig, Question, Reflection, Rollout, evolve
 from p2o.pico import model_path, world
+from p2o.prompt_phase.evolve import evolve
+from p2o.prompt_phase.types import EvolutionConfig, Question, Reflection, Rollout
 
 PHASE = "prompt phase"
 WORDS = "count carry total sign digit column check order product sum part line slowly twice first last".split()
@@ -70,7 +71,6 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=200, help="of the hard set")
     parser.add_argument("--budget", type=int, default=1500, help="rollouts")
     parser.add_argument("--parents", type=int, default=16)
-    parser.add_argument("--fill_iterations", action="store_true")
     parser.add_argument("--tokens", type=int, default=48, help="of a completion")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 3, 16, 48, 128, 512], help="of the engine alone")
@@ -119,7 +119,7 @@ def main() -> None:
         def turn(number: int) -> tuple[dict[str, float], list[tuple[Question, str]]]:
             asked: list[tuple[Question, str]] = []
 
-            def rollout(requests: list[tuple[Question, str]], *, seed: int, purpose: Any) -> list[Rollout]:
+            def rollout(requests: list[tuple[Question, str]], *, seed: int) -> list[Rollout]:
                 asked.extend(requests)
                 return trainer._rollouts(requests, seed)
 
@@ -129,7 +129,6 @@ def main() -> None:
             config = EvolutionConfig(
                 budget=arguments.budget,
                 parents_per_iteration=arguments.parents,
-                fill_iterations=arguments.fill_iterations,
                 max_dev_questions=arguments.questions // 2,
             )
             forget()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from p2o.cli.arguments import parse
-from p2o.evolution.budget import metric_call_budget, split_hard_set
+from p2o.prompt_phase.budget import metric_call_budget, split_hard_set
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 GIB = 2**30

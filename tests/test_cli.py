@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from p2o.cli import main
 from p2o.cli.console import Pace, Watch, bare_accuracies, clock
 from p2o.cli.run_directory import check_writable
-from p2o.evolution.prompt_phase import EvolutionProgress
+from p2o.prompt_phase.types import EvolutionProgress
 
 
 def lines(path):

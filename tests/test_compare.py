@@ -1,26 +1,18 @@
 """`p2o compare`: every method runs, at the same budget; finished cells are kept; the numbers are right."""
 
 import json
-import math
 
 import pytest
 import yaml
 
 from p2o.cli import main
-from p2o.cli.compare import interval, read_metrics
+from p2o.cli.compare import read_metrics
 from p2o.cli.metrics import accuracy_curves, by_epoch, headline
 from p2o.methods import METHODS, with_method
 from p2o.pico import teacher, world
 from p2o.pico.corpus import HOW, Source
 from p2o.pico.world import RIGHT_METHOD
 from p2o.templates import question_text
-
-
-def test_intervals_are_students():
-    # Three values with mean 2 and standard deviation 1: 4.303 / sqrt(3).
-    middle, half = interval([1.0, 2.0, 3.0])
-    assert middle == 2 and half == pytest.approx(4.303 / math.sqrt(3))
-    assert math.isnan(interval([0.5])[1])
 
 
 def test_a_method_is_settings_over_the_same_trainer():

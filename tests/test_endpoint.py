@@ -20,11 +20,12 @@ from transformers import AutoTokenizer
 
 from p2o import P2OConfig, P2OTrainer
 from p2o.cli import main
-from p2o.evolution import endpoint as module
-from p2o.evolution.endpoint import EndpointReflection, redact, retry_after
-from p2o.evolution.prompt_phase import Reflection, ReflectionError
+from p2o.engines import endpoint as module
+from p2o.engines.endpoint import redact, retry_after
 from p2o.pico import model_path, teacher
 from p2o.pico.world import accuracy_reward
+from p2o.prompt_phase.types import Reflection, ReflectionError
+from p2o.reflection.endpoint import EndpointReflection
 from test_trainer import Events, coin, load, options, questions
 
 KEY = "planted-4f9c2d81-never-to-be-seen"
@@ -237,7 +238,7 @@ def test_a_lasting_fault_is_given_up(fault):
             reflection(server, timeout=1.0 if act in (hang, drip) else 30.0)(["x", "y"], seed=0)
         assert time.monotonic() - began < 30
         assert len(server.requests) == 4
-    assert "None of 2 reflection(s) by openai/some-model came out" in str(caught.value)
+    assert "None of 2 reflection(s) by openai/some-model succeeded" in str(caught.value)
     assert message in str(caught.value)
     assert len(str(caught.value)) < 700
     # The original holds the request with its headers.
@@ -361,7 +362,7 @@ def test_unknown_usage_is_said_once(caplog):
 def test_a_mistake_of_ours_is_loud(monkeypatch):
     with serve(well) as server:
         reflect = reflection(server)
-        monkeypatch.setattr(reflect, "_read", lambda response: 1 / 0)
+        monkeypatch.setattr(module, "redact", lambda text: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             reflect(["x"], seed=0)
 
@@ -374,7 +375,7 @@ def local(host, *args, **kwargs):
     assert host == "127.0.0.1", f"{host} was looked up"
     return lookup(host, *args, **kwargs)
 socket.getaddrinfo = local
-from p2o.evolution.endpoint import EndpointReflection
+from p2o.reflection.endpoint import EndpointReflection
 try:
     EndpointReflection("openai/some-model", base_url=sys.argv[1], timeout=0.5, max_retries=0)(["x", "y"], seed=0)
 except Exception as error:

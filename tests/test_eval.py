@@ -13,8 +13,12 @@ from transformers import AutoTokenizer
 
 from p2o.cli import main
 from p2o.cli.frozen import weights_digest
-from p2o.evaluation import Questions, compare, default_ks, evaluate
-from p2o.generation import Completion, FrozenModel, Sampling, encode, transformers_model
+from p2o.completions import Completion, Sampling
+from p2o.engines.frozen import FrozenModel, encode, transformers_model
+from p2o.evaluation.comparison import compare
+from p2o.evaluation.evaluate import evaluate
+from p2o.evaluation.results import default_ks
+from p2o.evaluation.types import QuestionSet
 from p2o.pico import model_path, world
 from test_endpoint import completion, serve
 
@@ -262,11 +266,11 @@ def test_a_completion_ends_where_it_ended():
 
 def test_questions_that_no_answer_came_to_are_not_zeros(tmp_path):
     def complete(prompts, *, sampling, seed):
-        return [Completion("x", 1, 1, False) for _ in prompts[1:]]
+        return [Completion("x", 1, 1) for _ in prompts[1:]]
 
     with pytest.raises(ValueError, match="zip"):
         evaluate(
-            [Questions("t", [{"prompt": "a"}, {"prompt": "b"}], lambda c, rows: [])],
+            [QuestionSet("t", [{"prompt": "a"}, {"prompt": "b"}], lambda c, rows: [])],
             FrozenModel(complete),
             Sampling(4),
             n=1,

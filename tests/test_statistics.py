@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2o.statistics import average, maj_at_k, mcnemar, paired_bootstrap, pass_at_k
+from p2o.evaluation.statistics import average, interval, maj_at_k, mcnemar, paired_bootstrap, pass_at_k
 
 samples = st.lists(st.sampled_from([None, "a", "b", "c", "d"]), min_size=1, max_size=8)
 
@@ -91,3 +91,19 @@ def test_mcnemar_is_a_fair_coin(gained, lost):
     n, seen = gained + lost, abs(gained - lost)
     expected = sum(math.comb(n, i) for i in range(n + 1) if abs(n - 2 * i) >= seen) / 2**n
     assert mcnemar(gained, lost) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "quantile"),
+    # Two-sided 95 % quantiles of Student's t, as tables print them.
+    [(2, 12.706), (3, 4.303), (12, 2.201), (13, 2.179), (31, 2.042), (121, 1.980)],
+)
+def test_the_interval_is_students(size, quantile):
+    values = [float(i % 2) for i in range(size)]
+    middle, half = interval(values)
+    assert middle == pytest.approx(np.mean(values))
+    assert half == pytest.approx(quantile * np.std(values, ddof=1) / math.sqrt(size), rel=1e-3)
+
+
+def test_a_single_value_has_no_interval():
+    assert interval([0.25])[0] == 0.25 and math.isnan(interval([0.25])[1])

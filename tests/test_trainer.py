@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from p2o import P2OConfig, P2OTrainer
-from p2o.evolution.prompt_phase import Reflection, Success
-from p2o.evolution.reflection import Reference
 from p2o.pico import model_path, world
+from p2o.policy_phase.dynamic_sampling import replace_rows
+from p2o.prompt_phase.types import Reflection, Success
+from p2o.reflection.reference import Reference
 from p2o.state import CheckpointError
 from p2o.templates import Template, question_text
-from p2o.policy_phase.dynamic_sampling import replace_rows
 
 K = 4
 LOSSES = ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"]

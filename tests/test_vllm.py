@@ -18,10 +18,11 @@ from transformers import AutoTokenizer
 
 from p2o import P2OConfig, P2OTrainer
 from p2o.cli import main
+from p2o.completions import Sampling
 from p2o.engines import vllm as engine
-from p2o.evolution.prompt_phase import Question
-from p2o.generation import Sampling, transformers_model
+from p2o.engines.frozen import transformers_model
 from p2o.pico import model_path, world
+from p2o.prompt_phase.types import Question
 from p2o.templates import Template, question_text
 from test_processes import alike, fsdp2, launch, launched, zero3
 from test_trainer import (
@@ -529,7 +530,8 @@ def test_vllms_server_reflects(server, tmp_path):
 
 FROZEN = """
 import json, sys
-from p2o.generation import Sampling, vllm_model
+from p2o.completions import Sampling
+    from p2o.engines.frozen import vllm_model
 from p2o.pico import model_path, world
 
 prompts = [row["prompt"] for split in ("easy", "hard") for row in world.eval_dataset(per_split=16)[split]]

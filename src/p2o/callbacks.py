@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from p2o.config import P2OConfig
-from p2o.evolution.prompt_phase import EvolutionProgress, EvolutionResult
+from p2o.prompt_phase.types import EvolutionProgress, EvolutionResult
 from p2o.state import P2OState
 from p2o.templates import Prompt
 

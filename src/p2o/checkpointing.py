@@ -5,16 +5,19 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from p2o.engines.processes import all_reduce_max, failed_together
+from p2o.seeding import set_rng_states
 from p2o.state import STATE_FILE, CheckpointError
 
 BUFFER_FILE = "p2o_buffer_{process}.pt"
@@ -95,6 +98,33 @@ def staged(accelerator: Accelerator, args: TrainingArguments, state: TrainerStat
     accelerator.wait_for_everyone()
 
 
+def rescue(
+    error: Exception,
+    accelerator: Accelerator,
+    args: TrainingArguments,
+    state: TrainerState,
+    passes: int,
+    rng_states: dict[str, Any],
+    save: Callable[[], None],
+) -> None:
+    """A batch failed: sees to it that the finished work is saved, and says in the error from where to resume.
+
+    Args:
+        passes: of the loss so far; within a step nothing can be saved.
+        rng_states: of before the batch, which will be tried again.
+        save: writes a checkpoint of this step.
+    """
+    if state.global_step == 0 or args.save_strategy == "no" or not failed_together(accelerator, error):
+        return
+    path = checkpoint_path(args.output_dir, state.global_step)
+    missing = not all_reduce_max(accelerator, int(path.exists()))
+    if missing and passes % args.gradient_accumulation_steps == 0:
+        set_rng_states(rng_states)
+        save()
+    if path.exists():
+        error.add_note(f"Everything up to step {state.global_step} is saved; resume from {path}.")
+
+
 def checkpoint_path(directory: str | Path, step: int) -> Path:
     return Path(directory) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
 
@@ -123,17 +153,20 @@ def resolve_checkpoint(wanted: str | bool | None, directory: Path) -> Path | Non
     return Path(wanted) if wanted else None
 
 
-def save_buffer(checkpoint: Path, process: int, rollouts: list[dict[str, Any]] | None) -> None:
+def save_buffer(checkpoint: Path, accelerator: Accelerator, rollouts: list[dict[str, Any]] | None) -> None:
     """Writes this process's rollouts that are still to be learnt from; None for none."""
     if rollouts is not None:
         checkpoint.mkdir(parents=True, exist_ok=True)  # as transformers does for its own files of each process
-        torch.save(rollouts, checkpoint / BUFFER_FILE.format(process=process))
+        torch.save(rollouts, checkpoint / BUFFER_FILE.format(process=accelerator.process_index))
 
 
-def load_buffer(checkpoint: Path, process: int) -> list[dict[str, Any]] | None:
-    """What [`save_buffer`] wrote, on the CPU."""
-    path = checkpoint / BUFFER_FILE.format(process=process)
-    return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+def load_buffer(checkpoint: Path, accelerator: Accelerator) -> list[dict[str, Any]] | None:
+    """What [`save_buffer`] wrote, on this process's device; None for nothing."""
+    path = checkpoint / BUFFER_FILE.format(process=accelerator.process_index)
+    if not path.exists():
+        return None
+    rollouts: list[dict[str, Any]] = torch.load(path, map_location="cpu", weights_only=True)
+    return send_to_device(rollouts, accelerator.device)
 
 
 def _fsync(path: Path) -> None:

@@ -1,16 +1,16 @@
 """`P2OConfig`: everything `GRPOConfig` has, plus what P²O adds. The help texts are the documentation."""
 
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
 from trl import GRPOConfig
 
-EVOLUTION_PRESETS = ("light", "medium", "heavy", "heavy_4")
-OWN_REFLECTION = ("reference", "policy")
+from p2o.options import check_least
+from p2o.prompt_phase.options import EvolutionOptions
+from p2o.reflection.options import ReflectionOptions
 
 
 @dataclass
-class P2OConfig(GRPOConfig):
+class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
     r"""
     Configuration of [`P2OTrainer`].
 
@@ -22,13 +22,6 @@ class P2OConfig(GRPOConfig):
     """
 
     # -- mining: which questions are hard this epoch -----------------------------------------------------------------
-    near_hard: bool = field(
-        default=True,
-        metadata={
-            "help": "Whether questions with exactly one success among their rollouts join the hard set, beside those "
-            "with none."
-        },
-    )
     success_threshold: float = field(
         default=0.0,
         metadata={"help": "A rollout is a success when its reward is greater than this."},
@@ -46,48 +39,6 @@ class P2OConfig(GRPOConfig):
         default=True,
         metadata={"help": "Whether to evolve templates between epochs. `False` is plain GRPO on the same footing."},
     )
-    min_hard_questions: int = field(
-        default=100,
-        metadata={
-            "help": "The prompt phase is skipped, and the next epoch untemplated, when the hard set is smaller than "
-            "this. At least 2: one question to reflect on and one to judge by."
-        },
-    )
-    max_dev_questions: int = field(
-        default=300,
-        metadata={
-            "help": "Hard questions kept apart for scoring templates. Half of the hard set when it is smaller than "
-            "one and a half times this."
-        },
-    )
-    evolution_budget: str = field(
-        default="light",
-        metadata={
-            "help": "Rollouts one prompt phase may spend: a preset ('light', 'medium', 'heavy', 'heavy_4'; the paper "
-            "uses 'heavy_4') that grows with the dev set, or a number. Every rollout counts, one that is known "
-            "already included."
-        },
-    )
-    parents_per_iteration: int = field(
-        default=16,
-        metadata={"help": "Distinct parents drawn from the Pareto front in one iteration of evolution."},
-    )
-    fill_iterations: bool = field(
-        default=False,
-        metadata={
-            "help": "Whether parents reflect on further feedback questions, a minibatch each, where the Pareto front "
-            "has fewer than `parents_per_iteration` of them, as in the first iterations. Batches are larger then and "
-            "iterations fewer."
-        },
-    )
-    feedback_minibatch_size: int = field(
-        default=3,
-        metadata={"help": "Feedback questions a parent is tried on before and after reflection."},
-    )
-    max_template_length: int = field(
-        default=2000,
-        metadata={"help": "Longest template, in characters. Longer reflections are rejected and counted."},
-    )
     prompt_phase_batch_size: int = field(
         default=128,
         metadata={
@@ -98,68 +49,6 @@ class P2OConfig(GRPOConfig):
     )
 
     # -- reflection --------------------------------------------------------------------------------------------------
-    reflection_model: str = field(
-        default="reference",
-        metadata={
-            "help": "Who proposes better instructions: 'reference', the model as it was before training (with LoRA the "
-            "base without its adapter); 'policy', the model as it is (the paper found that templates then become alike "
-            "late in training); or a model behind an endpoint by any name that litellm understands, such as "
-            "'anthropic/<name>', or 'openai/<name>' for an OpenAI-compatible server at `reflection_base_url`. An "
-            "endpoint needs `pip install 'p2o-rl[reflection]'`, and its key in the environment (OPENAI_API_KEY and the "
-            "like), which is the only place for it."
-        },
-    )
-    reflection_base_url: str | None = field(
-        default=None,
-        metadata={
-            "help": "Where the endpoint is, such as http://127.0.0.1:8000/v1. The provider's own address when not set."
-        },
-    )
-    reflection_concurrency: int = field(
-        default=16, metadata={"help": "Requests to the endpoint that are under way at once."}
-    )
-    reflection_timeout: float = field(
-        default=120.0,
-        metadata={"help": "Seconds after which a request whose answer is not complete has failed."},
-    )
-    reflection_max_retries: int = field(
-        default=3,
-        metadata={
-            "help": "Further attempts at a request that met a time-out, a broken connection, status 408, 429 or 5xx, "
-            "or an answer without sense, after waits that grow from a second and heed Retry-After up to a minute. A "
-            "reflection that fails for good costs its proposal; when a whole batch fails, the prompt phase ends with "
-            "what it has, and training goes on."
-        },
-    )
-    reflection_token_limit: int | None = field(
-        default=None,
-        metadata={
-            "help": "Prompt and completion tokens that a run may spend on its reflection endpoint; requests under way "
-            "are finished. Once it is reached there are no more prompt phases, and the last templates stay in use."
-        },
-    )
-    reflection_cost_limit: float | None = field(
-        default=None,
-        metadata={
-            "help": "The same in US dollars, by litellm's list of prices. An error at start for a model that is not in "
-            "that list."
-        },
-    )
-    reflection_prompt: str | None = field(
-        default=None,
-        metadata={
-            "help": "Wording of the reflection request, with the placeholders `<curr_param>` and `<side_info>`. "
-            "GEPA's own when not set."
-        },
-    )
-    reflection_max_tokens: int = field(
-        default=1024,
-        metadata={"help": "Longest reflection, in new tokens."},
-    )
-    reflection_temperature: float = field(
-        default=1.0,
-        metadata={"help": "Sampling temperature of the reflection model."},
-    )
     solution_column: str = field(
         default="solution",
         metadata={"help": "Dataset column with the gold answer, for feedback and for the guard against leaks of it."},
@@ -273,23 +162,8 @@ class P2OConfig(GRPOConfig):
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(allowed)}.")
-        self.evolution_budget = str(self.evolution_budget)
-        if self.evolution_budget not in EVOLUTION_PRESETS and not self.evolution_budget.isdecimal():
-            raise ValueError(
-                f"evolution_budget={self.evolution_budget!r} is neither a number of rollouts nor one of "
-                f"{', '.join(EVOLUTION_PRESETS)}."
-            )
         least = {
-            "min_hard_questions": 2,
-            "max_dev_questions": 1,
-            "parents_per_iteration": 1,
-            "feedback_minibatch_size": 1,
-            "max_template_length": 1,
             "prompt_phase_batch_size": 1,
-            "reflection_max_tokens": 1,
-            "reflection_concurrency": 1,
-            "reflection_max_retries": 0,
-            "reflection_token_limit": 1,
             "bare_rollouts_per_group": 0,
             "reused_rollouts_per_group": 0,
             "dynamic_sampling_rounds": 0,
@@ -297,10 +171,7 @@ class P2OConfig(GRPOConfig):
             "max_rollouts": 1,
             "max_prompt_phases": 1,
         }
-        for name, minimum in least.items():
-            value = getattr(self, name)
-            if value is not None and value < minimum:
-                raise ValueError(f"{name}={value} must be at least {minimum}.")
+        check_least(self, least)
         if self.bare_rollouts_per_group >= self.num_generations:
             raise ValueError(
                 f"bare_rollouts_per_group={self.bare_rollouts_per_group} must be smaller than "
@@ -325,51 +196,5 @@ class P2OConfig(GRPOConfig):
             )
         if self.regression_margin < 0:
             raise ValueError(f"regression_margin={self.regression_margin} must not be negative.")
-        if self.reflection_temperature < 0:
-            raise ValueError(f"reflection_temperature={self.reflection_temperature} must not be negative.")
-        self._check_endpoint()
-        if self.reflection_prompt is not None:
-            missing = [p for p in ("<curr_param>", "<side_info>") if p not in self.reflection_prompt]
-            if missing:
-                raise ValueError(f"reflection_prompt lacks the placeholder(s) {', '.join(missing)}.")
-
-    def _check_endpoint(self) -> None:
-        for name in ("reflection_timeout", "reflection_cost_limit"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}={value} must be greater than 0.")
-        if not self.reflection_endpoint:
-            for name in ("reflection_base_url", "reflection_token_limit", "reflection_cost_limit"):
-                if getattr(self, name) is not None:
-                    raise ValueError(
-                        f"{name} is about an endpoint, and reflection_model={self.reflection_model!r} is none; name "
-                        "the endpoint's model, such as 'openai/<name>'."
-                    )
-        if self.reflection_base_url is not None:
-            check_base_url("reflection_base_url", self.reflection_base_url)
-
-    @property
-    def reflection_endpoint(self) -> bool:
-        """Whether reflections come from an endpoint rather than from the model in training."""
-        return self.reflection_model not in OWN_REFLECTION
-
-    @property
-    def evolution_calls(self) -> str | int:
-        """The budget as evolution takes it: a preset's name or a number of rollouts."""
-        return int(self.evolution_budget) if self.evolution_budget.isdecimal() else self.evolution_budget
-
-
-def check_base_url(name: str, address: str) -> None:
-    """
-    Raises:
-        ValueError: an endpoint's address that is none, or that holds a secret; `name` is the option's.
-    """
-    url = urlsplit(address)
-    # The address is part of the configuration, which is written down and shown.
-    if url.username is not None or url.password is not None:
-        raise ValueError(
-            f"{name} contains a user name or a password. Take them out and put the key into the environment, where it "
-            "is not written down."
-        )
-    if url.scheme not in ("http", "https") or not url.hostname:
-        raise ValueError(f"{name}={address!r} is no address such as http://127.0.0.1:8000/v1.")
+        self.check_evolution()
+        self.check_reflection()

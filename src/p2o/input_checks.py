@@ -1,7 +1,7 @@
 """Checks of arguments and data before any training."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from p2o.config import P2OConfig
@@ -10,36 +10,20 @@ from p2o.templates import question_text
 logger = logging.getLogger(__name__)
 
 
-def check_arguments(args: Any, reward_funcs: Any, rollout_func: Any, unsupported: dict[str, Any]) -> None:
+def check_arguments(args: Any, reward_funcs: Any, rollout_func: Any, tools: Any, environment_factory: Any) -> None:
     """
-    Args:
-        unsupported: arguments of `GRPOTrainer`, by name, that have to be None.
-
     Raises:
         ValueError: what P²O cannot work with.
     """
     if not isinstance(args, P2OConfig):
         raise ValueError(f"args must be a P2OConfig, not {type(args).__name__}: the names swap in pairs.")
-    for option, value in unsupported.items():
+    for option, value in (("tools", tools), ("environment_factory", environment_factory)):
         if value is not None:
             raise ValueError(f"P2OTrainer does not support `{option}`: templates are defined for single turns.")
     if not reward_funcs:
         raise ValueError("P2OTrainer needs reward_funcs: which questions are hard shows in the rewards.")
     if args.reused_rollouts_per_group and rollout_func is not None:
         raise ValueError("reused_rollouts_per_group does not go together with a rollout_func of your own.")
-
-
-def success_function(args: P2OConfig, names: Sequence[str]) -> int | None:
-    """Index of the reward function that decides success; None where it is the total of all.
-
-    Raises:
-        ValueError: there is none of that name.
-    """
-    if args.success_reward is None:
-        return None
-    if args.success_reward not in names:
-        raise ValueError(f"success_reward={args.success_reward!r} is none of the reward functions: {', '.join(names)}.")
-    return names.index(args.success_reward)
 
 
 def longest_prompt(args: P2OConfig, model: Any, engine_length: int | None) -> int | None:

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import ModelCard
+from transformers import TrainerState
 
 from p2o import __version__
+from p2o.config import P2OConfig
 from p2o.ledger import PURPOSES, Ledger
 from p2o.state import P2OState
 from p2o.templates import Template
@@ -40,11 +42,24 @@ def without_none(card: str, name: str) -> str:
     return card.replace('model="None"', f'model="{name}"')
 
 
-def add_section(directory: Path, model_name: str, section: str) -> None:
-    """Puts our section into the card that TRL has written into the directory."""
-    path = directory / "README.md"
+def add_section(
+    args: P2OConfig, model_name: str | None, p2o: P2OState, state: TrainerState, reflector: str | None
+) -> None:
+    """Puts our section into the card that TRL has written into `output_dir`.
+
+    Args:
+        reflector: as `reflection` of [`p2o_section`].
+    """
+    path = Path(args.output_dir) / "README.md"
     card = ModelCard.load(path)
-    card.text = with_section(without_none(card.text, model_name), section)
+    section = p2o_section(
+        p2o,
+        epochs=round(state.epoch or 0.0, 2),
+        steps=state.global_step,
+        reflection=reflector,
+        distilled=args.context_distillation,
+    )
+    card.text = with_section(without_none(card.text, args.hub_model_id or model_name or ""), section)
     card.save(path)
 
 

@@ -6,12 +6,13 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from p2o.hard_samples import HardSamples, Outcome
 from p2o.ledger import Ledger
+from p2o.policy_phase.reuse import Kept, load_kept, save_kept
+from p2o.prompt_phase.hard_samples import HardSamples, Outcome
 from p2o.templates import Template
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class P2OState:
         first_accuracy: of each evaluation set, what later ones are held against.
         trainer_step: TRL's count of forward/backward passes, its place within a generation batch.
         pending_metrics: metrics gathered since the last log.
+        kept: successes of the last prompt phase that this epoch's groups reuse, by question.
         phase_ledger: spent by the prompt phase under way; it enters `ledger` once, however often the phase was
             interrupted, and is in no checkpoint.
     """
@@ -59,7 +61,13 @@ class P2OState:
     first_accuracy: dict[str, float] = field(default_factory=dict)
     trainer_step: int = 0
     pending_metrics: dict[str, list[float]] = field(default_factory=dict)
+    kept: Kept = field(default_factory=dict, compare=False)
     phase_ledger: Ledger = field(default_factory=Ledger, compare=False)
+
+    @property
+    def ledgers(self) -> tuple[Ledger, Ledger]:
+        """All that the run has spent so far."""
+        return self.ledger, self.phase_ledger
 
     def event(self, name: str, count: int = 1) -> None:
         """Counts an incident that lost nothing; it shows in the metrics as `p2o/events/<name>`."""
@@ -69,7 +77,7 @@ class P2OState:
     def begin_next_epoch(self, *, near_hard: bool) -> None:
         """From the outcomes of the epoch just completed to its hard set; nobody has a template any more."""
         self.hard_set = HardSamples(near_hard, self.outcomes).hard_set()
-        self.outcomes, self.assignment = {}, {}
+        self.outcomes, self.assignment, self.kept = {}, {}, {}
         self.epoch += 1
         self.epoch_complete = False
 
@@ -85,6 +93,11 @@ class P2OState:
                 accuracy,
                 margin,
             )
+
+    def note_progress(self, trainer_step: int, metrics: Mapping[str, list[float]]) -> None:
+        """Takes over what a checkpoint has to know of the trainer."""
+        self.trainer_step = trainer_step
+        self.pending_metrics = {name: list(values) for name, values in metrics.items()}
 
     def metrics(self, *, near_hard: bool) -> dict[str, float]:
         """The state in numbers, as it is logged with every training step."""
@@ -105,15 +118,16 @@ class P2OState:
         return logs | {f"p2o/events/{name}": count for name, count in self.events.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        data = asdict(self)
-        del data["phase_ledger"]
-        return {
-            **data,
+        data = {
+            **asdict(replace(self, kept={})),
             "outcomes": {str(q): [o.successes, o.rollouts] for q, o in self.outcomes.items()},
             "templates": [t.to_dict() for t in self.templates],
             "selected": {str(epoch): [t.to_dict() for t in found] for epoch, found in self.selected.items()},
             "assignment": {str(q): draws for q, draws in self.assignment.items()},
         }
+        # One is in a file of its own, the other is counted again from the journal of an interrupted phase.
+        del data["kept"], data["phase_ledger"]
+        return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "P2OState":
@@ -134,6 +148,7 @@ class P2OState:
             checkpoint / STATE_FILE,
             {"version": STATE_VERSION, "fingerprint": fingerprint, "state": self.to_dict()},
         )
+        save_kept(self.kept, checkpoint)
 
     @classmethod
     def load(cls, checkpoint: Path, fingerprint: dict[str, Any]) -> "P2OState":
@@ -162,7 +177,9 @@ class P2OState:
                 f"{checkpoint} was made under another configuration and cannot be continued under this one: "
                 f"{changed}. Resume with the old values or start a new run."
             )
-        return cls.from_dict(data["state"])
+        state = cls.from_dict(data["state"])
+        state.kept = load_kept(checkpoint)
+        return state
 
 
 @contextlib.contextmanager

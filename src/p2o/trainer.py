@@ -11,22 +11,23 @@ In the order in which an epoch runs, which is the order of this file:
    covers them is kept, and every hard question draws from it in the next epoch.
 5. Evaluation, always bare. Then checkpoints, from which training continues exactly.
 
-The policy phase is TRL's code, not a copy of it. The two contexts meet in `_generate`: TRL generates from T(x, z), and
-is handed back the tokens of x. The hooks of TRL's that are overridden here hand tensors and small data objects to the
-functions of `policy_phase/` and `prompt_phase/`; `private_names.py` lists those that are private.
+The two contexts meet in `_generate`: TRL generates from T(x, z), and is handed back the tokens of x. TRL's hooks are
+overridden in this file only; what they do is in `policy_phase/` and `prompt_phase/`.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from accelerate.utils import gather_object, send_to_device, set_seed
+from accelerate.utils import gather_object
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from torch import Tensor
-from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
+from transformers import BitsAndBytesConfig, PreTrainedModel, ProcessorMixin, TrainerCallback
+from transformers import PreTrainedTokenizerBase as Tokenizer
 from trl import GRPOTrainer
 from trl.trainer.grpo_trainer import EnvironmentFactory, RewardFunc, RolloutFunc
 
@@ -35,42 +36,37 @@ from p2o.callbacks import Alternation, notify, sampled_rollouts
 from p2o.config import P2OConfig
 from p2o.engines import processes, vllm
 from p2o.engines.sampled_logprobs import SampledLogprobs
-from p2o.evolution.prompt_phase import ReflectionFn
 from p2o.policy_phase.context_distillation import TEMPLATED
-from p2o.policy_phase.evaluation_set import EvaluationSet
 from p2o.policy_phase.logprobs import CompletionLogprobs
 from p2o.policy_phase.phase import PolicyPhase
-from p2o.policy_phase.reuse import Kept, load_kept, save_kept
-from p2o.policy_phase.rewards import Rewards
-from p2o.policy_phase.rollouts import Batch
-from p2o.policy_phase.sampler import EpochSampler
+from p2o.policy_phase.rewards import EvaluationSet, Rewards, Scoring
+from p2o.policy_phase.rollouts import Batch, Completions, RolloutPlan
+from p2o.policy_phase.sampler import EpochSampler, drawn_questions
 from p2o.policy_phase.zero_advantage import LossPass
 from p2o.prompt_phase import phase
 from p2o.prompt_phase.policy_rollouts import FeedbackFn, Generated, PolicyRollouts, default_feedback, generated_by
-from p2o.reflection.own_model import endpoint_reflection, own_reflection
-from p2o.seeding import derive_seed, get_rng_states, random_stream, set_rng_states
+from p2o.prompt_phase.types import ReflectionFn
+from p2o.reflection.make import make_reflection
+from p2o.reflection.own_model import OwnReflection, own_reflection
+from p2o.seeding import derive_seed, get_rng_states, random_stream
 from p2o.state import P2OState, uncounted_on_failure
 from p2o.templates import Prompt
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
-EvalDataset: TypeAlias = (
-    Dataset | IterableDataset | DatasetDict | IterableDatasetDict | dict[str, Dataset | IterableDataset]
-)
-Completions = tuple[list[list[int]], list[list[float]] | None]
-"""Tokens, and their log-probabilities as they were sampled, where the engine returns them."""
-
 
 class P2OTrainer(GRPOTrainer):
     """`GRPOTrainer` that does not give up on hard questions.
 
-    Takes what `GRPOTrainer` takes, in the same order and with the same meaning. `args` is a [`P2OConfig`];
-    `reward_funcs` are required, since mining needs rewards; `train_dataset` is a `datasets.Dataset` with a column
-    `prompt`, not streamed; `tools`, `environment_factory` and images are not supported. Further:
+    Takes what `GRPOTrainer` takes, in the same order and with the same meaning, but for:
 
     Args:
+        reward_funcs: required, since mining needs rewards.
+        args: a [`P2OConfig`].
+        train_dataset: a `datasets.Dataset` with a column `prompt`, not streamed; images are not supported.
         callbacks: transformers', and [`P2OCallback`]s with the events of P²O.
+        tools, environment_factory: not supported.
         rollout_func: generates in TRL's place in both phases, and is given T(x, z). Further fields that it returns
             reach the reward functions in both.
         feedback_func: feedback on one rollout for the reflection model. By default: wrong or right, the gold answer
@@ -87,11 +83,12 @@ class P2OTrainer(GRPOTrainer):
     _name, _paper = "P2O", model_card.PAPER
     _last_loaded_step = vllm.LastLoadedStep()
     args: P2OConfig
-    # What is under way, for hooks that TRL calls within one another; None when it is not.
+    # What is under way, for hooks that TRL calls within one another; None when nothing is.
     _batch: Batch | None = None
     _loss_pass: LossPass | None = None
     _evaluation: EvaluationSet | None = None
     _checkpoint: checkpointing.StagedCheckpoint | None = None
+    _sampler: EpochSampler | None = None
     _epoch_began_at, _resumed = 0, False
 
     def __init__(
@@ -100,9 +97,9 @@ class P2OTrainer(GRPOTrainer):
         reward_funcs: RewardFunc | list[RewardFunc] | None = None,
         args: P2OConfig | None = None,
         train_dataset: Dataset | None = None,
-        eval_dataset: EvalDataset | None = None,
-        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
-        reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase] | None = None,
+        eval_dataset: Dataset | IterableDataset | DatasetDict | IterableDatasetDict | dict[str, Dataset] | None = None,
+        processing_class: Tokenizer | ProcessorMixin | None = None,
+        reward_processing_classes: Tokenizer | list[Tokenizer] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         quantization_config: BitsAndBytesConfig | None = None,
@@ -115,82 +112,67 @@ class P2OTrainer(GRPOTrainer):
         reflect: ReflectionFn | None = None,
     ) -> None:
         args = args or P2OConfig(f"{(model if isinstance(model, str) else model.name_or_path).split('/')[-1]}-P2O")
-        unsupported = {"tools": tools, "environment_factory": environment_factory}
-        input_checks.check_arguments(args, reward_funcs, rollout_func, unsupported)
+        input_checks.check_arguments(args, reward_funcs, rollout_func, tools, environment_factory)
         input_checks.check_questions(train_dataset, args)
         self.p2o = P2OState()
-        self.kept: Kept = {}  # what the last prompt phase solved and this epoch's groups draw on
-        if reflect is None and args.prompt_phase and args.reflection_endpoint:
-            reflect = endpoint_reflection(args, lambda: (self.p2o.ledger, self.p2o.phase_ledger))
-        if args.use_vllm:
-            vllm.check(args, model)
+        if reflect is None and args.prompt_phase and args.reflection_endpoint:  # refused before a model is loaded
+            reflect = make_reflection(args, function=None, own=self._own_reflection, spent=lambda: self.p2o.ledgers)
+        vllm.check(args, model)
         data = (train_dataset, eval_dataset, processing_class, reward_processing_classes, callbacks)
         rest = (optimizers, quantization_config, peft_config, tools, rollout_func, environment_factory)
         with vllm.generation_backend(args.device):
             super().__init__(model, reward_funcs, args, *data, *rest)
-        if args.use_vllm:
-            # A colocated vLLM samples from the process-wide generators, and has just seeded them with a constant.
-            set_seed(args.seed, device_specific=True)
-        self._success_function = input_checks.success_function(args, self.reward_func_names)
-        engine = self.vllm_generation if args.use_vllm else None
-        self.max_prompt_length = input_checks.longest_prompt(args, self.model, vllm.context_length(engine))
+        self._vllm = self.vllm_generation if args.use_vllm else None
+        vllm.seed_again(args)
+        self.max_prompt_length = input_checks.longest_prompt(args, self.model, vllm.context_length(self._vllm))
         input_checks.check_prompt_lengths(train_dataset, self._tokens, self.max_prompt_length)
         self.feedback_func = feedback_func or default_feedback(args.solution_column)
-        self.reflect: ReflectionFn = reflect or own_reflection(
-            self.accelerator, lambda: self.accelerator.unwrap_model(self.model), self.ref_model, self._tokenizer, args
-        )
+        self.reflect: ReflectionFn = reflect or self._own_reflection()
+        scoring = Scoring(self.reward_weights, args.success_threshold, args.success_reward, self.reward_func_names)
         logprobs = CompletionLogprobs(self._forward_logps, self.accelerator, self._tokenizer.pad_token_id)
-        self._policy = PolicyPhase(
-            args, self.accelerator, self._tokens, logprobs, self.max_prompt_length, self._log_metrics
-        )
+        parts = (self._tokens, self.max_prompt_length, scoring, logprobs, self._log_metrics)
+        self._policy = PolicyPhase(args, self.accelerator, *parts)
         self.add_callback(Alternation(self._begin_epoch, self._end_step))
+
+    def _own_reflection(self) -> OwnReflection:
+        return own_reflection(self.accelerator, lambda: self.model, self.ref_model, self._tokenizer, self.args)
 
     # -- policy phase: sample under T(x, z), learn on x --------------------------------------------------------------
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochSampler:
-        self._sampler = EpochSampler(super()._get_train_sampler(dataset), lambda: self.p2o.epoch)
-        return self._sampler
+        self._sampler = sampler = EpochSampler(super()._get_train_sampler(dataset), lambda: self.p2o.epoch)
+        return sampler
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """A generation batch: rollouts, their rewards, and all that the loss reads."""
-        before, training = get_rng_states(), self.model.training
+        if not self.model.training:
+            return self._sample(inputs, [])[0]
+        before, rows = get_rng_states(), len(inputs) * self.accelerator.num_processes
+        questions = drawn_questions(self._sampler, self._step - self._epoch_began_at, rows)
         try:
-            if not training:
-                return self._sample(inputs, [])[0]
-            rows = len(inputs) * self.accelerator.num_processes
-            questions = self._sampler.questions(self._step - self._epoch_began_at, rows)
             with uncounted_on_failure(self.p2o, self._metrics["train"]):
                 output, rewards = self._sample(inputs, questions)
-                self._policy.replace_collapsed(output, rewards, self._sample_rows, len(self.train_dataset), self._step)
-                return output
+                self._policy.replace_collapsed(output, rewards, self._sample, self.train_dataset, self._step)
+            return output
         except Exception as error:
-            if training:
-                self._rescue(error, before)
+            save = partial(self._save_checkpoint, self.model_wrapped, trial=None)
+            checkpointing.rescue(error, self.accelerator, self.args, self.state, self._step, before, save)
             raise
-        finally:
-            self._batch = None
 
-    def _sample_rows(self, mine: Sequence[int], questions: Sequence[int]) -> tuple[dict[str, Any], Rewards]:
-        return self._sample([dict(self.train_dataset[row]) for row in mine], questions)
-
-    def _sample(self, inputs: list[dict[str, Any]], questions: Sequence[int]) -> tuple[dict[str, Any], Rewards]:
-        """Rollouts of these rows, scored, mined and distilled.
-
-        `questions` are the rows of the training set that the batch is about, over all processes; none in evaluation.
-        """
-        prompts = [row["prompt"] for row in inputs]
-        self._batch = Batch(self._policy.plan(self.p2o, self.kept, prompts, questions))
+    def _sample(self, inputs: list[dict[str, Any]], questions: list[int]) -> tuple[dict[str, Any], Rewards]:
+        """Rollouts of these rows, scored, mined and distilled. `questions` are all processes'; none in evaluation."""
+        self._batch = Batch(self._policy.plan(self.p2o, [row["prompt"] for row in inputs], questions))
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        plan, rewards = self._batch.scored()
+        (plan, rewards), self._batch = self._batch.scored(), None
         sampled = self._policy.count(self.p2o, plan, output)
-        self._tell_of_rollouts(gather_object(list(plan.templates)), rewards, training=bool(questions))
+        self._tell_of_rollouts(plan, rewards)
         if questions:
             self._policy.mine(self.p2o, plan, rewards, sampled)
         elif self._evaluation is not None:
             self._evaluation.add(rewards)
         if plan.two_contexts and self.args.context_distillation:
             vllm.log_mismatch_again(self._metrics["train"], output, ~plan.is_templated(self.accelerator.device))
-            self._policy.distil(output, plan, rewards, reuses=bool(self.kept))
+            self._policy.distil(self.p2o, output, plan, rewards)
         return output, rewards
 
     def _generate(self, prompts: list[Prompt]) -> tuple[Any, ...]:
@@ -205,7 +187,8 @@ class P2OTrainer(GRPOTrainer):
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Completions:
         if self._batch is None or not self._batch.plan.two_contexts or self.rollout_func is not None:
-            return self._run_engine(prompt_ids, *args, **kwargs)
+            with vllm.same_draws(self._vllm):
+                return super()._generate_single_turn(prompt_ids, *args, **kwargs)
         plan = self._batch.plan
         contexts = [prompt_ids[row] for row in plan.sampled_rows()]
         if self.use_vllm or self.use_transformers_continuous_batching:
@@ -218,12 +201,9 @@ class P2OTrainer(GRPOTrainer):
         """One completion of each context: those of a group are not alike, and processes have different numbers."""
         filler = contexts[0] if contexts else self._tokens([self.train_dataset[0]["prompt"]])[0]
         equal = processes.as_many_everywhere(self.accelerator, contexts, filler, shared=self.use_vllm)
-        ids, logprobs = self._run_engine(equal, None, {}, 1)
+        with vllm.same_draws(self._vllm):
+            ids, logprobs = super()._generate_single_turn(equal, None, {}, 1)
         return ids[: len(contexts)], None if logprobs is None else logprobs[: len(contexts)]
-
-    def _run_engine(self, *args: Any, **kwargs: Any) -> Completions:
-        with vllm.same_draws(self.vllm_generation if self.use_vllm else None):
-            return super()._generate_single_turn(*args, **kwargs)
 
     # -- mining ------------------------------------------------------------------------------------------------------
 
@@ -237,11 +217,8 @@ class P2OTrainer(GRPOTrainer):
             failed_elsewhere="A reward function failed in another process, whose output says how.",
         )
         if self._batch is not None:
-            self._batch = replace(self._batch, rewards=self._rewards(by_function))
+            self._batch = replace(self._batch, rewards=self._policy.scoring.rewards(by_function))
         return by_function
-
-    def _rewards(self, by_function: Tensor) -> Rewards:
-        return Rewards(by_function, self.reward_weights, self.args.success_threshold, self._success_function)
 
     # -- context distillation ----------------------------------------------------------------------------------------
 
@@ -274,8 +251,7 @@ class P2OTrainer(GRPOTrainer):
         if learning is not None:
             logps, entropies = learning.over_all_rows(logps, entropies, attention_mask[:, -logits_to_keep:])
             if TEMPLATED in learning.batch:
-                # The policy has not moved since it sampled; TRL, too, takes this pass for the old log-probabilities. It
-                # reads the advantages after it.
+                # The policy has not moved since it sampled, and TRL reads the advantages after this pass.
                 self._policy.mask(learning.batch, logps.detach())
         return logps, entropies, auxiliary
 
@@ -299,23 +275,15 @@ class P2OTrainer(GRPOTrainer):
         """From the epoch just completed to the assignment for the next one."""
         state, args, result = self.p2o, self.args, None
         state.begin_next_epoch(near_hard=args.near_hard)
-        self.kept = {}
         if not args.prompt_phase:
             return
         skipped = phase.skip(state, args, self.reflect)
         if skipped is None:
             self._notify("on_prompt_phase_begin", hard_set=state.hard_set)
-            result = phase.evolve_templates(
-                state,
-                args,
-                self.accelerator,
-                self.policy_rollouts,
-                self.reflect,
-                go_on=self._resumed,
-                on_progress=lambda progress: self._notify("on_prompt_phase_progress", progress=progress),
-            )
+            evolve = phase.Evolution(args, self.accelerator, self.policy_rollouts, self.reflect, self._notify)
+            result = evolve(state, go_on=self._resumed)
             self._log_metrics(phase.adopt(state, result))
-            self.kept = self._policy.keep(state, result.successes, self.train_dataset, self.model)
+            state.kept = self._policy.keep(state, result.successes, self.train_dataset, self.model)
         self._log_metrics(phase.assign(state, args))
         if skipped is None or skipped.reason is not None:
             self._notify("on_prompt_phase_end", result=result, reason=skipped.reason if skipped else None)
@@ -336,21 +304,20 @@ class P2OTrainer(GRPOTrainer):
         return generated_by(self.rollout_func(prompts, self), len(prompts))
 
     def _score_for_evolution(self, *columns: Any) -> Rewards:
-        rewards = self._rewards(self._calculate_rewards(*columns))
-        # What reward functions logged belongs to no policy batch.
-        self._pending_extra_logs.clear()
-        self._pending_metrics.clear()
+        rewards = self._policy.scoring.rewards(self._calculate_rewards(*columns))
+        for logged in (self._pending_extra_logs, self._pending_metrics):  # by reward functions, and of no policy batch
+            logged.clear()
         return rewards
 
-    # -- evaluation, always bare and from a random stream of its own; what watchers see -------------------------------
+    # -- evaluation, always bare and from a random stream of its own; what watchers see ------------------------------
 
-    def _tell_of_rollouts(self, templates: list[str], rewards: Rewards, *, training: bool) -> None:
+    def _tell_of_rollouts(self, plan: RolloutPlan, rewards: Rewards) -> None:
+        templates = gather_object(list(plan.templates))
         self._logs["extra"]["template"].extend(templates)
         rollouts = sampled_rollouts(self._logs, templates, rewards.total.tolist())
-        if rollouts and training:
-            self._notify("on_rollouts", rollouts=rollouts)
-        elif rollouts:
-            self._notify("on_evaluation_rollouts", rollouts=rollouts, dataset=getattr(self._evaluation, "name", ""))
+        name = {} if plan.questions else {"dataset": getattr(self._evaluation, "name", "")}
+        if rollouts:
+            self._notify("on_rollouts" if plan.questions else "on_evaluation_rollouts", rollouts=rollouts, **name)
 
     def _notify(self, event: str, **kwargs: Any) -> None:
         notify(self.callback_handler.callbacks, event, self.args, self.state, self.control, p2o=self.p2o, **kwargs)
@@ -373,8 +340,7 @@ class P2OTrainer(GRPOTrainer):
         self._evaluation = EvaluationSet(metric_key_prefix.removeprefix("eval").lstrip("_"))
         with random_stream(derive_seed(self.args.seed, "evaluation")):
             metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        accuracy = metrics.get(f"{metric_key_prefix}_accuracy")
-        if accuracy is not None:
+        if (accuracy := metrics.get(f"{metric_key_prefix}_accuracy")) is not None:
             self.p2o.watch_accuracy(metric_key_prefix, accuracy, self.args.regression_margin)
         return metrics
 
@@ -382,14 +348,8 @@ class P2OTrainer(GRPOTrainer):
         """As TRL's, with what P²O did: epochs, prompt phases, templates with their scores, the ledger."""
         super().create_model_card(model_name, *args, **kwargs)
         if self.is_world_process_zero():
-            section = model_card.p2o_section(
-                self.p2o,
-                epochs=round(self.state.epoch or 0.0, 2),
-                steps=self.state.global_step,
-                reflection=phase.reflector(self.args, self.reflect),
-                distilled=self.args.context_distillation,
-            )
-            model_card.add_section(Path(self.args.output_dir), self.args.hub_model_id or model_name or "", section)
+            reflector = phase.reflector(self.args, self.reflect)
+            model_card.add_section(self.args, model_name, self.p2o, self.state, reflector)
 
     # -- checkpoints, and going on from one --------------------------------------------------------------------------
 
@@ -402,20 +362,11 @@ class P2OTrainer(GRPOTrainer):
         checkpoint = checkpointing.resolve_checkpoint(resume_from_checkpoint, Path(self.args.output_dir))
         self._last_loaded_step = -1  # steps are counted from zero again, with other weights
         if checkpoint is not None:
-            self._restore(checkpoint)
+            self.p2o = P2OState.load(checkpoint, self._fingerprint())
+            self._resumed, self._step = True, self.p2o.trainer_step
+            self._metrics["train"].update(self.p2o.pending_metrics)
+            self._buffered_inputs = checkpointing.load_buffer(checkpoint, self.accelerator)
         return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
-
-    def _restore(self, checkpoint: Path) -> None:
-        self.p2o = P2OState.load(checkpoint, self._fingerprint())
-        self.kept = load_kept(checkpoint)
-        self._resumed, self._step = True, self.p2o.trainer_step
-        self._metrics["train"].update(self.p2o.pending_metrics)
-        rollouts = checkpointing.load_buffer(checkpoint, self.accelerator.process_index)
-        if rollouts is not None:
-            self._buffered_inputs = send_to_device(rollouts, self.accelerator.device)
-
-    def _fingerprint(self) -> dict[str, Any]:
-        return checkpointing.fingerprint(self.args, self.train_dataset["prompt"], self.accelerator.num_processes)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Writes into a staging directory and renames it: what is called a checkpoint is complete, whenever we die."""
@@ -427,36 +378,24 @@ class P2OTrainer(GRPOTrainer):
                 self._checkpoint = None
             # Within a generation batch the rollouts still to be learnt from belong to the state.
             if self._step % (self.args.steps_per_generation * self.num_iterations):
-                checkpointing.save_buffer(checkpoint.path, self.accelerator.process_index, self._buffered_inputs)
+                checkpointing.save_buffer(checkpoint.path, self.accelerator, self._buffered_inputs)
             if self.args.should_save:
-                self.p2o.trainer_step = self._step
-                self.p2o.pending_metrics = {name: list(values) for name, values in self._metrics["train"].items()}
+                self.p2o.note_progress(self._step, self._metrics["train"])
                 self.p2o.save(checkpoint.path, self._fingerprint())
-                save_kept(self.kept, checkpoint.path)
         if checkpoint.to_push:
             super()._push_from_checkpoint(str(checkpoint.final))
 
+    def _fingerprint(self) -> dict[str, Any]:
+        return checkpointing.fingerprint(self.args, self.train_dataset["prompt"], self.accelerator.num_processes)
+
     def _get_output_dir(self, trial: Any) -> str:
-        return super()._get_output_dir(trial) if self._checkpoint is None else str(self._checkpoint.path.parent)
+        return str(self._checkpoint.path.parent) if self._checkpoint else super()._get_output_dir(trial)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self._checkpoint is None:
-            super()._push_from_checkpoint(checkpoint_folder)
-        else:  # an upload runs in the background and must not have its folder renamed under it
+        if self._checkpoint:  # an upload runs in the background and must not have its folder renamed under it
             self._checkpoint.to_push = True
-
-    def _rescue(self, error: Exception, rng_states: dict[str, Any]) -> None:
-        """Generation or a reward function failed: saves the finished work, from where the same batch is tried again."""
-        step = self.state.global_step
-        if step == 0 or self.args.save_strategy == "no" or not processes.failed_together(self.accelerator, error):
-            return
-        final = checkpointing.checkpoint_path(self.args.output_dir, step)
-        missing = not processes.all_reduce_max(self.accelerator, int(final.exists()))
-        if missing and self._step % self.args.gradient_accumulation_steps == 0:
-            set_rng_states(rng_states)
-            self._save_checkpoint(self.model_wrapped, trial=None)
-        if final.exists():
-            error.add_note(f"Everything up to step {step} is saved; resume from {final}.")
+        else:
+            super()._push_from_checkpoint(checkpoint_folder)
 
     def _tokens(self, prompts: list[Prompt]) -> list[list[int]]:
         return self._tokenize_prompts(prompts)[0]

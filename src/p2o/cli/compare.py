@@ -10,7 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from rich.console import Console
@@ -18,13 +18,12 @@ from rich.table import Table
 
 from p2o.cli.errors import InputError
 from p2o.cli.metrics import accuracy_curves, by_epoch, headline
+from p2o.evaluation.statistics import interval
 from p2o.methods import METHODS
 from p2o.state import differences, write_json
 
 DEFAULT_METHODS = "p2o,grpo,grpo-2x,dapo"
 ENDLESS = 10**6  # epochs; the budget ends a run
-# Two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom; beyond, the normal's is close enough.
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 @dataclass(frozen=True)
@@ -210,14 +209,6 @@ def _same_comparison(directory: Path, settings: dict[str, Any]) -> None:
 
 
 # -- from run directories to numbers ----------------------------------------------------------------------------------
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half width of its 95 % interval (Student's t over seeds); NaN for a single value."""
-    if len(values) < 2:
-        return values[0], math.nan
-    quantile = T95[len(values) - 2] if len(values) - 2 < len(T95) else 1.96
-    return mean(values), quantile * stdev(values) / math.sqrt(len(values))
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback
 
-from p2o.evolution.prompt_phase import EvolutionProgress, EvolutionResult
+from p2o.prompt_phase.types import EvolutionProgress, EvolutionResult
 from p2o.state import P2OState
 
 

@@ -25,7 +25,9 @@ from p2o.cli.frozen import (
     run,
     sampling_of,
 )
-from p2o.evaluation import by_question, compare, default_ks, evaluate, question_key, summarise
+from p2o.evaluation.comparison import compare
+from p2o.evaluation.evaluate import evaluate
+from p2o.evaluation.results import by_question, default_ks, question_key, summarise
 from p2o.ledger import Ledger
 from p2o.state import write_json
 

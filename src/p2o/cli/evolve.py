@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -26,28 +26,32 @@ from p2o.cli.frozen import (
     run,
     sampling_of,
 )
-from p2o.config import OWN_REFLECTION, check_base_url
-from p2o.evaluation import RIGHT, Judged, Questions, Sample, evaluate, question_key
-from p2o.evolution.budget import PRESET_CANDIDATES
-from p2o.evolution.endpoint import EndpointReflection
-from p2o.evolution.feedback import rollout_feedback
-from p2o.evolution.prompt_phase import (
+from p2o.completions import Sampling
+from p2o.engines.endpoint import check_base_url
+from p2o.engines.frozen import FrozenModel
+from p2o.evaluation.evaluate import evaluate
+from p2o.evaluation.results import question_key
+from p2o.evaluation.statistics import average, paired_bootstrap
+from p2o.evaluation.types import RIGHT, QuestionSet, Sample
+from p2o.ledger import Ledger
+from p2o.prompt_phase.budget import PRESET_CANDIDATES
+from p2o.prompt_phase.evolve import evolve
+from p2o.prompt_phase.feedback import rollout_feedback
+from p2o.prompt_phase.hard_samples import HardSamples
+from p2o.prompt_phase.types import (
     EvolutionConfig,
     EvolutionProgress,
     EvolutionResult,
     Question,
-    Reflection,
-    ReflectionError,
     ReflectionFn,
     Rollout,
-    evolve,
 )
-from p2o.generation import FrozenModel, GenerationError, Sampling
-from p2o.hard_samples import HardSamples
-from p2o.ledger import Ledger
+from p2o.reflection.endpoint import EndpointReflection
+from p2o.reflection.model import frozen_reflection
+from p2o.reflection.options import OWN_MODELS
 from p2o.state import write_json
-from p2o.statistics import average, paired_bootstrap
 from p2o.templates import Template, apply_template, question_text, select_templates
+from p2o.verifiers import Verdict
 
 
 def evolve_alone(argv: list[str]) -> int:
@@ -232,7 +236,7 @@ class Asked:
     """The questions of all tasks under one numbering, and rollouts on them."""
 
     def __init__(
-        self, tasks: list[Questions], sampling: Sampling, feedback: Callable[[str, dict[str, Any]], str] | None
+        self, tasks: list[QuestionSet], sampling: Sampling, feedback: Callable[[str, dict[str, Any]], str] | None
     ) -> None:
         self.rows = [row for task in tasks for row in task.rows]
         self.scorers = [task.score for task in tasks for _ in task.rows]
@@ -252,9 +256,9 @@ class Asked:
             used[place], prompts[place] = "", self.rows[requests[place][0]]["prompt"]
         return prompts, used
 
-    def score(self, completions: list[str], rows: list[dict[str, Any]]) -> list[Judged]:
+    def score(self, completions: list[str], rows: list[dict[str, Any]]) -> list[Verdict]:
         """Judges completions of `{"index": …}` rows, each by its own task's verifier."""
-        judged: dict[int, Judged] = {}
+        judged: dict[int, Verdict] = {}
         by_scorer: dict[Any, list[int]] = {}
         for place, row in enumerate(rows):
             by_scorer.setdefault(self.scorers[row["index"]], []).append(place)
@@ -263,9 +267,7 @@ class Asked:
             judged.update(zip(places, verdicts, strict=True))
         return [judged[place] for place in range(len(rows))]
 
-    def rollout(
-        self, requests: list[tuple[Question, str]], *, seed: int, purpose: Literal["feedback", "dev"]
-    ) -> list[Rollout]:
+    def rollout(self, requests: list[tuple[Question, str]], *, seed: int) -> list[Rollout]:
         prompts, used = self.prompts([(question.id, template) for question, template in requests])
         completions = self.model.complete(prompts, sampling=self.sampling, seed=seed)
         verdicts = self.score([c.text for c in completions], [{"index": question.id} for question, _ in requests])
@@ -282,7 +284,7 @@ class Asked:
             for (question, _), completion, verdict, template in zip(requests, completions, verdicts, used, strict=True)
         ]
 
-    def _feedback(self, question: Question, completion: str, verdict: Judged) -> str:
+    def _feedback(self, question: Question, completion: str, verdict: Verdict) -> str:
         if self.feedback is not None:
             return self.feedback(completion, {**self.rows[question.id], "reward": float(verdict.reward)})
         # A reward function extracts nothing: what it does not like is wrong, and not without an answer.
@@ -308,13 +310,13 @@ def _reflection(arguments: argparse.Namespace, model: FrozenModel, spent: Ledger
         return function
     name = arguments.reflection_model
     sampling = Sampling(arguments.reflection_max_tokens, arguments.reflection_temperature)
-    served = name not in (*OWN_REFLECTION, EMBEDDED) and not Path(name).is_dir()
+    served = name not in (*OWN_MODELS, EMBEDDED) and not Path(name).is_dir()
     if not served:
         if arguments.reflection_base_url:
             raise InputError("--reflection_base_url needs --reflection_model, such as openai/NAME.")
-        if name not in OWN_REFLECTION:
+        if name not in OWN_MODELS:
             model = load_model(argparse.Namespace(**{**vars(arguments), "model": name, "served": False}))
-        return _own_reflection(model, sampling)
+        return frozen_reflection(model, sampling)
     tokens, cost = arguments.reflection_token_limit or math.inf, arguments.reflection_cost_limit or math.inf
 
     def left() -> tuple[float, float]:
@@ -339,19 +341,6 @@ def _reflection(arguments: argparse.Namespace, model: FrozenModel, spent: Ledger
             f"--reflection_cost_limit cannot be kept: litellm knows no price for {name}. Set --reflection_token_limit."
         )
     return endpoint
-
-
-def _own_reflection(model: FrozenModel, sampling: Sampling) -> ReflectionFn:
-    def reflect(prompts: list[str], *, seed: int) -> list[Reflection]:
-        plain = model.tokenizer is not None and model.tokenizer.chat_template is None
-        chats: list[Any] = [p if plain else [{"role": "user", "content": p}] for p in prompts]
-        try:
-            answers = model.complete(chats, sampling=sampling, seed=seed)
-        except GenerationError as error:
-            raise ReflectionError(str(error)) from None
-        return [Reflection(a.text, a.prompt_tokens, a.completion_tokens, a.cost) for a in answers]
-
-    return reflect
 
 
 # -- what came out -----------------------------------------------------------------------------------------------------
@@ -386,7 +375,7 @@ def _confirm(
     for name, text in [("bare", ""), *((f"template {i}", t.text) for i, t in enumerate(selected, 1))]:
         prompts, _ = asked.prompts([(index, text) for index in dev_ids])
         rows = [{"prompt": prompt, "index": index} for prompt, index in zip(prompts, dev_ids, strict=True)]
-        conditions.append(Questions(name, rows, asked.score))
+        conditions.append(QuestionSet(name, rows, asked.score))
     samples = evaluate(
         conditions,
         asked.model,

@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,16 @@ from p2o.cli.arguments import (
     spelled,
 )
 from p2o.cli.errors import InputError
-from p2o.config import check_base_url
-from p2o.evaluation import Judged, Questions, Sample, ScoreFn
-from p2o.evolution.endpoint import EndpointReflection, OptionNames
-from p2o.generation import FrozenModel, GenerationError, Sampling, served_model, transformers_model, vllm_model
+from p2o.completions import GenerationError, Sampling
+from p2o.engines.endpoint import Endpoint, OptionNames, check_base_url
+from p2o.engines.frozen import FrozenModel, served_model, transformers_model, vllm_model
+from p2o.evaluation.types import QuestionSet, Sample, ScoreFn
 from p2o.ledger import Ledger, Purpose
 from p2o.pico import model_path, world
 from p2o.state import differences, write_json
 from p2o.tasks import DataError, load_splits, load_task, questions
 from p2o.tasks.named import Verifier
-from p2o.verifiers import VERIFIERS, Limits, SolutionError, check_solutions, verify
+from p2o.verifiers import VERIFIERS, Limits, SolutionError, Verdict, check_solutions, verify
 from p2o.verifiers.rewards import ANSWER_FORMATS
 
 BLOCK = 2**20  # bytes
@@ -200,8 +199,8 @@ def load_model(arguments: argparse.Namespace) -> FrozenModel:
 def endpoint(arguments: argparse.Namespace, *, empty_answers: bool = False) -> Any:
     """Makes the endpoint of a served MODEL for a sampling."""
 
-    def make(sampling: Sampling) -> EndpointReflection:
-        return EndpointReflection(
+    def make(sampling: Sampling) -> Endpoint:
+        return Endpoint(
             arguments.model,
             base_url=arguments.base_url,
             max_tokens=sampling.max_completion_length,
@@ -224,19 +223,12 @@ def _path(name: str) -> str:
 # -- questions and who judges the answers ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Judgement:
-    reward: float
-    extracted: str | None
-    reason: str
-
-
 def scorer(verifier: Verifier) -> ScoreFn:
     """The verifier of this name, the same as in training."""
     if verifier == "pico":
         return _score_embedded
 
-    def score(completions: list[str], rows: list[dict[str, Any]]) -> Sequence[Judged]:
+    def score(completions: list[str], rows: list[dict[str, Any]]) -> Sequence[Verdict]:
         try:
             return verify(completions, rows, verifier)
         except SolutionError as error:
@@ -245,12 +237,12 @@ def scorer(verifier: Verifier) -> ScoreFn:
     return score
 
 
-def _score_embedded(completions: list[str], rows: list[dict[str, Any]]) -> list[Judged]:
-    judged: list[Judged] = []
+def _score_embedded(completions: list[str], rows: list[dict[str, Any]]) -> list[Verdict]:
+    judged: list[Verdict] = []
     for completion, row in zip(completions, rows, strict=True):
         answer = world.extract_answer(completion)
         right = world.is_correct(completion, row["family"], row["entry"])
-        judged.append(_Judgement(float(right), answer, "right" if right else "wrong" if answer else "no answer"))
+        judged.append(Verdict(float(right), answer, "right" if right else "wrong" if answer else "no answer", 0.0))
     return judged
 
 
@@ -262,7 +254,7 @@ def reward_scorer(name: str) -> ScoreFn:
     """
     function = load_function(name, "reward_funcs")
 
-    def score(completions: list[str], rows: list[dict[str, Any]]) -> list[Judged]:
+    def score(completions: list[str], rows: list[dict[str, Any]]) -> list[Verdict]:
         columns = {key: [row.get(key) for row in rows] for key in rows[0] if key != "prompt"}
         prompts = [row["prompt"] for row in rows]
         said: list[Any] = [
@@ -274,12 +266,12 @@ def reward_scorer(name: str) -> ScoreFn:
             raise InputError(
                 f"--reward_func {name}: {len(rows)} numbers are wanted, one a completion; got {rewards!r:.200}"
             )
-        return [_Judgement(float(reward), None, "right" if reward > 0 else "wrong") for reward in rewards]
+        return [Verdict(float(reward), None, "right" if reward > 0 else "wrong", 0.0) for reward in rewards]
 
     return score
 
 
-def load_questions(arguments: argparse.Namespace, say: Any) -> list[Questions]:
+def load_questions(arguments: argparse.Namespace, say: Any) -> list[QuestionSet]:
     """
     Args:
         say: told in a line what was dropped.
@@ -303,7 +295,7 @@ def load_questions(arguments: argparse.Namespace, say: Any) -> list[Questions]:
                 rows = list(task.dataset)
                 if task.verifier == "math" and own is None:
                     rows = _readable(task.name, rows, say)
-                loaded.append(Questions(task.name, rows, own or scorer(task.verifier), _format(own, task.verifier)))
+                loaded.append(QuestionSet(task.name, rows, own or scorer(task.verifier), _format(own, task.verifier)))
     except DataError as error:
         raise InputError(str(error)) from error
     if not loaded:
@@ -315,10 +307,10 @@ def _format(own: ScoreFn | None, verifier: Verifier) -> str:
     return "" if own is not None else ANSWER_FORMATS.get(verifier, "")
 
 
-def _own_questions(arguments: argparse.Namespace, own: ScoreFn | None, say: Any) -> Questions:
+def _own_questions(arguments: argparse.Namespace, own: ScoreFn | None, say: Any) -> QuestionSet:
     if arguments.dataset_name == EMBEDDED:
         rows = list(world.train_dataset(arguments.data_seed))
-        return Questions(EMBEDDED, rows[: arguments.limit], own or scorer("pico"))
+        return QuestionSet(EMBEDDED, rows[: arguments.limit], own or scorer("pico"))
     verifier: Verifier = arguments.verifier or "math"
     splits = load_splits(arguments.dataset_name, arguments.dataset_config, arguments.dataset_revision)
     if arguments.dataset_split not in splits:
@@ -343,7 +335,7 @@ def _own_questions(arguments: argparse.Namespace, own: ScoreFn | None, say: Any)
         raise InputError(
             f"{arguments.dataset_name} has no gold answers to verify by; name them with --solution_column."
         )
-    return Questions(
+    return QuestionSet(
         arguments.dataset_name, list(dataset)[: arguments.limit], own or scorer(verifier), _format(own, verifier)
     )
 
@@ -357,7 +349,7 @@ def _readable(name: str, rows: list[dict[str, Any]], say: Any) -> list[dict[str,
     return [row for index, row in enumerate(rows) if index not in bad]
 
 
-def refuse_long_questions(tasks: Sequence[Questions], model: FrozenModel, sampling: Sampling) -> None:
+def refuse_long_questions(tasks: Sequence[QuestionSet], model: FrozenModel, sampling: Sampling) -> None:
     """
     Raises:
         InputError: questions that leave no room for an answer, or that the model cannot be asked at all.

@@ -17,9 +17,9 @@ import plotly.graph_objects as go
 import yaml
 from rich.console import Console
 
-from p2o.cli.compare import interval
 from p2o.cli.console import share
 from p2o.cli.metrics import accuracy_curves, by_epoch
+from p2o.evaluation.statistics import interval
 from p2o.ledger import PURPOSES
 
 

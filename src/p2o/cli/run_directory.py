@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from transformers import TrainerCallback
 
-from p2o.evolution.prompt_phase import EvolutionResult
+from p2o.prompt_phase.types import EvolutionResult
 from p2o.state import P2OState, write_json
 from p2o.templates import Prompt, question_text
 

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, set_seed
 from jaxtyping import Bool, Float
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -54,7 +54,7 @@ def check(args: Any, model: Any) -> None:
     """Refuses what cannot work, before a model is loaded; waits for a server, saying so, as long as TRL would.
 
     Args:
-        args: a `GRPOConfig` with `use_vllm=True`.
+        args: a `GRPOConfig`; without `use_vllm` there is nothing to refuse.
         model: the trainer's: a name or a model.
 
     Raises:
@@ -62,6 +62,8 @@ def check(args: Any, model: Any) -> None:
         ValueError: options that do not go together, or a server that was started without what TRL needs.
         ConnectionError: nobody answers at the server's address within `vllm_server_timeout` seconds.
     """
+    if not args.use_vllm:
+        return
     wanted = f"use_vllm=True needs vllm{supported_versions()}"
     if find_spec("vllm") is None:
         raise ImportError(f"{wanted}, and no vLLM is installed. {HOW_TO_INSTALL}")
@@ -251,6 +253,13 @@ def generation_backend(device: torch.device) -> Iterator[None]:
         yield
     finally:
         grpo_trainer.VLLMGeneration = original
+
+
+def seed_again(args: Any) -> None:
+    """After a colocated vLLM has started: it samples from the process-wide generators, and has just seeded them all
+    alike."""
+    if args.use_vllm:
+        set_seed(args.seed, device_specific=True)
 
 
 def context_length(generation: VLLMGeneration | None) -> int | None:

@@ -17,9 +17,9 @@ from typing import Any
 
 from gepa.strategies.instruction_proposal import InstructionProposalSignature
 
-from p2o.evolution.feedback import rollout_feedback
 from p2o.pico import world
 from p2o.pico.world import ANSWER, METHODS, RIGHT_METHOD, TRAINED_FAMILIES, Level, Method
+from p2o.prompt_phase.feedback import rollout_feedback
 from p2o.seeding import derive_seed
 
 WORK = "Work: "

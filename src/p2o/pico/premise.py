@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from p2o.evolution.reflection import TransformersReflection
+from p2o.engines.frozen import encode
 from p2o.pico import model_path, world
 from p2o.pico.corpus import HOW, WORK, Instruction, Source
 from p2o.pico.world import METHODS, RIGHT_METHOD, TRAINED_FAMILIES, Method
+from p2o.reflection.model import transformers_reflection
 from p2o.seeding import derive_seed
 from p2o.templates import question_text
 
@@ -58,7 +59,7 @@ class Premise:
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         self.samples, self.seed = samples, seed
         self.data = world.eval_dataset(seed=1000 + seed, per_split=per_split)
-        self.generate = TransformersReflection(self.model, self.tokenizer, max_new_tokens=112, batch_size=256)
+        self.generate = transformers_reflection(self.model, self.tokenizer, max_new_tokens=112, batch_size=256)
 
     def completions(self, data: Dataset, condition: str) -> list[tuple[dict[str, Any], Instruction | None, str]]:
         rng = random.Random(derive_seed(self.seed, "premise", condition))
@@ -112,7 +113,7 @@ class Premise:
             right = Instruction(unqualified=RIGHT_METHOD[family], care=True).text(rng)
             for column, prompt in enumerate((question, f"{right}\n\n{question}")):
                 text = f"{WORK}{RIGHT_METHOD[family]}\n" + "\n".join(solution.lines) + f"\n{world.ANSWER}"
-                head = self._encode(self.generate._as_chat(prompt))
+                head = encode(self.tokenizer, [[{"role": "user", "content": prompt}]])[0]
                 body = self._encode(text)
                 logits = self.model(torch.tensor([head + body])).logits[0, len(head) - 1 : -1]
                 probabilities = logits.softmax(-1)[torch.arange(len(body)), torch.tensor(body)].tolist()
@@ -132,7 +133,7 @@ class Premise:
     def reflection(self, count: int = 200, temperature: float = 1.0) -> dict[str, float]:
         """How the model answers GEPA's request: well-formed, naming the right method for something that failed."""
         source = Source(derive_seed(self.seed, "reflections held out"))
-        reflect = TransformersReflection(
+        reflect = transformers_reflection(
             self.model, self.tokenizer, max_new_tokens=96, temperature=temperature, batch_size=128
         )
         prompts: list[str] = []

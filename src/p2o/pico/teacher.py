@@ -3,9 +3,9 @@
 import random
 import re
 
-from p2o.evolution.prompt_phase import Reflection
 from p2o.pico.corpus import Instruction
 from p2o.pico.world import RIGHT_METHOD
+from p2o.prompt_phase.types import Reflection
 from p2o.seeding import derive_seed
 
 # How reasoning-gym words the questions of each family.

@@ -17,7 +17,7 @@ import reasoning_gym
 import yaml
 from datasets import Dataset
 
-from p2o.evolution.feedback import rollout_feedback
+from p2o.prompt_phase.feedback import rollout_feedback
 from p2o.verifiers.gym import FULL_MARKS, scorer
 
 Level = Literal["easy", "hard", "harder"]

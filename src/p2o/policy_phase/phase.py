@@ -12,20 +12,20 @@ from torch import Tensor
 
 from p2o.config import P2OConfig
 from p2o.engines.processes import all_reduce_max, all_reduce_sum, local_slice
-from p2o.evolution.prompt_phase import Success
-from p2o.hard_samples import HardSamples
 from p2o.policy_phase.context_distillation import ContextMask, ContextStatistics, distil, mask_by_context
 from p2o.policy_phase.dynamic_sampling import Replacement
 from p2o.policy_phase.logprobs import CompletionLogprobs
 from p2o.policy_phase.reuse import Kept, draw_successes, keep
-from p2o.policy_phase.rewards import Rewards
+from p2o.policy_phase.rewards import Rewards, Scoring
 from p2o.policy_phase.rollouts import RolloutPlan
+from p2o.prompt_phase.hard_samples import HardSamples
+from p2o.prompt_phase.types import Success
 from p2o.seeding import derive_seed
 from p2o.state import P2OState
 from p2o.templates import Prompt, Tokenize
 
-Sample = Callable[[Sequence[int], Sequence[int]], tuple[dict[str, Any], Rewards]]
-"""`sample(mine, questions)`: rollouts of these rows of the training set, this process's and all processes'."""
+Sample = Callable[[list[dict[str, Any]], list[int]], tuple[dict[str, Any], Rewards]]
+"""`sample(rows, questions)`: rollouts of a further batch, of this process's rows and all processes' questions."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +34,23 @@ class PolicyPhase:
 
     Args:
         tokenize: prompts, as they are generated from.
-        logprobs: passes of the policy.
         max_prompt_length: of T(x, z), in tokens; None for no limit.
+        scoring: what the reward functions' answers mean.
+        logprobs: passes of the policy.
         log: takes metrics of a training step.
     """
 
     args: P2OConfig
     accelerator: Accelerator
     tokenize: Tokenize
-    logprobs: CompletionLogprobs
     max_prompt_length: int | None
+    scoring: Scoring
+    logprobs: CompletionLogprobs
     log: Callable[[dict[str, float]], None]
 
-    def plan(self, state: P2OState, kept: Kept, prompts: Sequence[Prompt], questions: Sequence[int]) -> RolloutPlan:
+    def plan(self, state: P2OState, prompts: Sequence[Prompt], questions: Sequence[int]) -> RolloutPlan:
         """Who is sampled under what. It depends on the epoch, not on the rows: all processes go the same way."""
-        if not questions or not (state.assignment or kept):
+        if not questions or not (state.assignment or state.kept):
             return RolloutPlan.bare(questions, len(prompts))
         drawn = RolloutPlan.draw(
             questions,
@@ -56,7 +58,7 @@ class PolicyPhase:
             num_generations=self.args.num_generations,
             assignment=state.assignment,
             templates=state.templates,
-            kept=kept,
+            kept=state.kept,
         )
         plan = drawn.fitted(prompts, self.tokenize, self.max_prompt_length)
         (dropped,) = all_reduce_sum(self.accelerator, drawn.templates_in_use() - plan.templates_in_use())
@@ -86,13 +88,13 @@ class PolicyPhase:
             self.log({"p2o/reused_rollouts": 1 - sampled.float().mean().item()})
 
     def replace_collapsed(
-        self, output: dict[str, Any], rewards: Rewards, sample: Sample, questions: int, step: int
+        self, output: dict[str, Any], rewards: Rewards, sample: Sample, dataset: Any, step: int
     ) -> None:
         """Dynamic sampling: groups without variance in `output` are replaced by fresh ones, as often as is allowed.
 
         Args:
             sample: samples and scores a further batch.
-            questions: how many the training set has.
+            dataset: the training set.
             step: names the random stream.
         """
         k, rounds = self.args.num_generations, self.args.dynamic_sampling_rounds
@@ -101,10 +103,10 @@ class PolicyPhase:
             if not collapsed.any():
                 break
             rng = random.Random(derive_seed(self.args.seed, "dynamic sampling", step, attempt))
-            replacement = Replacement.draw(collapsed, questions, k, self.accelerator.num_processes, rng)
+            replacement = Replacement.draw(collapsed, len(dataset), k, self.accelerator.num_processes, rng)
             rows = replacement.rows(k)
             mine = rows[local_slice(self.accelerator, len(rows) // self.accelerator.num_processes)]
-            fresh, rewards = sample(mine, rows)
+            fresh, rewards = sample([dict(dataset[row]) for row in mine], rows)
             pad = self.logprobs.pad_token_id
             replaced = replacement.apply(output, fresh, rewards.collapsed(k), self.accelerator, pad)
             collapsed[replaced] = False
@@ -120,13 +122,9 @@ class PolicyPhase:
             old_under_rollout_context=self.args.old_logprobs_context == "rollout",
         )
 
-    def distil(self, output: dict[str, Any], plan: RolloutPlan, rewards: Rewards, *, reuses: bool) -> None:
-        """Prepares a batch of two contexts for the loss, and masks it where log π_old(y|x) is known before that.
-
-        Args:
-            reuses: whether rows of it, of whichever process, may be kept ones.
-        """
-        early = reuses or self.context_mask.old_under_rollout_context
+    def distil(self, state: P2OState, output: dict[str, Any], plan: RolloutPlan, rewards: Rewards) -> None:
+        """Prepares a batch of two contexts for the loss, and masks it where log π_old(y|x) is known before that."""
+        early = bool(state.kept) or self.context_mask.old_under_rollout_context
         distil(
             output,
             plan,

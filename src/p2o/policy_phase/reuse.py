@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from p2o.evolution.prompt_phase import Success
 from p2o.policy_phase.logprobs import CompletionLogprobs
+from p2o.prompt_phase.types import Success
 from p2o.templates import Tokenize, apply_template
 
 REUSE_FILE = "p2o_reuse.pt"

@@ -11,6 +11,9 @@ from p2o.policy_phase.reuse import Kept, KeptRollout, padded
 from p2o.policy_phase.rewards import Rewards
 from p2o.templates import Prompt, Template, Tokenize, apply_template
 
+Completions = tuple[list[list[int]], list[list[float]] | None]
+"""Tokens, and the log-probabilities that they were sampled with, where the engine returns them."""
+
 
 @dataclass(frozen=True)
 class RolloutPlan:
@@ -90,9 +93,7 @@ class RolloutPlan:
         rows = zip(self.templates, self.kept, strict=True)
         return torch.tensor([bool(z) or kept is not None for z, kept in rows], device=device)
 
-    def with_kept(
-        self, completion_ids: Sequence[list[int]], logprobs: Sequence[list[float]] | None
-    ) -> tuple[list[list[int]], list[list[float]] | None]:
+    def with_kept(self, completion_ids: Sequence[list[int]], logprobs: Sequence[list[float]] | None) -> Completions:
         """Completions of all rows, and their log-probabilities: the sampled ones, given in order, and the kept ones."""
         ids = iter(completion_ids)
         all_ids = [next(ids) if k is None else k.completion_ids for k in self.kept]

@@ -33,17 +33,18 @@ class EpochSampler(RepeatSampler):
             self.drawn.append(index)
             yield index
 
-    def questions(self, batch: int, rows: int) -> list[int]:
-        """Dataset rows of a batch of this epoch, over all processes: `rows` of them, in the order of processes.
 
-        Raises:
-            RuntimeError: nobody has drawn them; the batch does not come from this sampler.
-        """
-        found = self.drawn[batch * rows : (batch + 1) * rows]
-        if len(found) != rows:
-            raise RuntimeError(
-                "P2OTrainer cannot tell which questions this batch is about: it was not drawn by its sampler. A "
-                "subclass that overrides `_get_train_sampler` or `get_train_dataloader` has to build on super()'s, and "
-                "a data collator has to return as many rows as it is given."
-            )
-        return found
+def drawn_questions(sampler: EpochSampler | None, batch: int, rows: int) -> list[int]:
+    """Rows of the training set that a batch of this epoch is about, over all processes: `rows` of them, in their order.
+
+    Raises:
+        RuntimeError: the batch does not come from this sampler.
+    """
+    found = sampler.drawn[batch * rows : (batch + 1) * rows] if sampler is not None else []
+    if len(found) != rows:
+        raise RuntimeError(
+            "P2OTrainer cannot tell which questions this batch is about: it was not drawn by its sampler. A subclass "
+            "that overrides `_get_train_sampler` or `get_train_dataloader` has to build on super()'s, and a data "
+            "collator has to return as many rows as it is given."
+        )
+    return found

@@ -12,18 +12,17 @@ from accelerate import Accelerator
 
 from p2o.config import P2OConfig
 from p2o.engines.processes import FINISHED, broadcast_task, serve_tasks
-from p2o.evolution.endpoint import EndpointReflection
-from p2o.evolution.prompt_phase import (
+from p2o.ledger import Ledger
+from p2o.prompt_phase.evolve import evolve
+from p2o.prompt_phase.policy_rollouts import PolicyRollouts, Request
+from p2o.prompt_phase.types import (
     EvolutionConfig,
-    EvolutionProgress,
     EvolutionResult,
     Question,
     ReflectionFn,
     Rollout,
-    evolve,
 )
-from p2o.ledger import Ledger
-from p2o.prompt_phase.policy_rollouts import PolicyRollouts, Request
+from p2o.reflection.endpoint import EndpointReflection
 from p2o.reflection.own_model import OwnReflection
 from p2o.seeding import derive_seed
 from p2o.state import P2OState
@@ -67,62 +66,65 @@ def remaining_rollouts(state: P2OState, args: P2OConfig) -> int | None:
     return None if args.max_rollouts is None else max(args.max_rollouts - state.ledger.total_rollouts, 0)
 
 
-def evolve_templates(
-    state: P2OState,
-    args: P2OConfig,
-    accelerator: Accelerator,
-    roll_out: PolicyRollouts,
-    reflect: ReflectionFn,
-    *,
-    go_on: bool,
-    on_progress: Callable[[EvolutionProgress], None],
-) -> EvolutionResult:
+@dataclass(frozen=True)
+class Evolution:
     """Evolution on the hard set: the first process evolves, all of them generate, and all get the result.
 
     Args:
-        go_on: from the journal of an interrupted run; a fresh run does not continue what lies in the same place.
+        rollouts: tries templates.
+        notify: `notify(event, **data)`: tells whoever watches.
     """
-    state.phase_ledger = Ledger()
-    if not accelerator.is_main_process:
-        tasks: dict[str, Callable[..., Any]] = {"rollouts": roll_out}
-        if isinstance(reflect, OwnReflection):
-            tasks["reflections"] = reflect.in_all_processes
-        result: EvolutionResult = serve_tasks(tasks)
+
+    args: P2OConfig
+    accelerator: Accelerator
+    rollouts: PolicyRollouts
+    reflect: ReflectionFn
+    notify: Callable[..., None]
+
+    def __call__(self, state: P2OState, *, go_on: bool) -> EvolutionResult:
+        """
+        Args:
+            go_on: from the journal of an interrupted run; a fresh one does not continue what lies in the same place.
+        """
+        state.phase_ledger = Ledger()
+        if not self.accelerator.is_main_process:
+            tasks: dict[str, Callable[..., Any]] = {"rollouts": self.rollouts}
+            if isinstance(self.reflect, OwnReflection):
+                tasks["reflections"] = self.reflect.in_all_processes
+            return serve_tasks(tasks)
+        directory = Path(self.args.output_dir) / "evolution" / f"epoch-{state.epoch:03d}"
+        if not go_on:
+            shutil.rmtree(directory, ignore_errors=True)
+        dataset, column = self.rollouts.dataset, self.args.solution_column
+        result = evolve(
+            [question(dataset, row, column) for row in state.hard_set],
+            self._roll_out,
+            self.reflect,
+            self._config(state),
+            seed=self.args.seed,
+            epoch=state.epoch,
+            run_dir=directory,
+            special_tokens=set(self.rollouts.tokenizer.all_special_tokens),
+            spent=state.phase_ledger,
+            on_progress=lambda progress: self.notify("on_prompt_phase_progress", progress=progress),
+        )
+        broadcast_task(self.accelerator, FINISHED, result)
         return result
-    directory = Path(args.output_dir) / "evolution" / f"epoch-{state.epoch:03d}"
-    if not go_on:
-        shutil.rmtree(directory, ignore_errors=True)
 
-    def rollout(requests: list[Request], *, seed: int, purpose: Any = None) -> list[Rollout]:
-        broadcast_task(accelerator, "rollouts", requests, seed)
-        return roll_out(requests, seed)
+    def _roll_out(self, requests: list[Request], *, seed: int) -> list[Rollout]:
+        broadcast_task(self.accelerator, "rollouts", requests, seed)
+        return self.rollouts(requests, seed)
 
-    result = evolve(
-        [question(roll_out.dataset, row, args.solution_column) for row in state.hard_set],
-        rollout,
-        reflect,
-        evolution_config(state, args),
-        seed=args.seed,
-        epoch=state.epoch,
-        run_dir=directory,
-        special_tokens=set(roll_out.tokenizer.all_special_tokens),
-        spent=state.phase_ledger,
-        on_progress=on_progress,
-    )
-    broadcast_task(accelerator, FINISHED, result)
-    return result
-
-
-def evolution_config(state: P2OState, args: P2OConfig) -> EvolutionConfig:
-    return EvolutionConfig(
-        budget=args.evolution_calls,
-        max_metric_calls=remaining_rollouts(state, args),
-        parents_per_iteration=args.parents_per_iteration,
-        feedback_minibatch_size=args.feedback_minibatch_size,
-        max_dev_questions=args.max_dev_questions,
-        max_template_length=args.max_template_length,
-        reflection_prompt_template=args.reflection_prompt,
-    )
+    def _config(self, state: P2OState) -> EvolutionConfig:
+        return EvolutionConfig(
+            budget=self.args.evolution_calls,
+            max_metric_calls=remaining_rollouts(state, self.args),
+            parents_per_iteration=self.args.parents_per_iteration,
+            feedback_minibatch_size=self.args.feedback_minibatch_size,
+            max_dev_questions=self.args.max_dev_questions,
+            max_template_length=self.args.max_template_length,
+            reflection_prompt_template=self.args.reflection_prompt,
+        )
 
 
 def question(dataset: Any, row: int, solution_column: str) -> Question:

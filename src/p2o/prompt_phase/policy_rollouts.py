@@ -11,10 +11,10 @@ from trl.data_utils import is_conversational
 
 from p2o.config import P2OConfig
 from p2o.engines.processes import run_in_batches, share
-from p2o.evolution.feedback import rollout_feedback
-from p2o.evolution.prompt_phase import Question, Rollout
 from p2o.policy_phase.rewards import Rewards
 from p2o.policy_phase.rollouts import contexts_within
+from p2o.prompt_phase.feedback import rollout_feedback
+from p2o.prompt_phase.types import Question, Rollout
 from p2o.seeding import derive_seed, random_stream
 from p2o.templates import Prompt, Tokenize, apply_template
 

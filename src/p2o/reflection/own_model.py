@@ -1,8 +1,7 @@
 """Reflections of the model in training: as it is, or as it was before training."""
 
 import contextlib
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ from trl.trainer.utils import use_adapter
 
 from p2o.config import P2OConfig
 from p2o.engines.processes import broadcast_task, run_in_batches
-from p2o.evolution.endpoint import EndpointReflection
-from p2o.evolution.prompt_phase import Reflection
-from p2o.evolution.reflection import Reference, TransformersReflection
-from p2o.ledger import Ledger
+from p2o.prompt_phase.types import Reflection
+from p2o.reflection.model import transformers_reflection
+from p2o.reflection.reference import Reference
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class OwnReflection:
     """A [`ReflectionFn`] of the policy or of a frozen one; the first process calls it, the others serve its task.
 
     Args:
-        policy: the unwrapped model in training.
+        policy: the model in training, at present: sharding replaces it.
         frozen: a copy of it from before training; None where the policy reflects, or the two below have one.
         reference_model: the reference model that TRL keeps for its KL term; None where it needs none.
         present: whether the policy reflects as it is.
@@ -46,7 +44,7 @@ class OwnReflection:
 
     def in_all_processes(self, prompts: list[str], seed: int) -> list[Reflection]:
         with self._model() as model:
-            reflection = TransformersReflection(
+            reflection = transformers_reflection(
                 model,
                 self.tokenizer,
                 max_new_tokens=self.max_new_tokens,
@@ -65,14 +63,14 @@ class OwnReflection:
     def _model(self) -> Iterator[Any]:
         """The policy, its frozen copy, TRL's reference model, or the base without its adapter."""
         if self.present:
-            yield self.policy()
+            yield self.accelerator.unwrap_model(self.policy())
         elif self.frozen is not None:
             with self.frozen.on(self.accelerator.device) as frozen:
                 yield frozen
         elif self.reference_model is not None:
             yield self.reference_model
         else:
-            policy = self.policy()
+            policy = self.accelerator.unwrap_model(self.policy())
             with use_adapter(policy, "ref" if "ref" in policy.peft_config else None):
                 yield policy
 
@@ -88,7 +86,7 @@ def own_reflection(
     Raises:
         OSError: the copy cannot be written.
     """
-    model, frozen = policy(), None
+    model, frozen = accelerator.unwrap_model(policy()), None
     held = hasattr(model, "peft_config") or (reference_model is not None and not args.sync_ref_model)
     if args.prompt_phase and args.reflection_model == "reference" and not held:
         dtype = torch.bfloat16 if args.bf16 else None
@@ -104,38 +102,3 @@ def own_reflection(
         temperature=args.reflection_temperature,
         batch_size=args.prompt_phase_batch_size,
     )
-
-
-def endpoint_reflection(args: P2OConfig, spent: Callable[[], Iterable[Ledger]]) -> EndpointReflection:
-    """The endpoint that `reflection_model` names.
-
-    Args:
-        spent: what the run has spent so far, which counts against its limits.
-
-    Raises:
-        ValueError: a limit on cost, and no known price.
-    """
-
-    def left() -> tuple[float, float]:
-        tokens, cost = args.reflection_token_limit or math.inf, args.reflection_cost_limit or math.inf
-        for ledger in spent():
-            tokens -= ledger.prompt_tokens["reflection"] + ledger.completion_tokens["reflection"]
-            cost -= ledger.reflection_cost
-        return tokens, cost
-
-    endpoint = EndpointReflection(
-        args.reflection_model,
-        base_url=args.reflection_base_url,
-        max_tokens=args.reflection_max_tokens,
-        temperature=args.reflection_temperature,
-        concurrency=args.reflection_concurrency,
-        timeout=args.reflection_timeout,
-        max_retries=args.reflection_max_retries,
-        left=left,
-    )
-    if args.reflection_cost_limit is not None and not endpoint.priced:
-        raise ValueError(
-            f"reflection_cost_limit={args.reflection_cost_limit} cannot be kept: litellm knows no price for "
-            f"{args.reflection_model!r}. Set reflection_token_limit instead."
-        )
-    return endpoint

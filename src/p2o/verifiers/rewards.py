@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from p2o.evolution.feedback import rollout_feedback
+from p2o.prompt_phase.feedback import rollout_feedback
 from p2o.verifiers import COLUMNS, REASONS, Verdict, count_reasons, verify_stream
 from p2o.verifiers.answers import find_answer, shortened
 

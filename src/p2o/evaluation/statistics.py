@@ -1,4 +1,4 @@
-"""What n sampled answers to each of some questions say about a model. Pure."""
+"""Statistics of n sampled answers to each question. Pure."""
 
 import math
 from collections.abc import Hashable, Sequence
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
+from scipy import stats
 
 CHUNK = 2**24  # resampled values held at once
 
@@ -24,11 +25,7 @@ def average(rewards: Sequence[Sequence[float]]) -> tuple[float, float]:
         m and its error; the error of a single question is NaN.
     """
     means = [math.fsum(samples) / len(samples) for samples in rewards]
-    middle = math.fsum(means) / len(means)
-    if len(means) < 2:
-        return middle, math.nan
-    squares = math.fsum((value - middle) ** 2 for value in means)
-    return middle, math.sqrt(squares / (len(means) * (len(means) - 1)))
+    return math.fsum(means) / len(means), float(stats.sem(means)) if len(means) > 1 else math.nan
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -94,9 +91,17 @@ def _check_k(n: int, k: int) -> None:
         raise ValueError(f"k = {k} is not between 1 and the {n} sample(s) there are.")
 
 
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half width of its 95 % interval (Student's t); NaN for a single value."""
+    middle = math.fsum(values) / len(values)
+    if len(values) < 2:
+        return middle, math.nan
+    return middle, float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+
+
 @dataclass(frozen=True)
 class Difference:
-    """Of two models on the same questions: mean, its 95 % interval, and how surprising it is (two-sided)."""
+    """Of two models on the same questions: mean difference, its 95 % interval, and a two-sided p-value."""
 
     mean: float
     low: float
@@ -117,28 +122,29 @@ def paired_bootstrap(differences: Sequence[float], *, seed: int, resamples: int 
         finite, at least 2 / (resamples + 1).
     """
     values: Float[np.ndarray, " questions"] = np.asarray(differences, dtype=float)
-    rng = np.random.default_rng(seed)
-    size = len(values)
-    means: list[Float[np.ndarray, " draws"]] = []
-    for start in range(0, resamples, rows := max(CHUNK // size, 1)):
-        draws = rng.integers(0, size, (min(rows, resamples - start), size))
-        means.append(values[draws].mean(axis=1))
-    drawn = np.concatenate(means)
-    low, high = np.quantile(drawn, (0.025, 0.975))
+    # scipy refuses a single question, whose resamples are all itself.
+    found = stats.bootstrap(
+        (values if len(values) > 1 else np.repeat(values, 2),),
+        np.mean,
+        n_resamples=resamples,
+        batch=max(CHUNK // len(values), 1),
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    drawn: Float[np.ndarray, " resamples"] = found.bootstrap_distribution
     # Sums in another order differ in the last digits; a difference of nothing must not seem to have a sign.
-    still = 1e-12
-    beyond = min((drawn <= still).sum(), (drawn >= -still).sum())
+    zero = 1e-12
+    beyond = min((drawn <= zero).sum(), (drawn >= -zero).sum())
     p_value = min(1.0, 2.0 * (int(beyond) + 1) / (resamples + 1))
+    low, high = found.confidence_interval
     return Difference(float(values.mean()), float(low), float(high), p_value)
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Exact two-sided McNemar test: the p-value of so uneven a split of the questions on which two models differ.
+    """p-value of the exact two-sided McNemar test on the questions on which two models differ.
 
     Args:
         gained: questions right in the second model only.
         lost: questions right in the first model only.
     """
-    n = gained + lost
-    tail = sum(math.comb(n, i) for i in range(min(gained, lost) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0

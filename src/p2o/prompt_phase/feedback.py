@@ -1,4 +1,4 @@
-"""What the reflection model is told about one rollout (paper: format failure, wrong answer, right answer)."""
+"""Feedback on a rollout for the reflection model (paper: format failure, wrong answer, right answer). Pure."""
 
 
 def rollout_feedback(*, reward: float, extracted: str | None, solution: str, answer_format: str = "") -> str:

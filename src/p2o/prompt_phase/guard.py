@@ -1,7 +1,7 @@
-"""What a template may not be: markup, or the answer in disguise. Pure.
+"""The guard: templates that contain markup, an answer or a quoted question are rejected. Pure.
 
-The reflection model sees gold answers and reads completions that a model wrote. A template that carries an answer earns
-reward on its feedback question and distils a memorised answer; one that carries a special token rewrites the chat.
+The reflection model sees gold answers, and completions that a model wrote. A template that contains an answer earns
+reward on its feedback question and distils a memorised answer; one that contains a special token rewrites the chat.
 """
 
 import re
@@ -22,7 +22,7 @@ _MARKUP = re.compile(
 )
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+|[^\w\s]")
 _NUMBER = re.compile(r"(?<![\w.])[-+−]?\d[\d,]*(?:\.\d+)?(?![\w])")
-_SAYS = r"(?:answer|result|solution|say|says|reply|respond|output|return|write|give|is|equals?|=|:)\W{0,12}"
+_ANNOUNCES = r"(?:answer|result|solution|say|says|reply|respond|output|return|write|give|is|equals?|=|:)\W{0,12}"
 
 
 def words(text: str) -> list[str]:
@@ -31,7 +31,7 @@ def words(text: str) -> list[str]:
 
 
 def stock_runs(questions: Sequence[tuple[str, str]]) -> set[tuple[str, ...]]:
-    """Runs of `RUN` words that questions with different answers share: their common wording gives nothing away.
+    """Runs of `RUN` words that questions with different answers share: their common wording, which quotes none.
 
     Args:
         questions: text and gold answer of each.
@@ -68,7 +68,7 @@ def leaks_answer(template: str, answer: str) -> bool:
             return digits.lstrip("-") in {found.lstrip("-") for found in stated}
     elif len(answer) >= 4:
         return bool(re.search(rf"(?<!\w){re.escape(answer.lower())}(?!\w)", template.lower()))
-    return bool(re.search(rf"\b{_SAYS}{re.escape(answer.lower())}(?!\w)", template.lower()))
+    return bool(re.search(rf"\b{_ANNOUNCES}{re.escape(answer.lower())}(?!\w)", template.lower()))
 
 
 def check_template(

@@ -1,68 +1,21 @@
-"""Completions from a frozen model: by `transformers`, by vLLM in this process, or from a server.
+"""A model that is not trained, to sample from: with `transformers`, with vLLM in this process, or from a server.
 
-One callable type, [`CompleteFn`], in front of three engines. The seed of a call decides its stream of random numbers:
-whoever works in batches and is interrupted gets the same completions again from the batch at which it goes on.
+One callable type, [`p2o.completions.CompleteFn`], in front of three engines. The seed of a call decides its stream of
+random numbers: work in batches that is interrupted gets the same completions again from the batch at which it goes on.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from p2o.evolution.endpoint import EndpointReflection
+from p2o.completions import CompleteFn, Completion, GenerationError, Sampling
+from p2o.engines.endpoint import Endpoint
 from p2o.seeding import derive_seed, random_stream
+from p2o.tasks.checks import long_prompts
 from p2o.templates import Prompt
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn.
-
-    Args:
-        max_completion_length: in tokens.
-        temperature: 0 is greedy.
-        top_p: share of probability that is kept, in (0, 1].
-        top_k: most probable tokens that are kept; 0 keeps all.
-    """
-
-    max_completion_length: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What a model said.
-
-    Args:
-        prompt_tokens: read; None where a server did not tell.
-        completion_tokens: generated, with the one that ended it; None as above.
-        truncated: whether the limit on its length ended it.
-        cost: US dollars, as far as prices are known.
-    """
-
-    text: str
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    truncated: bool
-    cost: float = 0.0
-
-
-class GenerationError(Exception):
-    """Completions that cannot be had, for a reason that may be shown to anybody."""
-
-
-class CompleteFn(Protocol):
-    """One completion for each prompt, in their order, from a stream seeded by `seed`; repeat a prompt for several.
-
-    Raises:
-        GenerationError: not all of them came out. None is made up.
-    """
-
-    def __call__(self, prompts: Sequence[Prompt], *, sampling: Sampling, seed: int) -> list[Completion]: ...
 
 
 @dataclass(frozen=True)
@@ -71,8 +24,8 @@ class FrozenModel:
 
     Args:
         complete: samples from it.
-        tokenizer: None for a server, whose tokenizer is its own business.
-        context_length: tokens of prompt and completion together; None where nobody told.
+        tokenizer: None for a server.
+        context_length: tokens of prompt and completion together; None where it is not known.
     """
 
     complete: CompleteFn
@@ -83,9 +36,7 @@ class FrozenModel:
         """Prompts, by index, that leave no room for a completion, with their tokens; none where it is not known."""
         if self.tokenizer is None or self.context_length is None or not prompts:
             return {}
-        room = self.context_length - max_completion_length
-        lengths = [len(ids) for ids in encode(self.tokenizer, prompts)]
-        return {index: length for index, length in enumerate(lengths) if length > room}
+        return long_prompts(prompts, self.tokenizer, self.context_length - max_completion_length)
 
     @property
     def special_tokens(self) -> frozenset[str]:
@@ -183,6 +134,30 @@ def _ended(row: list[int], stops: set[int]) -> list[int]:
     return next((row[: index + 1] for index, token in enumerate(row) if token in stops), row)
 
 
+def transformers_complete(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> CompleteFn:
+    """Samples from a model at hand; the process-wide generators are as before afterwards.
+
+    Args:
+        batch_size: prompts generated at once. The draws depend on it.
+    """
+
+    def complete(prompts: Sequence[Prompt], *, sampling: Sampling, seed: int) -> list[Completion]:
+        encoded = encode(tokenizer, prompts)
+        sampled = sample_tokens(model, tokenizer, encoded, sampling, batch_size=batch_size, seed=seed)
+        stops = stop_tokens(model, tokenizer)
+        return [
+            Completion(
+                text=tokenizer.decode(tokens, skip_special_tokens=True),
+                prompt_tokens=len(ids),
+                completion_tokens=len(tokens),
+                truncated=not tokens or tokens[-1] not in stops,
+            )
+            for ids, tokens in zip(encoded, sampled, strict=True)
+        ]
+
+    return complete
+
+
 def transformers_model(
     name: str,
     *,
@@ -214,22 +189,8 @@ def transformers_model(
     ).to(device)
     model.eval()
 
-    def complete(prompts: Sequence[Prompt], *, sampling: Sampling, seed: int) -> list[Completion]:
-        encoded = encode(tokenizer, prompts)
-        sampled = sample_tokens(model, tokenizer, encoded, sampling, batch_size=batch_size, seed=seed)
-        stops = stop_tokens(model, tokenizer)
-        return [
-            Completion(
-                text=tokenizer.decode(tokens, skip_special_tokens=True),
-                prompt_tokens=len(ids),
-                completion_tokens=len(tokens),
-                truncated=not tokens or tokens[-1] not in stops,
-            )
-            for ids, tokens in zip(encoded, sampled, strict=True)
-        ]
-
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return FrozenModel(complete, tokenizer, positions)
+    return FrozenModel(transformers_complete(model, tokenizer, batch_size), tokenizer, positions)
 
 
 # -- vLLM --------------------------------------------------------------------------------------------------------------
@@ -303,24 +264,20 @@ def vllm_model(
 # -- a server ----------------------------------------------------------------------------------------------------------
 
 
-def served_model(name: str, make: Callable[[Sampling], EndpointReflection]) -> FrozenModel:
-    """A model that is served somewhere; retries, keys and faults are those of reflection endpoints.
+def served_model(name: str, make: Callable[[Sampling], Endpoint]) -> FrozenModel:
+    """A model behind an endpoint.
 
     Args:
         name: of the model, for messages.
-        make: the endpoint under such a sampling; made for completions, `empty_answers=True`.
+        make: the endpoint for a sampling, with `empty_answers=True`.
     """
 
     def complete(prompts: Sequence[Prompt], *, sampling: Sampling, seed: int) -> list[Completion]:
-        endpoint = make(sampling)
         chats = [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
-        answers = endpoint.answer(chats, seed=seed)
-        failed = [answer.error for answer in answers if answer.error]
+        completions = make(sampling).complete(chats, seed=seed)
+        failed = [completion.error for completion in completions if completion.error]
         if failed:
-            raise GenerationError(f"{len(failed)} of {len(answers)} completions by {name} failed: {failed[0]}")
-        return [
-            Completion(answer.text, answer.prompt_tokens, answer.completion_tokens, answer.truncated, answer.cost)
-            for answer in answers
-        ]
+            raise GenerationError(f"{len(failed)} of {len(completions)} completions by {name} failed: {failed[0]}")
+        return completions
 
     return FrozenModel(complete)

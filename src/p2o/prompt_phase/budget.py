@@ -1,4 +1,4 @@
-"""How much one prompt phase may spend, and on which questions. Pure."""
+"""The budget of a prompt phase, and the split of the hard set. Pure."""
 
 import math
 import random
@@ -6,6 +6,21 @@ from collections.abc import Sequence
 
 # Candidates that each preset allows for: DSPy's auto budgets, and the setting of the paper's main experiments.
 PRESET_CANDIDATES = {"light": 6, "medium": 12, "heavy": 18, "heavy_4": 72}
+
+
+def parse_budget(option: str, value: str | int) -> str | int:
+    """A budget as [`metric_call_budget`] takes it, from what a user wrote.
+
+    Raises:
+        ValueError: neither a number of rollouts nor a preset; `option` is the name in the message.
+    """
+    text = str(value)
+    if text in PRESET_CANDIDATES:
+        return text
+    if text.isdecimal():
+        return int(text)
+    presets = ", ".join(PRESET_CANDIDATES)
+    raise ValueError(f"{option}={text!r} is neither a number of rollouts nor one of {presets}.")
 
 
 def metric_call_budget(budget: str | int, dev_questions: int) -> int:

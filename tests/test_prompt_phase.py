@@ -10,21 +10,14 @@ from gepa.core.data_loader import ListDataLoader
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2o.evolution.budget import PRESET_CANDIDATES, metric_call_budget, split_hard_set
-from p2o.evolution.feedback import rollout_feedback
-from p2o.evolution.guard import check_template, leaks_answer, stock_runs
-from p2o.evolution.prompt_phase import (
-    DistinctParents,
-    EvolutionConfig,
-    Journal,
-    Question,
-    Reflection,
-    ReflectionError,
-    Rollout,
-    draw_distinct,
-    evolve,
-)
 from p2o.ledger import Ledger
+from p2o.prompt_phase.budget import PRESET_CANDIDATES, metric_call_budget, split_hard_set
+from p2o.prompt_phase.evolve import evolve
+from p2o.prompt_phase.feedback import rollout_feedback
+from p2o.prompt_phase.guard import check_template, leaks_answer, stock_runs
+from p2o.prompt_phase.journal import Journal
+from p2o.prompt_phase.parents import DistinctParents, draw_distinct
+from p2o.prompt_phase.types import EvolutionConfig, Question, Reflection, ReflectionError, Rollout
 
 # -- budget and split ------------------------------------------------------------------------------------------------
 
@@ -69,7 +62,7 @@ def test_parents_are_drawn_by_weight():
     st.integers(1, 5),
     st.integers(0, 99),
 )
-def test_filling_deals_out_the_missing_minibatches_of_the_same_parents(solved, questions, wanted, size, seed):
+def test_parents_take_a_minibatch_each(solved, questions, wanted, size, seed):
     scores = [dict(enumerate(map(float, row))) for row in solved]
     best = {i: max(score[i] for score in scores) for i in range(4)}
     state = SimpleNamespace(
@@ -81,32 +74,22 @@ def test_filling_deals_out_the_missing_minibatches_of_the_same_parents(solved, q
         },
     )
 
-    def sample(fill):
-        config = EvolutionConfig(parents_per_iteration=wanted, feedback_minibatch_size=size, fill_iterations=fill)
-        tasks = DistinctParents(config, seed, 1).sample_tasks(state, None, None, ListDataLoader(list(range(questions))))
-        return [(task.parent_idx, task.minibatch_ids, task.minibatch) for task in tasks]
+    def sample(number=seed):
+        config = EvolutionConfig(parents_per_iteration=wanted, feedback_minibatch_size=size)
+        trainset = ListDataLoader(list(range(questions)))
+        return [
+            (task.parent_idx, task.minibatch_ids)
+            for task in DistinctParents(config, number, 1).sample_tasks(state, None, None, trainset)
+        ]
 
-    plain, filled = sample(False), sample(True)
-    assert filled == sample(True)
-    parents = [parent for parent, _, _ in plain]
-    assert list(dict.fromkeys(parent for parent, _, _ in filled)) == parents == list(dict.fromkeys(parents))
-    assert len(plain) <= len(filled) <= wanted
-    counts = []
-    for parent in parents:
-        batches = [batch for who, batch, _ in filled if who == parent]
-        seen = [question for batch in batches for question in batch]
-        assert len(seen) == len(set(seen)) and set(seen) <= set(range(questions))
-        # Whole minibatches; the last is smaller where the questions have come to an end.
-        assert all(len(batch) == size for batch in batches[:-1])
-        assert len(batches[-1]) == size or len(seen) == questions
-        counts.append((len(batches), len(seen) == questions))
-    # As many as were asked for, dealt out evenly, unless somebody has met every question.
-    if not any(met_all for _, met_all in counts):
-        assert len(filled) == wanted
-        numbers = [number for number, _ in counts]
-        assert max(numbers) - min(numbers) <= 1 and numbers == sorted(numbers, reverse=True)
-    if len(parents) == wanted:
-        assert filled == plain
+    tasks = sample()
+    assert tasks == sample()
+    parents = [parent for parent, _ in tasks]
+    assert 1 <= len(parents) <= wanted and len(set(parents)) == len(parents)
+    on_front = {program for program, score in enumerate(scores) if any(score[i] == best[i] for i in range(4))}
+    assert set(parents) <= on_front
+    for _, batch in tasks:
+        assert len(set(batch)) == len(batch) == min(size, questions) and set(batch) <= set(range(questions))
 
 
 # -- guard -----------------------------------------------------------------------------------------------------------
@@ -184,9 +167,11 @@ class Land:
 
     def __init__(self, reflections=("Use A.", "Use B.", "Use A. Use B.", "Hm."), fail_at=None):
         self.calls, self.reflections, self.fail_at = [], reflections, fail_at
+        self.batches_of_questions = []
 
-    def rollout(self, requests, *, seed, purpose):
-        self._count(purpose, len(requests), seed)
+    def rollout(self, requests, *, seed):
+        self._count("rollouts", len(requests), seed)
+        self.batches_of_questions.append({question.id for question, _ in requests})
         rng = random.Random(seed)
         rollouts = []
         for question, template in requests:
@@ -208,7 +193,6 @@ class Land:
 
 QUESTIONS = [Question(i, f"question {i} of kind {'AB'[i % 2]}", str(1000 + i)) for i in range(20)]
 CONFIG = EvolutionConfig(budget=200, parents_per_iteration=4)
-FILLED = EvolutionConfig(budget=200, parents_per_iteration=4, fill_iterations=True)
 
 
 def run(land, tmp_path, config=CONFIG, questions=QUESTIONS, **changes):
@@ -259,8 +243,8 @@ def test_a_question_is_tried_once_under_a_template(tmp_path):
 
 def test_a_template_that_solves_all_ends_evolution(tmp_path):
     class Sure(Land):
-        def rollout(self, requests, *, seed, purpose):
-            self._count(purpose, len(requests), seed)
+        def rollout(self, requests, *, seed):
+            self._count("rollouts", len(requests), seed)
             solved = [question.text[-1] in template for question, template in requests]
             return [Rollout("said", float(right), right, "") for right in solved]
 
@@ -272,11 +256,16 @@ def test_a_template_that_solves_all_ends_evolution(tmp_path):
 
 def test_an_iteration_is_four_batches(tmp_path):
     land = Land(reflections=[f"Use A. {i}" for i in range(99)] + [f"Use B. {i}" for i in range(99)])
-    run(land, tmp_path)
-    kinds = "".join({"dev": "d", "feedback": "f", "reflection": "r"}[kind] for kind, _, _ in land.calls)
+    result = run(land, tmp_path)
+    batches = iter(land.batches_of_questions)
+    kinds = "".join(
+        "r" if kind == "reflection" else "d" if next(batches) <= set(result.dev_ids) else "f"
+        for kind, _, _ in land.calls
+    )
     # A batch of minibatches that were all met before is no batch.
     assert re.fullmatch(r"d(f|f?rf|f?rfd)+", kinds), kinds
-    assert max(size for kind, size, _ in land.calls if kind == "feedback") > 3, "several parents roll out together"
+    feedback = [size for (_, size, _), kind in zip(land.calls, kinds, strict=True) if kind == "f"]
+    assert max(feedback) > 3, "several parents roll out together"
 
 
 def test_reflection_is_asked_with_question_answer_and_feedback(tmp_path):
@@ -334,7 +323,7 @@ def test_a_duplicate_is_not_evaluated_again(tmp_path):
 
 
 def test_nothing_to_learn_from_asks_for_no_reflection(tmp_path):
-    def always(requests, *, seed, purpose):
+    def always(requests, *, seed):
         return [Rollout("ok", 1.0, True, "Right.") for _ in requests]
 
     def reflect(prompts, *, seed):
@@ -355,28 +344,17 @@ def test_two_questions_are_needed(tmp_path):
         run(Land(), tmp_path, questions=QUESTIONS[:1])
 
 
-def test_a_filled_first_iteration_reflects_on_several_minibatches_of_the_empty_template(tmp_path):
-    land = Land()
-    run(land, tmp_path, FILLED)
-    sizes = [size for kind, size, _ in land.calls if kind != "dev"]
-    assert sizes[:2] == [10, 4], "four minibatches of the ten feedback questions, the last of them smaller"
-    run(land := Land(), tmp_path / "plain")
-    assert [size for kind, size, _ in land.calls if kind != "dev"][:2] == [3, 1]
-
-
-@pytest.mark.parametrize(
-    ("when", "config"), [(when, CONFIG) for when in range(0, 24, 3)] + [(when, FILLED) for when in (1, 2, 9, 18)]
-)
-def test_an_interrupted_phase_ends_as_if_it_had_not_been(tmp_path, when, config):
-    straight = run(Land(), tmp_path / "a", config)
+@pytest.mark.parametrize("when", [*range(0, 24, 3), 1, 2])
+def test_an_interrupted_phase_ends_as_if_it_had_not_been(tmp_path, when):
+    straight = run(Land(), tmp_path / "a")
     with pytest.raises(RuntimeError, match="killed"):
-        run(Land(fail_at=when), tmp_path / "b", config)
+        run(Land(fail_at=when), tmp_path / "b")
     resumed = Land()
-    result = run(resumed, tmp_path / "b", config)
+    result = run(resumed, tmp_path / "b")
     assert result == straight
     # What was done is not done again, and the rest draws from the same streams.
     whole = Land()
-    run(whole, tmp_path / "c", config)
+    run(whole, tmp_path / "c")
     assert resumed.calls == whole.calls[when:]
 
 
@@ -391,9 +369,32 @@ def test_a_torn_journal_line_is_done_again(tmp_path):
 
 def test_a_journal_of_another_phase_is_not_used(tmp_path):
     run(Land(), tmp_path)
-    land = Land()
+    land, fresh = Land(), Land()
     run(land, tmp_path, seed=1)
-    assert land.calls[0][0] == "dev"
+    run(fresh, tmp_path / "fresh", seed=1)
+    assert land.calls == fresh.calls
+    assert (tmp_path / "journal.jsonl").read_bytes() == (tmp_path / "fresh" / "journal.jsonl").read_bytes()
+
+
+def test_a_damaged_journal_goes_on_from_the_damage(tmp_path, caplog):
+    straight = run(Land(), tmp_path)
+    journal = tmp_path / "journal.jsonl"
+    content = journal.read_bytes()
+    lines = content.split(b"\n")
+    lines[len(lines) // 2] = b'{"kind": \x00'
+    journal.write_bytes(b"\n".join(lines))
+    assert run(Land(), tmp_path) == straight
+    assert journal.read_bytes() == content
+    assert f"damaged in line {len(lines) // 2 + 1}" in caplog.text
+
+
+def test_a_resumed_phase_never_holds_less_on_disk_than_before(tmp_path):
+    journal = tmp_path / "journal.jsonl"
+    run(Land(), tmp_path)
+    content = journal.read_bytes()
+    seen = []
+    run(Land(), tmp_path, on_progress=lambda progress: seen.append(journal.read_bytes()))
+    assert set(seen) == {content}
 
 
 def test_a_departing_journal_is_cut_where_it_departs(tmp_path):

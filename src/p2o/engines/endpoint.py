@@ -1,11 +1,10 @@
-"""Reflection, and completions, by a model behind an HTTP endpoint, of any provider that litellm knows.
+"""Completions of a model behind an HTTP endpoint, of any provider that litellm knows.
 
-An endpoint is the part of a run that is not ours: it can be down, slow, overloaded, out of credit, or talk nonsense at
-hour nine. Nothing that it does may end the run or hold it up for ever, and nothing that it says may carry a key along.
+An endpoint is not part of the run: it can be down, slow, overloaded, out of credit, or send anything at any time.
+Nothing that it does may end the run or block it for ever, and no message may contain a key that it repeats.
 """
 
 import itertools
-import logging
 import math
 import os
 import queue
@@ -13,17 +12,15 @@ import random
 import re
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
 
-from p2o.evolution.prompt_phase import Reflection, ReflectionError
+from p2o.completions import Completion
 from p2o.seeding import derive_seed
-
-logger = logging.getLogger(__name__)
 
 MAX_DELAY = 60.0  # seconds; no wait before a retry is longer, whatever Retry-After says, up to its jitter
 CHARACTERS_PER_TOKEN = 32  # no ordinary text has as many on average
@@ -46,32 +43,30 @@ class OptionNames:
     model: str = "reflection_model"
     base_url: str = "reflection_base_url"
     max_tokens: str = "reflection_max_tokens"
-    not_this: str = "neither 'reference' nor 'policy' nor"  # what else the model could have been
+    alternatives: str = "neither 'reference' nor 'policy' nor"  # what else the model could have been
 
 
-class EndpointReflection:
-    """A model behind an HTTP endpoint that reflects; a [`p2o.evolution.prompt_phase.ReflectionFn`].
+class Endpoint:
+    """A model behind an HTTP endpoint.
 
     The key comes from the environment, under the name that litellm expects for the provider, and from nowhere else. A
     server at `base_url` gets a placeholder where the environment has none.
 
     A request is tried again, after a growing wait with jitter, on 408, 429, 5xx, time-outs, broken connections and
-    answers without sense. A batch of n prompts takes at most
+    answers without sense. A batch of n chats takes at most
     ceil(n / concurrency) · (max_retries + 1) · (timeout + 2.5 · MAX_DELAY) seconds.
 
     Args:
         model: a name that litellm understands; `openai/<name>` for an OpenAI-compatible server at `base_url`.
         base_url: where it is served; the provider's own address when None.
-        max_tokens: longest reflection, in tokens.
+        max_tokens: longest completion, in tokens.
         temperature, top_p: of sampling; the provider's own top_p when None.
         concurrency: requests at once.
         timeout: seconds from sending a request to having all of its answer.
         max_retries: further attempts after the first.
         backoff: seconds before the first retry, doubled for every further one.
-        left: tokens and US dollars that may still be spent before this batch. No request begins once the batch has
-            spent them; those under way then may exceed them.
-        empty_answers: whether an answer without text is one. A reflection says something; a completion of a model that
-            thinks until its tokens are spent is empty, and that is its result.
+        empty_answers: whether an answer without text is one. A reflection without text is useless; a completion of a
+            model that thinks until its tokens are spent is empty, and that is its result.
         options: the names of these settings in messages.
 
     Raises:
@@ -91,11 +86,10 @@ class EndpointReflection:
         timeout: float = 120.0,
         max_retries: int = 3,
         backoff: float = 1.0,
-        left: Callable[[], tuple[float, float]] = lambda: (math.inf, math.inf),
         empty_answers: bool = False,
         options: OptionNames = OptionNames(),
     ) -> None:
-        self.model, self.base_url, self.left = model, base_url, left
+        self.model, self.base_url = model, base_url
         self.max_tokens, self.temperature, self.top_p = max_tokens, temperature, top_p
         self.empty_answers, self.options = empty_answers, options
         self.concurrency, self.timeout, self.max_retries, self.backoff = concurrency, timeout, max_retries, backoff
@@ -104,7 +98,7 @@ class EndpointReflection:
             self.litellm.get_llm_provider(model, api_base=base_url)
         except Exception:
             raise ValueError(
-                f"{options.model}={model!r} is {options.not_this} a name that litellm can place. "
+                f"{options.model}={model!r} is {options.alternatives} a name that litellm can place. "
                 f"For an OpenAI-compatible server write 'openai/{model}' and set {options.base_url}; for a provider "
                 "its name and the model's, such as 'anthropic/<model>'."
             ) from None
@@ -119,106 +113,33 @@ class EndpointReflection:
             self.priced = True
         except Exception:  # litellm raises different things for an unknown model and for an unknown provider
             self.priced = False
-        self._told_of_usage = False
 
-    def limit_reached(self, tokens: int = 0, cost: float = 0.0) -> str | None:
-        """Which limit stands in the way of a request, this batch having spent so much; None when none does."""
-        tokens_left, cost_left = self.left()
-        if tokens_left <= tokens:
-            return "The run has spent the tokens of reflection_token_limit; raise it to go on reflecting."
-        if cost_left <= cost:
-            return "The run has spent the US dollars of reflection_cost_limit; raise it to go on reflecting."
-        return None
+    def complete(
+        self,
+        chats: Sequence[list[dict[str, Any]]],
+        *,
+        seed: int,
+        limit: Callable[[int, float], str | None] = lambda tokens, cost: None,
+    ) -> list[Completion]:
+        """Completions in the order of the chats; those that failed have an `error` and no text.
 
-    def __call__(self, prompts: list[str], *, seed: int) -> list[Reflection]:
-        """Answers in the order of the prompts; those that failed have an `error` and no text.
+        The scheduling is our own: with tenacity or litellm's async calls, what is left is a loop over attempts, while
+        Retry-After, seeded jitter, `limit`, notebooks' running event loops and lookups that hang remain to be written.
 
-        Raises:
-            ReflectionError: all of them failed.
+        Args:
+            seed: of the requests' seeds and of the jitter.
+            limit: called before each request with the tokens and US dollars that this batch has cost so far; what it
+                returns is the error of the requests that may not begin, None when they may.
         """
-        return self._told(self.answer([[{"role": "user", "content": prompt}] for prompt in prompts], seed=seed))
+        batch = _Batch(self, chats, seed, limit)
+        while batch.waiting or batch.running:
+            batch.start_ready()
+            for ticket, outcome in batch.ended():
+                batch.take(ticket, outcome)
+        return [request.completion() for request in batch.requests]
 
-    def answer(self, chats: Sequence[list[dict[str, Any]]], *, seed: int) -> list[Reflection]:
-        """Answers in the order of the chats; those that failed have an `error` and no text, and nothing is raised."""
-        jitter = random.Random(derive_seed(seed, "reflection endpoint", "jitter"))
-        waiting = [
-            _Request(chat, derive_seed(seed, "reflection endpoint", index) % 2**31) for index, chat in enumerate(chats)
-        ]
-        requests = list(waiting)
-        running: dict[int, tuple[_Request, float]] = {}
-        outcomes: queue.SimpleQueue[tuple[int, _Outcome | Exception]] = queue.SimpleQueue()
-        tickets = itertools.count()
-        while waiting or running:
-            now = time.monotonic()
-            ready = [request for request in waiting if request.not_before <= now]
-            for request in ready[: self.concurrency - len(running)]:
-                waiting.remove(request)
-                reached = self.limit_reached(
-                    sum(r.prompt_tokens + r.completion_tokens for r in requests), sum(r.cost for r in requests)
-                )
-                if reached is not None:
-                    request.error = reached
-                    continue
-                ticket = next(tickets)
-                running[ticket] = (request, now + self.timeout)
-                # The HTTP client's own time-out starts anew with every byte, so the clock is watched here. A thread
-                # that nobody waits for any more is left behind; a daemon, it holds up neither the run nor its end.
-                threading.Thread(target=self._ask, args=(request, ticket, outcomes), daemon=True).start()
-            wakes = [deadline for _, deadline in running.values()]
-            if len(running) < self.concurrency:
-                wakes += [request.not_before for request in waiting]
-            if not wakes:
-                continue
-            try:
-                ticket, outcome = outcomes.get(timeout=max(min(wakes) - time.monotonic(), 0.0))
-                ended = [(ticket, outcome)]
-            except queue.Empty:
-                late = _Outcome(Reflection("", error=f"No whole answer within {self.timeout:g} s."), retry=True)
-                now = time.monotonic()
-                ended = [(ticket, late) for ticket, (_, deadline) in running.items() if deadline <= now]
-            for ticket, outcome in ended:
-                if ticket not in running:
-                    continue
-                request, _ = running.pop(ticket)
-                if isinstance(outcome, Exception):
-                    raise outcome
-                request.note(outcome.reflection)
-                if outcome.retry and request.attempts <= self.max_retries:
-                    delay = min(self.backoff * 2 ** (request.attempts - 1), MAX_DELAY) * jitter.uniform(0.5, 1.5)
-                    request.not_before = time.monotonic() + delay + min(outcome.retry_after, MAX_DELAY)
-                    waiting.append(request)
-        return [request.reflection() for request in requests]
-
-    def _told(self, reflections: list[Reflection]) -> list[Reflection]:
-        """What has to be said of a batch is said."""
-        if any(r.prompt_tokens is None for r in reflections) and not self._told_of_usage:
-            self._told_of_usage = True
-            logger.warning(
-                "The reflection endpoint for %s does not say how many tokens it used: the ledger counts none for it, "
-                "and reflection_token_limit and reflection_cost_limit cannot hold.",
-                self.model,
-            )
-        failures = Counter(reflection.error for reflection in reflections if reflection.error)
-        if not failures:
-            return reflections
-        failed = failures.total()
-        causes = "; ".join(f"{count} × {cause}" for cause, count in failures.most_common(3))
-        if failed == len(reflections):
-            raise ReflectionError(f"None of {failed} reflection(s) by {self.model} came out: {causes}", reflections)
-        logger.warning("%d of %d reflections by %s failed: %s", failed, len(reflections), self.model, causes)
-        return reflections
-
-    # -- one request, in a thread of its own -------------------------------------------------------------------------
-
-    def _ask(
-        self, request: "_Request", ticket: int, outcomes: "queue.SimpleQueue[tuple[int, _Outcome | Exception]]"
-    ) -> None:
-        try:
-            outcomes.put((ticket, self._complete(request)))
-        except Exception as mistake:  # in this file; raised where the batch is waited for
-            outcomes.put((ticket, mistake))
-
-    def _complete(self, request: "_Request") -> "_Outcome":
+    def attempt(self, request: "_Request") -> "_Outcome":
+        """One attempt at a request, in a thread of its own; whatever the server does is an outcome."""
         try:
             response = self.litellm.completion(
                 model=self.model,
@@ -252,7 +173,7 @@ class EndpointReflection:
             hint = f"Is the server at {self.options.base_url} running, and reachable from here?"
         headers = getattr(getattr(error, "response", None), "headers", None) or {}
         message = f"{type(error).__name__}: {text}" + (f" {hint}" if hint else "")
-        return _Outcome(Reflection("", error=message), retry, retry_after(headers))
+        return _Outcome(Completion("", error=message), retry, retry_after(headers))
 
     def _read(self, response: Any) -> "_Outcome":
         usage = getattr(response, "usage", None)
@@ -266,7 +187,7 @@ class EndpointReflection:
                     model=self.model, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens
                 )
             )
-        spent = Reflection("", prompt_tokens, completion_tokens, cost)
+        spent = Completion("", prompt_tokens, completion_tokens, cost)
         if not response.choices:
             return _Outcome(replace(spent, error="An answer without choices."), retry=True)
         text, finish = response.choices[0].message.content, response.choices[0].finish_reason
@@ -287,9 +208,18 @@ class EndpointReflection:
         return _Outcome(replace(spent, text=text), retry=False)
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """The outcome of one attempt; `retry_after` is what the server asks for, in seconds."""
+
+    completion: Completion
+    retry: bool
+    retry_after: float = 0.0
+
+
 @dataclass
 class _Request:
-    """A chat on its way to an answer, and what all attempts at it have cost."""
+    """A chat, and what all attempts at it have cost."""
 
     messages: list[dict[str, Any]]
     seed: int
@@ -303,26 +233,108 @@ class _Request:
     usage_known: bool = True
     truncated: bool = False
 
-    def note(self, reflection: Reflection) -> None:
+    def add(self, completion: Completion) -> None:
         self.attempts += 1
-        self.text, self.error, self.truncated = reflection.text, reflection.error, reflection.truncated
-        self.prompt_tokens += reflection.prompt_tokens or 0
-        self.completion_tokens += reflection.completion_tokens or 0
-        self.cost += reflection.cost
-        self.usage_known = self.usage_known and reflection.prompt_tokens is not None
+        self.text, self.error, self.truncated = completion.text, completion.error, completion.truncated
+        self.prompt_tokens += completion.prompt_tokens or 0
+        self.completion_tokens += completion.completion_tokens or 0
+        self.cost += completion.cost
+        self.usage_known = self.usage_known and completion.prompt_tokens is not None
 
-    def reflection(self) -> Reflection:
+    def completion(self) -> Completion:
         tokens = (self.prompt_tokens, self.completion_tokens) if self.usage_known else (None, None)
-        return Reflection(self.text, tokens[0], tokens[1], self.cost, self.error, self.truncated)
+        return Completion(self.text, tokens[0], tokens[1], self.cost, self.error, self.truncated)
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """Of one attempt; `retry_after` is what the server asks for, in seconds."""
+class _Batch:
+    """Requests of one call: which wait, which run, and what they have cost."""
 
-    reflection: Reflection
-    retry: bool
-    retry_after: float = 0.0
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        chats: Sequence[list[dict[str, Any]]],
+        seed: int,
+        limit: Callable[[int, float], str | None],
+    ) -> None:
+        self.endpoint, self.limit = endpoint, limit
+        self.jitter = random.Random(derive_seed(seed, "reflection endpoint", "jitter"))
+        self.requests = [
+            _Request(chat, derive_seed(seed, "reflection endpoint", index) % 2**31) for index, chat in enumerate(chats)
+        ]
+        self.waiting = list(self.requests)
+        self.running: dict[int, tuple[_Request, float]] = {}  # with their deadlines
+        self.outcomes: queue.SimpleQueue[tuple[int, _Outcome | Exception]] = queue.SimpleQueue()
+        self.tickets = itertools.count()
+
+    def start_ready(self) -> None:
+        """Starts the requests whose wait is over, as many as may run at once and as the limit allows."""
+        now = time.monotonic()
+        ready = [request for request in self.waiting if request.not_before <= now]
+        for request in ready[: self.endpoint.concurrency - len(self.running)]:
+            self.waiting.remove(request)
+            tokens = sum(r.prompt_tokens + r.completion_tokens for r in self.requests)
+            reached = self.limit(tokens, sum(r.cost for r in self.requests))
+            if reached is not None:
+                request.error = reached
+                continue
+            ticket = next(self.tickets)
+            self.running[ticket] = (request, now + self.endpoint.timeout)
+            # The HTTP client's own time-out starts anew with every byte, so the clock is watched here. A thread past
+            # its deadline is abandoned; as a daemon it blocks neither the run nor its end.
+            threading.Thread(target=self._run, args=(request, ticket), daemon=True).start()
+
+    def _run(self, request: _Request, ticket: int) -> None:
+        try:
+            self.outcomes.put((ticket, self.endpoint.attempt(request)))
+        except Exception as mistake:  # in this file; raised where the batch is waited for
+            self.outcomes.put((ticket, mistake))
+
+    def ended(self) -> list[tuple[int, _Outcome | Exception]]:
+        """Attempts that have ended, or have passed their deadline, once there is one; none when it is time to start."""
+        wakes = [deadline for _, deadline in self.running.values()]
+        if len(self.running) < self.endpoint.concurrency:
+            wakes += [request.not_before for request in self.waiting]
+        if not wakes:
+            return []
+        try:
+            return [self.outcomes.get(timeout=max(min(wakes) - time.monotonic(), 0.0))]
+        except queue.Empty:
+            error = f"No whole answer within {self.endpoint.timeout:g} s."
+            late = _Outcome(Completion("", error=error), retry=True)
+            now = time.monotonic()
+            return [(ticket, late) for ticket, (_, deadline) in self.running.items() if deadline <= now]
+
+    def take(self, ticket: int, outcome: "_Outcome | Exception") -> None:
+        """Notes the outcome of an attempt and lets its request wait for another one where there is to be one."""
+        if ticket not in self.running:
+            return  # abandoned
+        request, _ = self.running.pop(ticket)
+        if isinstance(outcome, Exception):
+            raise outcome
+        request.add(outcome.completion)
+        if outcome.retry and request.attempts <= self.endpoint.max_retries:
+            delay = min(self.endpoint.backoff * 2 ** (request.attempts - 1), MAX_DELAY) * self.jitter.uniform(0.5, 1.5)
+            request.not_before = time.monotonic() + delay + min(outcome.retry_after, MAX_DELAY)
+            self.waiting.append(request)
+
+
+def check_base_url(option: str, address: str) -> None:
+    """
+    Args:
+        option: the name of the option that has the address, for messages.
+
+    Raises:
+        ValueError: an endpoint's address that is none, or that contains a secret.
+    """
+    url = urlsplit(address)
+    # The address is part of the configuration, which is written down and shown.
+    if url.username is not None or url.password is not None:
+        raise ValueError(
+            f"{option} contains a user name or a password. Take them out and put the key into the environment, where "
+            "it is not written down."
+        )
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise ValueError(f"{option}={address!r} is no address such as http://127.0.0.1:8000/v1.")
 
 
 def import_litellm() -> Any:

@@ -1,0 +1,53 @@
+"""The data of an evaluation. Pure."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from p2o.verifiers import Verdict
+
+RIGHT = "right"
+
+ScoreFn = Callable[[list[str], list[dict[str, Any]]], Sequence[Verdict]]
+"""`score(completions, rows)`: a verdict on each completion of the question in its row."""
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """Questions of one task with the scorer of the answers to them.
+
+    Args:
+        rows: with the column `prompt` and what `score` needs.
+        answer_format: the form of an answer that the scorer expects, for feedback; "" where unknown.
+    """
+
+    name: str
+    rows: list[dict[str, Any]]
+    score: ScoreFn
+    answer_format: str = ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answer to one question, a line of the transcripts.
+
+    Args:
+        question: row of the task.
+        sample: which of the n it is.
+        extracted: the answer that was found in it.
+        prompt_tokens, completion_tokens: None where a server does not report them.
+        truncated: whether the limit on its length ended it.
+        cost: US dollars, as far as prices are known.
+    """
+
+    task: str
+    question: int
+    sample: int
+    completion: str
+    extracted: str | None
+    reward: float
+    reason: str
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    truncated: bool
+    cost: float = 0.0

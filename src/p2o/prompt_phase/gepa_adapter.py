@@ -1,0 +1,145 @@
+"""GEPA's adapter: rollouts in, scores and traces out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gepa.core.adapter import EvaluationBatch
+
+from p2o.ledger import Ledger, Purpose
+from p2o.prompt_phase.journal import Journal
+from p2o.prompt_phase.types import COMPONENT, Question, Rollout, RolloutFn, Success
+from p2o.seeding import derive_seed
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One rollout as evolution and its journal keep it.
+
+    Args:
+        completion, feedback: "" for dev questions: reflection never sees them, and there can be thousands.
+        kept: template and completion tokens of a success that may be reused, else empty.
+    """
+
+    reward: float
+    solved: bool
+    prompt_tokens: int
+    completion_tokens: int
+    completion: str
+    feedback: str
+    kept: list[Any]
+
+
+@dataclass
+class GepaAdapter:
+    """Rollouts of questions under candidates' templates, in batches that go through the journal.
+
+    A question is sampled once under a template, since the policy does not change within a prompt phase; a repeated
+    request, for a parent's next minibatch, gets the first result again. The budget counts requests (`requested`),
+    `spent` counts what was generated.
+
+    Args:
+        questions: by id, feedback and dev questions alike.
+        spent: where rollouts and tokens are counted.
+    """
+
+    questions: Mapping[int, Question]
+    dev_ids: frozenset[int]
+    rollout: RolloutFn
+    journal: Journal
+    seed: int
+    epoch: int
+    spent: Ledger
+    known: dict[tuple[int, str], Outcome] = field(default_factory=dict)
+    requested: int = 0
+    best_reward: float = float("-inf")
+    successes: list[Success] = field(default_factory=list)
+
+    propose_new_texts = None  # of GEPA's protocol: proposals are the reflection strategy's
+
+    def dev_results(self, template: str) -> dict[int, Outcome]:
+        """The outcome on each dev question under a template that was evaluated on all of them."""
+        return {question: self.known[question, template] for question in sorted(self.dev_ids)}
+
+    def all_solved(self, state: Any) -> bool:
+        """Whether a template solves every dev question for the highest reward that was ever seen.
+
+        It is then the whole selection, ties go to the earlier one, and only a reward yet unseen could change that.
+        """
+        templates = (candidate[COMPONENT] for candidate in state.program_candidates)
+        return any(
+            template and all(o.solved and o.reward >= self.best_reward for o in self.dev_results(template).values())
+            for template in templates
+        )
+
+    def batch_seed(self, position: int) -> int:
+        """The seed of the batch at this position of the journal."""
+        return derive_seed(self.seed, "prompt phase", self.epoch, "batch", position)
+
+    def evaluate(
+        self, batch: list[Question], candidate: dict[str, str], capture_traces: bool = False
+    ) -> EvaluationBatch[Any, Any]:
+        return self.batch_evaluate([(candidate, batch)])[0]
+
+    def batch_evaluate(
+        self, items: list[tuple[dict[str, str], list[Question]]], capture_traces: bool = True
+    ) -> list[EvaluationBatch[Any, Any]]:
+        """Scores of several (candidate, questions) at once: rollouts of all of them are one batch."""
+        keys = [(question.id, candidate[COMPONENT]) for candidate, batch in items for question in batch]
+        self.requested += len(keys)
+        self._sample([key for key in dict.fromkeys(keys) if key not in self.known])
+        batches = []
+        for candidate, batch in items:
+            outcomes = [self.known[question.id, candidate[COMPONENT]] for question in batch]
+            batches.append(
+                EvaluationBatch(
+                    outputs=[outcome.solved for outcome in outcomes],
+                    scores=[float(outcome.reward) for outcome in outcomes],
+                    trajectories=list(zip(batch, outcomes, strict=True)),
+                )
+            )
+        return batches
+
+    def _sample(self, keys: list[tuple[int, str]]) -> None:
+        """Rollouts of these questions under these templates, in one batch, into `known`."""
+        if not keys:
+            return
+        dev = keys[0][0] in self.dev_ids
+        requests = [(self.questions[question], template) for question, template in keys]
+
+        def run(position: int) -> list[Any]:
+            rollouts = self.rollout(requests, seed=self.batch_seed(position))
+            if len(rollouts) != len(requests):
+                raise RuntimeError(f"{len(requests)} rollouts were requested, {len(rollouts)} came back.")
+            return [_record(rollout, dev) for rollout in rollouts]
+
+        outcomes = [Outcome(*record) for record in self.journal.call("dev" if dev else "feedback", keys, run)]
+        purpose: Purpose = "evolution_dev" if dev else "evolution_feedback"
+        tokens = (sum(o.prompt_tokens for o in outcomes), sum(o.completion_tokens for o in outcomes))
+        self.spent.add(purpose, len(outcomes), *tokens)
+        for key, outcome in zip(keys, outcomes, strict=True):
+            self.known[key] = outcome
+            self.best_reward = max(self.best_reward, outcome.reward)
+            if outcome.kept:
+                self.successes.append(Success(key[0], *outcome.kept))
+
+    def make_reflective_dataset(
+        self, candidate: dict[str, str], eval_batch: EvaluationBatch[Any, Any], components_to_update: list[str]
+    ) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+        """The minibatch as records to reflect on; none where all of it is solved: there is nothing to learn."""
+        trajectories = eval_batch.trajectories or []
+        if all(outcome.solved for _, outcome in trajectories):
+            return {}
+        return {
+            COMPONENT: [
+                {"Question": question.text, "Answer given": outcome.completion, "Feedback": outcome.feedback}
+                for question, outcome in trajectories
+            ]
+        }
+
+
+def _record(rollout: Rollout, dev: bool) -> list[Any]:
+    """The fields of an [`Outcome`], as the journal keeps them."""
+    texts = ["", ""] if dev else [rollout.completion, rollout.feedback]
+    kept = [rollout.template, rollout.completion_ids] if rollout.solved and rollout.completion_ids else []
+    return [rollout.reward, rollout.solved, rollout.prompt_tokens, rollout.completion_tokens, *texts, kept]

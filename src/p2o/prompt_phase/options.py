@@ -1,0 +1,92 @@
+"""Options of mining and evolution, the same for `P2OConfig` and for `p2o evolve`. Pure."""
+
+from dataclasses import dataclass, field
+
+from p2o.options import check_least
+from p2o.prompt_phase.budget import parse_budget
+from p2o.prompt_phase.types import EvolutionConfig
+
+
+@dataclass
+class EvolutionOptions:
+    """Which questions are hard, and how templates for them are evolved."""
+
+    near_hard: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether questions with exactly one success among their rollouts join the hard set, beside those "
+            "with none."
+        },
+    )
+    min_hard_questions: int = field(
+        default=100,
+        metadata={
+            "help": "The prompt phase is skipped, and the next epoch untemplated, when the hard set is smaller than "
+            "this. At least 2: one question to reflect on and one to judge by."
+        },
+    )
+    max_dev_questions: int = field(
+        default=300,
+        metadata={
+            "help": "Hard questions kept apart for scoring templates. Half of the hard set when it is smaller than "
+            "one and a half times this."
+        },
+    )
+    evolution_budget: str = field(
+        default="light",
+        metadata={
+            "help": "Rollouts one prompt phase may spend: a preset ('light', 'medium', 'heavy', 'heavy_4'; the paper "
+            "uses 'heavy_4') that grows with the dev set, or a number. Every rollout counts, one that is known "
+            "already included."
+        },
+    )
+    parents_per_iteration: int = field(
+        default=16,
+        metadata={"help": "Distinct parents drawn from the Pareto front in one iteration of evolution."},
+    )
+    feedback_minibatch_size: int = field(
+        default=3,
+        metadata={"help": "Feedback questions a parent is tried on before and after reflection."},
+    )
+    max_template_length: int = field(
+        default=2000,
+        metadata={"help": "Longest template, in characters. Longer reflections are rejected and counted."},
+    )
+
+    def check_evolution(self) -> None:
+        """
+        Raises:
+            ValueError: an option out of its range, naming it and what it may be.
+        """
+        parse_budget("evolution_budget", self.evolution_budget)
+        self.evolution_budget = str(self.evolution_budget)  # YAML has it as a number
+        least = {
+            "min_hard_questions": 2,
+            "max_dev_questions": 1,
+            "parents_per_iteration": 1,
+            "feedback_minibatch_size": 1,
+            "max_template_length": 1,
+        }
+        check_least(self, least)
+
+    @property
+    def evolution_calls(self) -> str | int:
+        """The budget as evolution takes it: a preset's name or a number of rollouts."""
+        return parse_budget("evolution_budget", self.evolution_budget)
+
+    def evolution_config(self, *, wording: str | None, max_metric_calls: int | None = None) -> EvolutionConfig:
+        """The settings of one prompt phase.
+
+        Args:
+            wording: of reflection prompts; GEPA's own when None.
+            max_metric_calls: what is left of a run's rollouts; no limit when None.
+        """
+        return EvolutionConfig(
+            budget=self.evolution_calls,
+            max_metric_calls=max_metric_calls,
+            parents_per_iteration=self.parents_per_iteration,
+            feedback_minibatch_size=self.feedback_minibatch_size,
+            max_dev_questions=self.max_dev_questions,
+            max_template_length=self.max_template_length,
+            reflection_prompt_template=wording,
+        )

@@ -1,0 +1,151 @@
+"""From reflections to candidates: all reflections of an iteration in one batch, and the guard behind them."""
+
+import logging
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from gepa.proposer.reflective_mutation.reflection_lm import ReflectionProposal
+from gepa.strategies.instruction_proposal import InstructionProposalSignature
+
+from p2o.prompt_phase.gepa_adapter import GepaAdapter
+from p2o.prompt_phase.guard import check_template
+from p2o.prompt_phase.types import COMPONENT, EvolutionConfig, Reflection, ReflectionError, ReflectionFn
+
+logger = logging.getLogger(__name__)
+
+
+def reflection_prompt(instruction: str, records: Sequence[Mapping[str, str]], wording: str | None) -> str:
+    """The request for a better instruction, as GEPA renders it.
+
+    Args:
+        records: what the instruction was tried on, see `GepaAdapter.make_reflective_dataset`.
+        wording: with the placeholders `<curr_param>` and `<side_info>`; GEPA's own when None.
+    """
+    return str(
+        InstructionProposalSignature.prompt_renderer(
+            {"current_instruction_doc": instruction, "dataset_with_feedback": records, "prompt_template": wording}
+        )
+    )
+
+
+def proposed_text(answer: str) -> str | None:
+    """The instruction that a reflection proposes, "" for none; None where it has no fenced block.
+
+    Proposals that a model considers in its thoughts are not its answer; thoughts without an end have none behind them.
+    """
+    answer = answer.rpartition("</think>")[2].partition("<think>")[0]
+    if answer.strip() and "```" not in answer:
+        return None
+    return str(InstructionProposalSignature.output_extractor(answer.strip())["new_instruction"]).strip()
+
+
+@dataclass
+class ProposalStrategy:
+    """GEPA's reflection strategy.
+
+    Args:
+        adapter: whose journal and ledger reflections go through.
+        special_tokens: the tokenizer's, which no template may contain.
+        stock: common wording of the questions, see [`p2o.prompt_phase.guard.stock_runs`].
+    """
+
+    adapter: GepaAdapter
+    reflection_fn: ReflectionFn
+    config: EvolutionConfig
+    special_tokens: Collection[str]
+    stock: Set[tuple[str, ...]]
+    proposed: set[str] = field(default_factory=lambda: {""})
+    rejections: Counter[str] = field(default_factory=Counter)
+    events: Counter[str] = field(default_factory=Counter)
+    error: Exception | None = None
+    ended_early: str | None = None
+
+    def __post_init__(self) -> None:
+        self.solutions = {question.text: question.solution for question in self.adapter.questions.values()}
+        for record in self.adapter.journal.lost:
+            self._count([Reflection(**reflection) for reflection in record["result"]])
+
+    def stopped(self, state: Any = None) -> bool:
+        """Whether evolution ends. GEPA swallows exceptions of a reflection, so they are kept and raised behind it."""
+        return self.error is not None or self.ended_early is not None
+
+    def reflect(self, *job: Any) -> tuple[ReflectionProposal, "ProposalStrategy"]:
+        return self.reflect_many([job])[0]
+
+    def reflect_many(self, jobs: list[Any]) -> list[tuple[ReflectionProposal, "ProposalStrategy"]]:
+        """A proposal for each (candidate, reflective dataset, components); an empty one where there is none."""
+        proposals = [ReflectionProposal(new_texts={}) for _ in jobs]
+        wanted = [index for index, (_, records, _) in enumerate(jobs) if records.get(COMPONENT)]
+        prompts = [
+            reflection_prompt(
+                jobs[index][0][COMPONENT], jobs[index][1][COMPONENT], self.config.reflection_prompt_template
+            )
+            for index in wanted
+        ]
+        if prompts and not self.stopped():
+            try:
+                for index, answer in zip(wanted, self._answers(prompts), strict=True):
+                    text = None if answer.error else self._checked(answer.text, jobs[index][1][COMPONENT])
+                    if text is not None:
+                        proposals[index].new_texts[COMPONENT] = text
+            except ReflectionError as error:
+                # A batch with some answers is in the journal with its failures. Of a batch without any, only the cost
+                # is: nothing but the end of the phase follows from it, and a resumed run may find the cause mended, so
+                # it sends the batch again.
+                self.ended_early = str(error)
+                self.adapter.journal.lose([asdict(reflection) for reflection in error.reflections])
+                self._count(error.reflections)
+            except Exception as error:
+                self.error = error
+        return [(proposal, self) for proposal in proposals]
+
+    def _answers(self, prompts: list[str]) -> list[Reflection]:
+        """Reflections in the order of the prompts, from the journal where they are in it."""
+        recorded = self.adapter.journal.call(
+            "reflection",
+            prompts,
+            lambda position: [
+                asdict(reflection) for reflection in self.reflection_fn(prompts, seed=self.adapter.batch_seed(position))
+            ],
+        )
+        answers = [Reflection(**record) for record in recorded]
+        self._count(answers)
+        return answers
+
+    def _count(self, reflections: Sequence[Reflection]) -> None:
+        spent = self.adapter.spent
+        failed = sum(bool(r.error) for r in reflections)
+        tokens = (sum(r.prompt_tokens or 0 for r in reflections), sum(r.completion_tokens or 0 for r in reflections))
+        spent.add("reflection", len(reflections) - failed, *tokens)
+        spent.reflection_cost += sum(r.cost for r in reflections)
+        if failed:
+            self.rejections["failed"] += failed
+            self.events["reflection_failed"] += failed
+        unknown = sum(r.prompt_tokens is None for r in reflections)
+        if unknown:
+            self.events["reflection_usage_unknown"] += unknown
+
+    def _checked(self, answer: str, records: Sequence[Mapping[str, Any]]) -> str | None:
+        """The proposed template, or None where it may not become a candidate, which is counted."""
+        text = proposed_text(answer)
+        reason: str | None
+        if text is None:
+            reason = "no_fence"
+        elif text and text in self.proposed:
+            reason = "duplicate"
+        else:
+            reason = check_template(
+                text,
+                questions=[(r["Question"], self.solutions[r["Question"]]) for r in records],
+                max_length=self.config.max_template_length,
+                special_tokens=self.special_tokens,
+                stock=self.stock,
+            )
+        if reason is not None:
+            self.rejections[reason] += 1
+            logger.info("Reflection rejected (%s): %.200s", reason, answer)
+            return None
+        self.proposed.add(str(text))
+        return text

@@ -1,0 +1,184 @@
+"""The data of a prompt phase: what goes into it, what comes out. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol
+
+from p2o.completions import Completion
+from p2o.ledger import Ledger
+from p2o.templates import Template
+
+COMPONENT = "template"  # the one text of a GEPA candidate
+
+Stage = Literal["seed", "feedback", "minibatch", "dev", "done"]
+
+Reflection = Completion
+"""What a reflection model answers: a completion of a reflection prompt. One with an `error` costs its proposal only."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A hard question.
+
+    Args:
+        id: row in the training set.
+        text: the bare question, for reflection and the guard.
+        solution: gold answer as text, "" when the data has none.
+    """
+
+    id: int
+    text: str
+    solution: str
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One completion of one question under one template.
+
+    Args:
+        solved: mining's criterion of success.
+        template: the one used, "" where the requested one did not fit the question.
+        completion_ids: its tokens, where they are wanted for reuse.
+    """
+
+    completion: str
+    reward: float
+    solved: bool
+    feedback: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    template: str = ""
+    completion_ids: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Success:
+    """A rollout of evolution that solved its question, kept for reuse."""
+
+    question: int
+    template: str
+    completion_ids: list[int]
+
+
+class ReflectionError(Exception):
+    """Raised by a [`ReflectionFn`] that can answer nothing at present: it ends the prompt phase, not the run.
+
+    Any other exception counts as a mistake in the function and ends the run.
+
+    Args:
+        reason: what is wrong and what to do, without credentials.
+        reflections: those that failed, for what they cost.
+    """
+
+    def __init__(self, reason: str, reflections: Sequence[Reflection] = ()) -> None:
+        super().__init__(reason)
+        self.reflections = list(reflections)
+
+
+class RolloutFn(Protocol):
+    """Samples and scores one completion for each (question, template), from a stream seeded by `seed`."""
+
+    def __call__(self, requests: list[tuple[Question, str]], *, seed: int) -> list[Rollout]: ...
+
+
+class ReflectionFn(Protocol):
+    """Answers each reflection prompt, in their order.
+
+    Raises:
+        ReflectionError: none can be had at present; evolution ends with the candidates that it has.
+    """
+
+    def __call__(self, prompts: list[str], *, seed: int) -> list[Reflection]: ...
+
+
+@dataclass(frozen=True)
+class EvolutionConfig:
+    """Settings of one prompt phase.
+
+    Args:
+        budget: preset or number of rollouts, see [`p2o.prompt_phase.budget.metric_call_budget`]. It is checked at the
+            start of an iteration: the last one may exceed it by its own 2 · parents · minibatch + accepted · dev
+            rollouts. A repeated question under the same template counts, though it is not generated again.
+        max_metric_calls: upper limit on top, what is left of a run's budget.
+        parents_per_iteration: distinct parents of one iteration.
+        feedback_minibatch_size: questions each parent reflects on.
+        max_dev_questions: see [`p2o.prompt_phase.budget.split_hard_set`].
+        max_template_length: in characters.
+        reflection_prompt_template: wording with `<curr_param>` and `<side_info>`; GEPA's own when None.
+    """
+
+    budget: str | int = "light"
+    max_metric_calls: int | None = None
+    parents_per_iteration: int = 16
+    feedback_minibatch_size: int = 3
+    max_dev_questions: int = 300
+    max_template_length: int = 2000
+    reflection_prompt_template: str | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A template that GEPA kept; the first is the empty seed. Scores are by dev question."""
+
+    index: int
+    text: str
+    parents: list[int]
+    iteration: int
+    dev_rewards: dict[int, float]
+    dev_solved: dict[int, bool]
+
+    def as_template(self) -> Template:
+        """The template as selection takes it: mean dev reward, and the dev questions that it solves."""
+        return Template(
+            text=self.text,
+            score=sum(self.dev_rewards.values()) / max(len(self.dev_rewards), 1),
+            solves=frozenset(question for question, solved in self.dev_solved.items() if solved),
+            candidate=self.index,
+        )
+
+
+@dataclass(frozen=True)
+class EvolutionResult:
+    """What a prompt phase found and what it spent.
+
+    Args:
+        rejections: reflections that became no candidate, by reason.
+        events: counted incidents that lost nothing else.
+        ended_early: why evolution ended before the budget was spent; None when it did not.
+    """
+
+    feedback_ids: list[int]
+    dev_ids: list[int]
+    candidates: list[Candidate]
+    spent: Ledger
+    iterations: int
+    rejections: dict[str, int] = field(default_factory=dict)
+    successes: list[Success] = field(default_factory=list)
+    events: dict[str, int] = field(default_factory=dict)
+    ended_early: str | None = None
+
+    @property
+    def metric_calls(self) -> int:
+        return self.spent.metric_calls
+
+    @property
+    def reflections(self) -> int:
+        return self.spent.rollouts["reflection"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON, without the tokens of successes."""
+        return {name: value for name, value in asdict(self).items() if name != "successes"}
+
+
+@dataclass(frozen=True)
+class EvolutionProgress:
+    """Where evolution stands; `best_dev_score` is a mean reward over the dev questions."""
+
+    stage: Stage
+    iteration: int
+    metric_calls: int
+    max_metric_calls: int
+    candidates: int
+    best_dev_score: float
+    best_template: str
+    rejected: int
