@@ -26,8 +26,7 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from torch import Tensor
-from transformers import BitsAndBytesConfig, PreTrainedModel, ProcessorMixin, TrainerCallback
-from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 from trl import GRPOTrainer
 from trl.trainer.grpo_trainer import EnvironmentFactory, RewardFunc, RolloutFunc
 
@@ -98,8 +97,8 @@ class P2OTrainer(GRPOTrainer):
         args: P2OConfig | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | IterableDataset | DatasetDict | IterableDatasetDict | dict[str, Dataset] | None = None,
-        processing_class: Tokenizer | ProcessorMixin | None = None,
-        reward_processing_classes: Tokenizer | list[Tokenizer] | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         quantization_config: BitsAndBytesConfig | None = None,
