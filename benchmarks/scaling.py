@@ -158,8 +158,8 @@ class Estimate:
         # On this machine's CPU, since the options of a GPU need one to be there.
         recipe = ["--config", str(RECIPES / f"{setup.recipe}.yaml"), "--use_cpu", "true"]
         said = [str(word) for name, value in setup.options.items() for word in (f"--{name}", value)]
-        self.run, self.training, self.model, _ = parse([*recipe, *said], "")
-        _, written, _, _ = parse(recipe, "")
+        self.run, self.training, self.model, *_ = parse([*recipe, *said], "")
+        written = parse(recipe, "").training
         self.batch = written.per_device_train_batch_size * written.steps_per_generation * setup.written_for
         self.shape = SHAPES[str(self.model.model_name_or_path)]
         self.adapter = self.shape.lora(self.model.lora_r) if self.model.use_peft else 0

@@ -182,7 +182,24 @@ def test_bad_input_is_one_clear_error_before_training(tmp_path, monkeypatch, cap
         ("- a\n", "must be a YAML mapping"),
         ("a: [", "not valid YAML"),
         ("model_name: pico\n", "Unknown option(s)"),
-        ("model_name_or_path: pico\n", "names no dataset_name, no reward_funcs"),
+        ("model_name_or_path: pico\n", "names no dataset_name"),
+        ("", "is empty"),
+        ("learning_rate: 1\nlearning_rate: 2\n", "line 2, column 1: learning_rate is set twice"),
+        ("a:\n\tb: 1\n", "never with tabs"),
+        ("1: 2\n", "1 is no option's name"),
+        ("learning_rate: fast\n", "learning_rate: 'fast' is not a number"),
+        ("num_generations: 2.5\n", "num_generations: 2.5 is not a whole number"),
+        ("bf16: maybe\n", "bf16: 'maybe' is neither true nor false"),
+        ("conflicts: last\n", "conflicts: 'last' is none of stop, first, drop"),
+        ("seed:\n", "seed: None is not a whole number"),
+        ("reflection_model: no\n", "put it in quotes"),
+        ("reward_func: [math]\n", "reward_func (perhaps reward_funcs)"),
+        ("dataset_prompt_column: q\n", "dataset_prompt_column (here: prompt_column)"),
+        ("warmup_ratio: 0.1\n", "warmup_ratio (here: warmup_steps"),
+        ("do_eval: true\n", "No effect in"),
+        ("resume_from_checkpoint: x\n", "instead: --resume"),
+        ("dataset_name: a.jsonl\ndataset_size: 5\n", "dataset_size would have no effect"),
+        ("dataset_name: gym:gcd\nprompt_column: q\n", "prompt_column would have no effect"),
     ],
 )
 def test_bad_configurations(tmp_path, capsys, content, message):
@@ -195,7 +212,7 @@ def test_bad_configurations(tmp_path, capsys, content, message):
     ("rows", "message"),
     [
         ('{"question": "a"}\n', "no `prompt` column"),
-        ('{"prompt": ""}\n{"prompt": "a"}\n{"prompt": "b"}\n', "2 questions, fewer than the 4"),
+        ('{"prompt": "a", "solution": "1"}\n{"prompt": "b", "solution": "1"}\n', "needs the column family, entry"),
         ('{"prompt": "a", "solution": "1"}\n{"prompt": "a", "solution": "2"}\n', "different"),
         ('{"prompt": \n', "Cannot load the dataset"),
     ],
@@ -211,10 +228,11 @@ def test_check_only_tells_what_it_found_and_trains_nothing(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     rows = ['{"question": "2+2?", "answer": 4}', '{"question": " ", "answer": 4}', '{"question": "2+2?", "answer": 4}']
     mapped = ["--prompt-column", "question", "--solution-column=answer", "--prompts-as-chats", "true"]
+    rows += [json.dumps({"question": f"{n}+1?", "answer": n + 1}) for n in range(20)]
     (tmp_path / "own.jsonl").write_text("\n".join(rows))
     assert main(["train", "--check-only", "--dataset", "own.jsonl", *mapped]) == 0
     said = capsys.readouterr().out
-    assert "3 rows, 1 kept" in said and "row 1" in said and "row 2: of row 0" in said
+    assert "23 rows, 21 kept" in said and "row 1" in said and "row 2: of row 0" in said
     assert main(["train", "--check-only", "--dataset", "own.jsonl", *mapped, "--strict-data", "true"]) == 2
     (tmp_path / "own.jsonl").write_text("\n".join([*rows, '{"question": "2+2?", "answer": 5}']))
     assert main(["train", "--check-only", "--dataset", "own.jsonl", *mapped]) == 2

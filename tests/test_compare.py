@@ -6,12 +6,13 @@ import pytest
 import yaml
 
 from p2o.cli import main
-from p2o.cli.compare import read_metrics
-from p2o.cli.metrics import accuracy_curves, by_epoch, headline
 from p2o.methods import METHODS, with_method
 from p2o.pico import teacher, world
-from p2o.pico.corpus import HOW, Source
+from p2o.pico.corpus import Source
+from p2o.pico.instructions import HOW
 from p2o.pico.world import RIGHT_METHOD
+from p2o.reports.comparison import read_metrics
+from p2o.reports.metrics import accuracy_curves, by_epoch, headline
 from p2o.templates import question_text
 
 

@@ -12,9 +12,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from p2o.cli import main
-from p2o.cli.frozen import weights_digest
 from p2o.completions import Completion, Sampling
-from p2o.engines.frozen import FrozenModel, encode, transformers_model
+from p2o.engines.frozen import FrozenModel, encode, transformers_model, weights_digest
 from p2o.evaluation.comparison import compare
 from p2o.evaluation.evaluate import evaluate
 from p2o.evaluation.results import default_ks
@@ -150,18 +149,22 @@ def test_what_cannot_be_compared_is_refused(second, message):
         ([], "either --tasks"),
         (["--tasks", "maths500"], "There is no task 'maths500'; math500?"),
         (["--tasks", "pico:esay"], "the embedded world has"),
-        (["--tasks", "pico:hard", "--n", "0"], "--n 0 must be at least 1"),
+        (["--tasks", "pico:hard", "--n", "0"], "n=0 must be at least 1"),
         (["--tasks", "pico:hard", "--temperature", "0"], "evaluate with --n 1"),
         (["--tasks", "pico:hard", "--k", "1,16"], "k is from 1 to --n, which is 8"),
         (["--tasks", "pico:hard", "--k", "two"], "no list of whole numbers"),
-        (["--tasks", "pico:hard", "--top_p", "0"], "--top_p 0.0 must be greater than 0"),
+        (["--tasks", "pico:hard", "--top_p", "0"], "top_p=0.0 must be greater than 0"),
         (["--tasks", "pico:hard", "--verifier", "math"], "--verifier is for --dataset"),
         (["--tasks", "pico:hard", "--max_completion_length", "100000"], "100000. Lower that, to 2006 at most."),
         (["--tasks", "pico:hard", "--base_url", "http://me:secret@host/v1"], "contains a user name or a password"),
         (["--tasks", "pico:hard", "--base_url", "http://127.0.0.1:1/v1"], "MODEL='pico' is not a name"),
         (["--dataset", "nowhere.jsonl"], "The dataset file nowhere.jsonl does not exist"),
         (["--tasks", "pico:hard", "--reward_func", "nowhere:f"], "cannot import 'nowhere:f'"),
+        (["--tasks", "pico:hard", "--verifer", "math"], "Unknown option(s): --verifer (perhaps verifier)"),
+        (["--tasks", "pico:hard", "--limi", "3"], "Unknown option(s): --limi (perhaps limit)"),
+        (["--tasks", "pico:hard", "--limit", "three"], "invalid int value: 'three'"),
         (["--compare", "a", "b"], "Cannot read a"),
+        (["--compare", "a"], "--compare takes two evaluations, not 1"),
     ],
 )
 def test_bad_input_is_told_in_one_message(tmp_path, monkeypatch, capsys, options, message):
@@ -182,7 +185,7 @@ def test_own_data_is_verified_as_it_says(tmp_path, capsys):
     rows = [{"question": "What is 1 + 1?", "answer": "2"}, {"question": "What is 2 + 2?", "answer": "4"}]
     data.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"question": "", "answer": "1"}]))
     options = ["--dataset", str(data), "--prompt-column", "question", "--solution-column", "answer"]
-    command = ["eval", "pico", *options, "--prompts_as_chats", "--n", "2", "--verifier", "exact"]
+    command = ["eval", "pico", *options, "--prompts-as-chats", "true", "--n", "2", "--verifier", "exact"]
     found = run(tmp_path / "out", command=command)
     assert found["tasks"][str(data)]["questions"] == 2
     assert "1 of 3 questions dropped" in capsys.readouterr().out
@@ -197,6 +200,31 @@ def test_a_reward_function_of_the_users_judges(tmp_path, monkeypatch):
     found = run(tmp_path / "out", "--reward_func", "brevity:short")["tasks"]["pico:easy"]
     assert found["avg"] == pytest.approx(0.5 * found["pass@k"]["1"]) and found["avg"] > 0
     assert found["maj@k"]["1"] is None
+
+
+def test_an_answer_that_nobody_could_score_is_none_and_no_zero(tmp_path, monkeypatch, capsys):
+    (tmp_path / "doubt.py").write_text(
+        "def doubt(prompts, completions, **columns):\n"
+        "    values = [1.0, None, float('nan')] * len(completions)\n"
+        "    return values[:len(completions)]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    found = run(tmp_path / "out", "--reward_func", "doubt:doubt")["tasks"]["pico:easy"]
+    assert (found["avg"], found["unscored"], found["pass@k"]["1"], found["pass@k"]["2"]) == (1.0, 12, 1.0, None)
+    assert found["reasons"] == {"unscored": 12, "right": 6}
+    assert {tuple(q["rewards"]) for q in found["by_question"]} == {(1.0, None, None)}
+    assert "(12 unscored)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_comparison_leaves_out_questions_that_one_of_the_two_has_no_score_for():
+    first, second = result([1, 0, 0]), result([1, 1, 0])
+    second["tasks"]["t"]["by_question"][2]["rewards"] = [None]
+    compared = compare(first, second)["t"]
+    assert (compared["first"], compared["second"], compared["unscored"]) == (0.5, 1.0, 1)
+    second = result([1])
+    second["tasks"]["t"]["by_question"][0]["rewards"] = [None]
+    with pytest.raises(ValueError, match="no question of which both have a scored answer"):
+        compare(result([1]), second)
 
 
 def test_a_served_model_is_asked_n_times(tmp_path, monkeypatch):

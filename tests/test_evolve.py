@@ -6,10 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from typing import get_args, get_type_hints
 
 import pytest
+from trl import ModelConfig
 
+from p2o import P2OConfig
 from p2o.cli import main
+from p2o.cli.errors import InputError
+from p2o.cli.eval import EvalArguments
+from p2o.cli.evolve import EvolveArguments
+from p2o.cli.frozen_options import parse
+from p2o.cli.options import RunArguments, explicit
+from p2o.cli.words import spelled
 from p2o.pico import model_path, teacher, world
 from p2o.templates import question_text
 from test_endpoint import completion, serve
@@ -137,11 +146,14 @@ def test_nothing_hard_is_said(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--evolution_budget", "huge"], "neither a number nor one of light"),
+        (["--evolution_budget", "huge"], "neither a number of rollouts nor one of light"),
         (["--reflection_prompt", "Do better."], "lacks the placeholder(s) <curr_param>, <side_info>"),
         (["--reflection_model", "nobody"], "reflection_model='nobody' is neither"),
-        (["--reflection_base_url", "http://127.0.0.1:1/v1"], "needs --reflection_model"),
-        (["--parents_per_iteration", "0"], "--parents_per_iteration 0 must be at least 1"),
+        (
+            ["--reflection_base_url", "http://127.0.0.1:1/v1"],
+            "reflection_base_url is about an endpoint, and reflection_model='reference' is none",
+        ),
+        (["--parents_per_iteration", "0"], "parents_per_iteration=0 must be at least 1"),
         (["--config", "nowhere.yaml"], "Cannot read the configuration nowhere.yaml"),
         (["--tasks", "pico:hard", "--feedback_func", "nowhere:f"], "cannot import 'nowhere:f'"),
     ],
@@ -161,3 +173,50 @@ def test_a_configuration_of_training_has_the_settings(tmp_path, monkeypatch, cap
     assert re.search("--max_completion_length is 100000", " ".join(capsys.readouterr().err.split()))
     (settings,) = (tmp_path / "runs" / "evolve").glob("*/settings.json")
     assert json.loads(settings.read_text())["num_generations"] == 3
+
+
+def option_types(*owners):
+    """The types of all options by name; whether one may be left unset is no difference."""
+    return {
+        name: set(get_args(kind) or (kind,)) - {type(None)}
+        for owner in owners
+        for name, kind in get_type_hints(owner).items()
+    }
+
+
+def test_options_of_the_same_name_are_of_the_same_type_in_every_command():
+    training = option_types(ModelConfig, P2OConfig, RunArguments)
+    evaluation, evolution = option_types(EvalArguments), option_types(EvolveArguments)
+    assert evaluation.keys() - evolution.keys() == {"n", "k", "questions_per_batch"}
+    for command, least in ((evaluation, 25), (evolution, 45)):
+        shared = command.keys() & training.keys()
+        assert len(shared) >= least
+        assert {name: command[name] for name in shared} == {name: training[name] for name in shared}
+
+
+def test_a_flag_takes_no_word_that_is_not_its_value():
+    found = parse(EvalArguments, ["--use_vllm", "some/model", "--tasks", "pico:hard"], prog="p2o", description="")
+    assert found.use_vllm and found.model == "some/model"
+    found = parse(EvalArguments, ["--use_vllm", "no", "some/model", "--tasks", "aime24"], prog="p2o", description="")
+    assert not found.use_vllm and found.model == "some/model"
+
+
+@pytest.mark.parametrize("word", ["--prompts-as-chats", "--prompts_as_chats"])
+@pytest.mark.parametrize(("values", "want"), [(["true"], True), (["false"], False), ([], True)])
+def test_flags_are_written_as_in_training(word, values, want):
+    command = ["pico", "--dataset", "x.jsonl", word, *values]
+    assert parse(EvolveArguments, command, prog="p2o", description="").prompts_as_chats is want
+    assert explicit([spelled(w) for w in command[1:]])["prompts_as_chats"] is want
+
+
+def test_a_configuration_of_training_is_read_as_training_reads_it(tmp_path):
+    path = tmp_path / "my.yaml"
+    settings = ["reflection_temperature: 5e-1", "evolution_budget: 40", "dataset_name: own.jsonl", "seed: 7"]
+    path.write_text("\n".join([*settings, "learning_rate: 1e-6"]))
+    command = ["some/model", "--config", str(path)]
+    found = parse(EvolveArguments, command, prog="p2o", description="", takes_dataset=True)
+    assert (found.reflection_temperature, found.evolution_calls, found.dataset_name) == (0.5, 40, "own.jsonl")
+    assert found.seed == 0, "a seed of training is not one of sampling"
+    path.write_text("reflection_temprature: 1\n")
+    with pytest.raises(InputError, match="perhaps reflection_temperature"):
+        parse(EvolveArguments, command, prog="p2o", description="")

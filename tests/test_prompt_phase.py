@@ -254,6 +254,48 @@ def test_a_template_that_solves_all_ends_evolution(tmp_path):
     assert result.iterations <= 3
 
 
+class Breaker(Land):
+    """Rewards are -1 and 1; under an instruction with a B nobody can score anything."""
+
+    def rollout(self, requests, *, seed):
+        self._count("rollouts", len(requests), seed)
+        rollouts = []
+        for question, template in requests:
+            solved = "A" in template and question.text[-1] == "A"
+            reward = None if "B" in template else 2.0 * solved - 1
+            rollouts.append(Rollout("said", reward, solved and reward is not None, "" if reward is None else "Hm."))
+        return rollouts
+
+
+def test_an_instruction_under_which_nobody_can_score_gains_nothing(tmp_path):
+    told = []
+
+    def reflect(prompts, *, seed):
+        told.extend(prompts)
+        return land.reflect(prompts, seed=seed)
+
+    land = Breaker(reflections=("Use A.", "Use B.", "Use A. Use B.", "Hm."))
+    found = evolve(QUESTIONS, land.rollout, reflect, CONFIG, seed=0, epoch=1, run_dir=tmp_path)
+    assert not any("B" in candidate.text for candidate in found.candidates)
+    best = max(found.candidates, key=lambda c: sum(c.dev_rewards.values()))
+    assert best.text == "Use A." and found.events["unscored_rollouts"] > 0
+    assert told and all("Hm." in prompt for prompt in told)
+    again = evolve(QUESTIONS, land.rollout, reflect, CONFIG, seed=0, epoch=1, run_dir=tmp_path)
+    assert again == found, "the journal brings the unscored ones back"
+
+
+def test_without_any_score_there_is_nothing_to_reflect_on(tmp_path):
+    class Silent(Land):
+        def rollout(self, requests, *, seed):
+            return [Rollout("said", None, False, "") for _ in requests]
+
+        def reflect(self, prompts, *, seed):
+            raise AssertionError("asked to reflect on nothing")
+
+    found = run(Silent(), tmp_path)
+    assert len(found.candidates) == 1 and set(found.candidates[0].dev_rewards.values()) == {0.0}
+
+
 def test_an_iteration_is_four_batches(tmp_path):
     land = Land(reflections=[f"Use A. {i}" for i in range(99)] + [f"Use B. {i}" for i in range(99)])
     result = run(land, tmp_path)

@@ -9,7 +9,8 @@ import yaml
 from playwright.sync_api import sync_playwright
 
 from p2o.cli import main
-from p2o.cli.report import RunData, fate, load_run, render, write_report
+from p2o.reports.page import render, write_report
+from p2o.reports.run_data import RunData, fate, load_run
 
 
 @pytest.fixture
@@ -89,6 +90,53 @@ def test_the_page_is_whole_and_self_contained(run):
         f for f in figures if f["layout"]["xaxis"]["title"]["text"] == "epoch" and f["data"][0]["y"] == [0.25]
     )
     assert similarity["data"][0]["x"] == [2]
+
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+def planted(value):
+    """The value with markup in place of everything in it but what is computed with."""
+    if isinstance(value, dict):
+        computed = ("dev_rewards", "dev_solved", "reward", "dataset")
+        return {name: inner if name in computed else planted(inner) for name, inner in value.items()}
+    return [planted(item) for item in value] if isinstance(value, list) else HOSTILE
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "versions.json", "templates/epoch-001.json", "answers-before.jsonl"])
+def test_whatever_a_file_says_is_text_on_the_page(run, name):
+    path = run / name
+    if name == "config.yaml":
+        path.write_text(yaml.safe_dump({"method": HOSTILE, HOSTILE: HOSTILE}))
+    elif name.endswith("jsonl"):
+        for when in ("before", "after"):
+            file = run / f"answers-{when}.jsonl"
+            records = [planted(json.loads(line)) for line in file.read_text().splitlines()]
+            file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    else:
+        record = planted(json.loads(path.read_text()))
+        if "evolution" in record:
+            # One is the child of the other, so that both are in the tree.
+            for index, candidate in enumerate(record["evolution"]["candidates"]):
+                candidate["index"] = f"{index}{HOSTILE}"
+                candidate["parents"] = [f"0{HOSTILE}"] if index else []
+        path.write_text(json.dumps(record))
+    page = render([load_run(run)])
+    assert "&lt;img src=x onerror=alert(1)&gt;" in page, "it is shown"
+    assert "<img" not in page.split('id="charts"')[0]
+
+
+@pytest.mark.parametrize("content", ["[]", "7", '{"epoch": 1}', "null", '"x"'])
+def test_a_file_of_another_shape_is_named(run, content):
+    (run / "templates" / "epoch-001.json").write_text(content)
+    page = render([load_run(run)])
+    assert "templates/epoch-001.json is damaged" in page and "Ledger" in page
+
+
+def test_a_report_that_cannot_be_written_is_a_message(run, tmp_path, capsys):
+    assert main(["report", str(run), "--output", str(tmp_path / "nowhere" / "page.html")]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "cannot write" in said and "No such file" in said
 
 
 def test_fate_of_the_hard_set():

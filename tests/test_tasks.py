@@ -31,19 +31,31 @@ def test_every_row_is_kept_or_has_one_fault(rows):
 
 def test_faults_by_row():
     report = check_questions(
-        ["a", "a", "a ", "b\x0crac", "long", "odd", "c"],
-        ["1", "1 ", "2", "2", "3", "?", "4"],
+        [
+            "a",
+            "a",
+            "a ",
+            "b\x0crac",
+            "long",
+            "odd",
+            "c",
+            [{"role": "system", "content": "s"}, {"role": "user", "content": "d"}],
+        ],
+        ["1", "1 ", "1.0", "2", "3", "?", "4", "5"],
+        same=lambda pairs: [float(a) == float(b) for a, b in pairs],
+        refused=lambda prompts: {i: "no system" for i, p in enumerate(prompts) if isinstance(p, list)},
         too_long=lambda prompts: {prompts.index("long"): 99},
         unparsable=lambda solutions: [solutions.index("?")],
     )
     found = {finding.what: finding.rows for finding in report.findings}
     assert found == {
-        "duplicate": (1,),
+        "duplicate": (1, 2),
+        "prompt that the chat template refuses": (7,),
         "broken encoding": (3,),
         "prompt too long": (4,),
         "unparsable solution": (5,),
     }
-    assert report.kept == (0, 2, 6) and not report.stops and "4 of 7 questions dropped" in report.line()
+    assert report.kept == (0, 6) and not report.stops and "6 of 8 questions dropped" in report.line()
     conflict = check_questions(["a", "a"], ["1", "2"])
     assert conflict.stops and "row 1: '2', but '1' in row 0" in conflict.problem()
     assert check_questions([1, 2], ["1", "2"]).stops and check_questions(["a", ""], ["1", "2"], strict=True).stops

@@ -734,7 +734,15 @@ ALTERNATE = {
 
 
 def alternate(
-    tmp_path, reward=coin, data=None, reflect=None, model=None, peft_config=None, rollout_func=None, **changes
+    tmp_path,
+    reward=coin,
+    data=None,
+    reflect=None,
+    model=None,
+    peft_config=None,
+    rollout_func=None,
+    callbacks=(),
+    **changes,
 ):
     numbers = itertools.count()
     settings = {**ALTERNATE, **changes}
@@ -750,7 +758,8 @@ def alternate(
         or (lambda prompts, *, seed: [Reflection(f"```\nTry way {next(numbers)}.\n```") for _ in prompts]),
     )
     events = Watch()
-    trainer.add_callback(events)
+    for callback in (events, *callbacks):
+        trainer.add_callback(callback)
     trainer.train()
     return trainer, events
 

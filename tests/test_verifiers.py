@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import math_verify
 import pytest
@@ -229,20 +230,80 @@ def workers_of(pool):
     return [int(pid) for pid in listed.stdout.split()]
 
 
+def kill_whoever_computes(pool, number, times):
+    """Sends a signal to workers that have been at one completion for a while; returns a function that ends that."""
+    done = threading.Event()
+
+    def watch():
+        known = {}
+        while times[0] and not done.wait(0.02):
+            for pid in workers_of(pool):
+                now = cpu_seconds(pid)
+                if now - known.setdefault(pid, now) > 0.1 and times[0]:
+                    times[0] -= 1
+                    known[pid] = float("inf")
+                    os.kill(pid, number)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    return lambda: (done.set(), watcher.join())
+
+
+def cpu_seconds(pid):
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.parametrize(
+    ("number", "times", "reason", "reward"),
+    [
+        (signal.SIGKILL, 1, "time-out", 0.0),  # its retry computes until the limit
+        (signal.SIGKILL, 2, "crash", None),  # as by a system whose memory runs out
+        (signal.SIGSEGV, 2, "crash", 0.0),  # as by its own fault, since the gold answer in its place is judged
+    ],
+)
+def test_a_worker_that_dies_is_blamed_on_who_is_at_fault(number, times, reason, reward):
+    pool = Pool(Limits(seconds=5, workers=1))
+    stop = kill_whoever_computes(pool, number, [times])
+    verdicts = verify([STUCK, *[r"\boxed{1}"] * 30], rows(*["1"] * 31), pool=pool)
+    stop()
+    pool.close()
+    assert (verdicts[0].reason, verdicts[0].reward) == (reason, reward)
+    assert {(v.reason, v.reward) for v in verdicts[1:]} == {("right", 1.0)}
+
+
 def test_workers_killed_from_outside_are_replaced():
     pool = Pool(Limits(seconds=5, workers=1))
     assert verify([r"\boxed{1}"], rows("1"), pool=pool)[0].reason == "right"
     os.kill(workers_of(pool)[0], signal.SIGKILL)  # an idle one: nothing is lost
     assert verify([r"\boxed{1}"], rows("1"), pool=pool)[0].reason == "right"
-    (busy,) = workers_of(pool)
-    killer = threading.Timer(0.5, lambda: os.kill(busy, signal.SIGKILL))
-    killer.start()
-    verdicts = verify([STUCK, *[r"\boxed{1}"] * 30], rows(*["1"] * 31), pool=pool)
-    assert [v.reason for v in verdicts] == ["crash", *["right"] * 30]
     os.kill(pool._server.pid, signal.SIGKILL)  # what forks them
     pool._server.wait()
     assert {v.reason for v in verify([r"\boxed{1}"] * 3, rows(*["1"] * 3), pool=pool)} == {"right"}
     pool.close()
+
+
+def test_a_worker_that_gets_no_core_is_no_completions_fault():
+    pool = Pool(Limits(seconds=1, workers=1))
+    assert verify([r"\boxed{1}"], rows("1"), pool=pool)[0].reason == "right"
+    (first,) = workers_of(pool)
+    calls = []
+    thread = threading.Thread(target=lambda: calls.extend(verify([STUCK], rows("1"), pool=pool)))
+    thread.start()
+    while cpu_seconds(first) < 0.01:
+        time.sleep(0.01)
+    stopped = set()
+    while thread.is_alive():
+        for pid in set(workers_of(pool)) - stopped:
+            if pid == first or cpu_seconds(pid) > 0:
+                stopped.add(pid)
+                os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.005)
+    pool.close()
+    assert [(v.reason, v.reward) for v in calls] == [("time-out", None)] and len(stopped) > 1
 
 
 def test_workers_that_wake_up_late_cost_nothing():
@@ -337,6 +398,7 @@ def test_rewards_by_trls_convention(caplog):
         "verifier/time-out": 0,
         "verifier/memory": 0,
         "verifier/crash": 0,
+        "verifier/unscored": 0,
         "verifier/unreadable solution": 0.25,
     }
     assert exact(["Answer: a b", "a b"], solution=["a b"] * 2) == [1.0, 0.0]
@@ -371,7 +433,7 @@ def test_score_names_bad_lines_before_any_work(tmp_path, capsys):
     assert main(["score", str(path), *columns]) == 2
     assert "is there already" in capsys.readouterr().err
     assert main(["score", str(tmp_path / "none.jsonl")]) == 2
-    assert main(["score", str(path), *columns, "--overwrite", "--timeout", "0"]) == 2
+    assert main(["score", str(path), *columns, "--overwrite", "--verifier-timeout", "0"]) == 2
 
 
 def test_an_interrupted_score_keeps_what_is_finished(tmp_path):

@@ -1,4 +1,4 @@
-"""What a model is asked for and what it answers. Pure: neither models nor servers."""
+"""Completions and how they are sampled, whatever the engine. Pure: neither models nor servers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -57,6 +57,12 @@ def check_questions(dataset: Any, args: P2OConfig) -> None:
         raise ValueError("train_dataset is empty.")
     if "image" in dataset.column_names or "images" in dataset.column_names:
         raise ValueError("train_dataset has images; P2OTrainer supports text questions only.")
+    taken = [name for name in ("prompts", "completions") if name in dataset.column_names]
+    if taken:
+        raise ValueError(
+            f"train_dataset has a column {' and one '.join(taken)}, which is what TRL hands to reward functions under "
+            "that name. Rename or remove it."
+        )
     _check_size(dataset, args)
     for row, prompt in enumerate(dataset["prompt"]):
         try:

@@ -1,4 +1,4 @@
-"""What is compared: each method is a few settings over the same trainer, none a fork. Pure."""
+"""The methods that are compared: each is a few settings over the same trainer, none a fork. Pure."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -41,3 +41,8 @@ def with_method(settings: Mapping[str, Any]) -> Settings:
     if method not in METHODS:
         raise ValueError(f"Unknown method {method!r}; choose one of {', '.join(METHODS)}.")
     return {**settings, **METHODS[method](settings)}
+
+
+def tuned_as(method: str, methods: list[str]) -> str:
+    """The method whose tuned value this one takes: an ablation of P²O that of P²O, any other its own."""
+    return "p2o" if method.startswith("p2o-") and "p2o" in methods else method

@@ -347,8 +347,9 @@ class P2OTrainer(GRPOTrainer):
         """As TRL's, with what P²O did: epochs, prompt phases, templates with their scores, the ledger."""
         super().create_model_card(model_name, *args, **kwargs)
         if self.is_world_process_zero():
-            reflector = phase.reflector(self.args, self.reflect)
-            model_card.add_section(self.args, model_name, self.p2o, self.state, reflector)
+            model_card.add_section(
+                self.args, model_name, self.p2o, self.state, phase.reflector(self.args, self.reflect)
+            )
 
     # -- checkpoints, and going on from one --------------------------------------------------------------------------
 
@@ -361,7 +362,7 @@ class P2OTrainer(GRPOTrainer):
         checkpoint = checkpointing.resolve_checkpoint(resume_from_checkpoint, Path(self.args.output_dir))
         self._last_loaded_step = -1  # steps are counted from zero again, with other weights
         if checkpoint is not None:
-            self.p2o = P2OState.load(checkpoint, self._fingerprint())
+            self.p2o = P2OState.load(checkpoint, self.fingerprint())
             self._resumed, self._step = True, self.p2o.trainer_step
             self._metrics["train"].update(self.p2o.pending_metrics)
             self._buffered_inputs = checkpointing.load_buffer(checkpoint, self.accelerator)
@@ -380,11 +381,12 @@ class P2OTrainer(GRPOTrainer):
                 checkpointing.save_buffer(checkpoint.path, self.accelerator, self._buffered_inputs)
             if self.args.should_save:
                 self.p2o.note_progress(self._step, self._metrics["train"])
-                self.p2o.save(checkpoint.path, self._fingerprint())
+                self.p2o.save(checkpoint.path, self.fingerprint())
         if checkpoint.to_push:
             super()._push_from_checkpoint(str(checkpoint.final))
 
-    def _fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
+        """Settings and data that a checkpoint of this run is only continued under."""
         return checkpointing.fingerprint(self.args, self.train_dataset["prompt"], self.accelerator.num_processes)
 
     def _get_output_dir(self, trial: Any) -> str:

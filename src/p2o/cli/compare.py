@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
@@ -10,46 +9,39 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from p2o.cli.errors import InputError
-from p2o.cli.metrics import accuracy_curves, by_epoch, headline
-from p2o.evaluation.statistics import interval
-from p2o.methods import METHODS
+from p2o.cli.words import spelled
+from p2o.methods import METHODS, tuned_as
+from p2o.reports.comparison import Cell, Sweep, as_table, choose, collect, draw
 from p2o.state import differences, write_json
 
 DEFAULT_METHODS = "p2o,grpo,grpo-2x,dapo"
 ENDLESS = 10**6  # epochs; the budget ends a run
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One run: its directory's name and the options that are its own."""
-
-    name: str
-    options: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """Values of one option that every method is tried with, on a seed of its own, before the comparison."""
-
-    option: str
-    values: tuple[str, ...]
-    seed: int
-
-    def cell(self, method: str, value: str) -> Cell:
-        options = ["--method", method, "--seed", str(self.seed), f"--{self.option}", value]
-        # What the comparison will report on is not what is chosen by, where the two are different sets.
-        return Cell(f"sweep/{method}-{value}", (*options, "--evaluate_before_and_after", "false"))
-
-
 def compare(argv: list[str]) -> int:
     """Runs the command; returns its exit code (0: done, 1: some run failed, 2: bad input)."""
+    arguments, rest = _parser().parse_known_args(argv)
+    rest = [spelled(word) for word in rest]
+    console, errors = Console(highlight=False), Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    if not console.is_terminal:
+        console.width = 180
+    try:
+        methods, seeds, sweep = _checked(arguments, rest)
+        limit = {"steps": arguments.steps} if arguments.steps else {"total_rollouts": arguments.total_rollouts}
+        settings = {**limit, "options": rest, "sweep": [sweep.option, *sweep.values, sweep.seed] if sweep else None}
+        _same_comparison(arguments.output_dir, settings)
+        return _compare(Comparison(arguments.output_dir, arguments.jobs, rest, limit), methods, seeds, sweep, console)
+    except InputError as error:
+        errors.print(f"Error: {error}")
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="p2o compare",
         allow_abbrev=False,  # --seed is an option of `p2o train`, and no short form of --seeds
@@ -58,8 +50,10 @@ def compare(argv: list[str]) -> int:
     )
     parser.add_argument("--methods", default=DEFAULT_METHODS, help=f"of {', '.join(METHODS)} (default: %(default)s)")
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated (default: %(default)s)")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/compare"), help="(default: %(default)s)")
-    parser.add_argument("--total_rollouts", type=int, default=12_000, help="every method spends this many in all")
+    parser.add_argument("--output_dir", "--output-dir", type=Path, default=Path("runs/compare"), help="(%(default)s)")
+    parser.add_argument(
+        "--total_rollouts", "--total-rollouts", type=int, default=12_000, help="every method spends this many in all"
+    )
     parser.add_argument("--steps", type=int, help="equal optimizer steps instead, prompt phases for nothing")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once, one thread each")
     parser.add_argument(
@@ -68,55 +62,70 @@ def compare(argv: list[str]) -> int:
         help="first try every method with each value; it keeps the one with the best accuracy on the evaluation sets "
         "of training. Ablations p2o-… take p2o's, so that they differ in one thing",
     )
-    parser.add_argument("--sweep_seed", type=int, default=1000, help="seed of these trials (default: %(default)s)")
-    arguments, rest = parser.parse_known_args(argv)
-    errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
-    try:
-        methods, seeds, sweep = _checked(arguments, rest)
-        limit = {"steps": arguments.steps} if arguments.steps else {"total_rollouts": arguments.total_rollouts}
-        settings = {**limit, "options": rest, "sweep": [sweep.option, *sweep.values, sweep.seed] if sweep else None}
-        _same_comparison(arguments.output_dir, settings)
-    except InputError as error:
-        errors.print(f"Error: {error}")
-        return 2
-    length = (
-        ["--max_steps", str(arguments.steps)]
-        if arguments.steps
-        else ["--max_rollouts", str(arguments.total_rollouts), "--num_train_epochs", str(ENDLESS)]
+    parser.add_argument(
+        "--sweep_seed", "--sweep-seed", type=int, default=1000, help="seed of these trials (default: %(default)s)"
     )
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 180
+    return parser
 
-    def run(cells: list[Cell]) -> bool:
-        with ThreadPoolExecutor(arguments.jobs) as pool:
-            return all(list(pool.map(lambda cell: _run(arguments.output_dir, cell, [*rest, *length], console), cells)))
 
+@dataclass(frozen=True)
+class Comparison:
+    """Where the runs are and what they have in common.
+
+    Args:
+        jobs: runs at once.
+        options: of `p2o train`, for all of them.
+        limit: `steps` or `total_rollouts` of each.
+    """
+
+    directory: Path
+    jobs: int
+    options: list[str]
+    limit: dict[str, Any]
+
+    def run(self, cells: list[Cell], console: Console) -> bool:
+        """Runs or resumes these cells; whether all are finished."""
+        if "steps" in self.limit:
+            length = ["--max_steps", str(self.limit["steps"])]
+        else:
+            length = ["--max_rollouts", str(self.limit["total_rollouts"]), "--num_train_epochs", str(ENDLESS)]
+        options = [*self.options, *length]
+        with ThreadPoolExecutor(self.jobs) as pool:
+            return all(list(pool.map(lambda cell: _run(self.directory, cell, options, console), cells)))
+
+
+def _compare(
+    comparison: Comparison, methods: list[str], seeds: list[int], sweep: Sweep | None, console: Console
+) -> int:
+    """Runs what is not finished and shows the result; returns the exit code.
+
+    Raises:
+        InputError: a sweep without evaluations to choose by.
+    """
     chosen: dict[str, Any] = {}
     if sweep:
-        tried = list(dict.fromkeys(_tuned_as(method, methods) for method in methods))
-        console.print(f"{len(tried) * len(sweep.values)} trials, {arguments.jobs} at once.")
-        if not run([sweep.cell(method, value) for method in tried for value in sweep.values]):
+        tried = list(dict.fromkeys(tuned_as(method, methods) for method in methods))
+        console.print(f"{len(tried) * len(sweep.values)} trials, {comparison.jobs} at once.")
+        if not comparison.run([sweep.cell(method, value) for method in tried for value in sweep.values], console):
             return 1
         try:
-            chosen = choose(arguments.output_dir, sweep, tried)
-        except InputError as error:
-            errors.print(f"Error: {error}")
-            return 2
+            chosen = choose(comparison.directory, sweep, tried)
+        except ValueError as error:
+            raise InputError(str(error)) from None
     cells = []
     for seed in seeds:
         for method in methods:
-            own = [f"--{sweep.option}", chosen[_tuned_as(method, methods)]["value"]] if sweep else []
+            own = [f"--{sweep.option}", chosen[tuned_as(method, methods)]["value"]] if sweep else []
             cells.append(Cell(f"{method}-{seed}", ("--method", method, "--seed", str(seed), *own)))
-    console.print(f"{len(cells)} runs, {arguments.jobs} at once; finished ones are not run again.")
-    finished = run(cells)
-    result = collect(arguments.output_dir, methods, seeds, limit)
+    console.print(f"{len(cells)} runs, {comparison.jobs} at once; finished ones are not run again.")
+    finished = comparison.run(cells, console)
+    result = collect(comparison.directory, methods, seeds, comparison.limit)
     if sweep:
         result["sweep"] = {"option": sweep.option, "seed": sweep.seed, "methods": chosen}
-    write_json(arguments.output_dir / "compare.json", result)
+    write_json(comparison.directory / "compare.json", result)
     console.print(as_table(result))
-    draw(result, arguments.output_dir / "compare")
-    console.print(f"{arguments.output_dir}/compare.json, .png, .svg", markup=False)
+    draw(result, comparison.directory / "compare")
+    console.print(f"{comparison.directory}/compare.json, .png, .svg", markup=False)
     return 0 if finished else 1
 
 
@@ -139,30 +148,6 @@ def _run(directory: Path, cell: Cell, options: list[str], console: Console) -> b
 
 
 _TRAIN = [sys.executable, "-m", "p2o", "train"]
-
-
-def _tuned_as(method: str, methods: list[str]) -> str:
-    """Whose chosen value a method takes: an ablation that of what it ablates, any other its own."""
-    return "p2o" if method.startswith("p2o-") and "p2o" in methods else method
-
-
-def choose(directory: Path, sweep: Sweep, methods: list[str]) -> dict[str, Any]:
-    """For each method the value whose trial ended best, in mean accuracy over the evaluation sets of training.
-
-    Raises:
-        InputError: the trials were not evaluated.
-    """
-    chosen = {}
-    for method in methods:
-        scores: dict[str, float] = {}
-        for value in sweep.values:
-            watched = accuracy_curves(read_metrics(directory / sweep.cell(method, value).name))
-            if not watched:
-                raise InputError("A sweep chooses by evaluation; the configuration has no evaluation set.")
-            scores[value] = mean(points[-1][1] for points in watched.values())
-        best = max(scores, key=scores.__getitem__)
-        chosen[method] = {"value": best, "scores": scores}
-    return chosen
 
 
 def _checked(arguments: argparse.Namespace, rest: list[str]) -> tuple[list[str], list[int], Sweep | None]:
@@ -206,112 +191,3 @@ def _same_comparison(directory: Path, settings: dict[str, Any]) -> None:
         write_json(path, settings)
     except OSError as error:
         raise InputError(f"Cannot write to {directory}: {error.strerror}.") from None
-
-
-# -- from run directories to numbers ----------------------------------------------------------------------------------
-
-
-def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-
-
-def collect(directory: Path, methods: list[str], seeds: list[int], limit: dict[str, Any]) -> dict[str, Any]:
-    """Everything the table and the figure show; cells without a summary are left out and named.
-
-    Of each cell: its summary, `curves` (by evaluation set, rollouts and accuracy), `collapsed` (by epoch, share of
-    questions whose group had no variance), and `rollouts_until_half` of the headline set.
-    """
-    cells, missing = [], []
-    for method in methods:
-        for seed in seeds:
-            path = directory / f"{method}-{seed}"
-            if not (path / "summary.json").exists():
-                missing.append(f"{method}-{seed}")
-                continue
-            summary = json.loads((path / "summary.json").read_text())
-            summary.pop("templates", None)
-            metrics = read_metrics(path)
-            curves = accuracy_curves(metrics)
-            # Of the full evaluations only before and after are known: no curve.
-            full = summary["bare_accuracy"]
-            summary["curves"] = {name: p for name, p in curves.items() if name not in full or len(p) > 2}
-            summary["collapsed"] = by_epoch(metrics, "frac_reward_zero_std")
-            shown = headline(summary["curves"])
-            half = [spent for spent, value in summary["curves"].get(shown, []) if value >= 0.5]
-            summary["rollouts_until_half"] = half[0] if half else None
-            cells.append(summary)
-    return {"limit": limit, "methods": methods, "seeds": seeds, "missing": missing, "cells": cells}
-
-
-def as_table(result: dict[str, Any]) -> Table:
-    (unit, amount), *_ = result["limit"].items()
-    table = Table(title=f"Bare accuracy after {amount:,} {unit.replace('_', ' ')} (mean ± 95 % interval over seeds, t)")
-    splits = list(dict.fromkeys(split for cell in result["cells"] for split in cell["bare_accuracy"]))
-    swept = result.get("sweep")
-    headings = ["method", *(split.replace("_", " ") for split in splits), "easy gained", "half of hard at", "collapsed"]
-    for heading in (*headings, *([swept["option"].replace("_", " ")] if swept else []), "minutes", "seeds"):
-        table.add_column(heading, justify="left" if heading == "method" else "right")
-    for method in result["methods"]:
-        cells = [cell for cell in result["cells"] if cell["method"] == method]
-        if not cells:
-            continue
-        shown = [_percent(*interval([cell["bare_accuracy"][split]["after"] for cell in cells])) for split in splits]
-        easy = [c["bare_accuracy"]["easy"] for c in cells if "easy" in c["bare_accuracy"]]
-        gained = f"{100 * mean(e['after'] - e['before'] for e in easy):+.1f}" if easy else "–"
-        half = [cell["rollouts_until_half"] for cell in cells]
-        reached = [h for h in half if h is not None]
-        when = f"{mean(reached):,.0f} ({len(reached)}/{len(half)})" if reached else "never"
-        shares = [[share for _, share in cell["collapsed"]] for cell in cells if cell["collapsed"]]
-        collapsed = " → ".join(f"{mean(share[i] for share in shares):.0%}" for i in (0, -1)) if shares else "–"
-        value = [swept["methods"][_tuned_as(method, result["methods"])]["value"]] if swept else []
-        minutes = f"{mean(cell['wall_seconds'] for cell in cells) / 60:.1f}"
-        table.add_row(method, *shown, gained, when, collapsed, *value, minutes, str(len(cells)))
-    return table
-
-
-def _percent(middle: float, half: float) -> str:
-    return f"{middle:.1%}" if math.isnan(half) else f"{middle:.1%} ± {100 * half:.1f}"
-
-
-def draw(result: dict[str, Any], path: Path) -> None:
-    """Bare accuracy on the headline set against rollouts; PNG and SVG.
-
-    Means and, from three seeds on, 95 % intervals. Variants of P²O (p2o-…) have a panel of their own beside the others.
-    """
-    import matplotlib.pyplot as plt
-
-    shown = headline(name for cell in result["cells"] for name in cell["curves"])
-    variants = [method for method in result["methods"] if method.startswith("p2o-")]
-    others = [method for method in result["methods"] if method not in variants]
-    panels = [others, ["p2o"] * ("p2o" in others) + variants] if variants and others else [variants or others]
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(1.5 + 5 * len(panels), 4.6), sharey=True, squeeze=False, layout="constrained"
-    )
-    for axis, methods in zip(axes[0], panels, strict=True):
-        for method in methods:
-            _draw_method(axis, method, result, shown)
-        axis.set(xlabel="rollouts in all, prompt phases charged", ylim=(0, 1))
-        axis.grid(alpha=0.3)
-        if axis.lines:
-            axis.legend(frameon=False, loc="upper left")
-    axes[0][0].set_ylabel(f"bare accuracy, {(shown or '').replace('_', ' ')} questions")
-    for ending in ("png", "svg"):
-        figure.savefig(path.with_suffix(f".{ending}"), dpi=160)
-    plt.close(figure)
-
-
-def _draw_method(axis: Any, method: str, result: dict[str, Any], shown: str | None) -> None:
-    import numpy as np
-
-    curves = [cell["curves"].get(shown, []) for cell in result["cells"] if cell["method"] == method]
-    curves = [np.array(curve, dtype=float).T for curve in curves if curve]
-    if not curves:
-        return
-    grid = np.linspace(0, min(rollouts[-1] for rollouts, _ in curves), 60)
-    values = np.array([np.interp(grid, *curve) for curve in curves])
-    middle = values.mean(0)
-    (line,) = axis.plot(grid, middle, label=method, linewidth=2.5 if method == "p2o" else 1.5)
-    if len(curves) > 2:
-        half = np.array([interval(list(column))[1] for column in values.T])
-        low, high = np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1)
-        axis.fill_between(grid, low, high, alpha=0.13, linewidth=0, color=line.get_color())

@@ -1,5 +1,5 @@
-"""What the commands say instead of a traceback."""
+"""The error that a command shows as a message."""
 
 
 class InputError(Exception):
-    """Bad input, told in one message without a traceback."""
+    """Bad input; its message is shown without a traceback."""

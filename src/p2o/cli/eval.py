@@ -1,9 +1,8 @@
 """`p2o eval`: n answers to every question of some tasks; avg@n, pass@k, maj@k; two evaluations compared."""
 
-import argparse
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +12,17 @@ from rich.text import Text
 
 from p2o.cli.console import Meter, share
 from p2o.cli.errors import InputError
-from p2o.cli.frozen import (
-    add_options,
-    charge,
-    load_model,
-    load_questions,
-    model_settings,
-    open_directory,
-    parse,
-    refuse_long_questions,
-    run,
-    sampling_of,
-)
+from p2o.cli.frozen import charge, load_model, model_settings, open_directory, refuse_long_questions, run
+from p2o.cli.frozen_options import FrozenArguments, parse
+from p2o.cli.frozen_questions import load_questions
+from p2o.cli.options import Parser
+from p2o.cli.words import spelled
 from p2o.evaluation.comparison import compare
 from p2o.evaluation.evaluate import evaluate
 from p2o.evaluation.results import by_question, default_ks, question_key, summarise
+from p2o.evaluation.types import QuestionSet, Sample
 from p2o.ledger import Ledger
+from p2o.options import check_least
 from p2o.state import write_json
 
 RESULT = "eval.json"
@@ -40,26 +34,36 @@ def evaluation(argv: list[str]) -> int:
     return run(_compare if "--compare" in argv else _evaluate, argv)
 
 
-def _evaluate(argv: list[str], console: Console) -> int:
-    parser = argparse.ArgumentParser(
-        prog="p2o eval",
-        allow_abbrev=False,
-        description=__doc__,
-        epilog="p2o eval --compare A B, with --help, compares two evaluations question by question.",
+@dataclass
+class EvalArguments(FrozenArguments):
+    """Options of `p2o eval`."""
+
+    n: int = field(default=8, metadata={"help": "Answers to each question."})
+    k: str | None = field(
+        default=None,
+        metadata={"help": "For pass@k and maj@k, such as 1,4,8; powers of two up to n, and n, when not set."},
     )
-    add_options(parser)
-    parser.add_argument("--n", type=int, default=8, help="answers to each question (default: %(default)s)")
-    parser.add_argument("--k", help="for pass@k and maj@k, such as 1,4,8 (default: powers of two up to n, and n)")
-    parser.add_argument("--questions_per_batch", type=int, default=16, help="what a kill loses at most (%(default)s)")
-    arguments = parse(parser, argv, [("n", 1), ("questions_per_batch", 1)])
+    questions_per_batch: int = field(default=16, metadata={"help": "Questions that a kill loses at most."})
+
+    def check(self) -> None:
+        super().check()
+        check_least(self, {"n": 1, "questions_per_batch": 1})
+        if self.n > 1 and not self.temperature:
+            raise ValueError("At --temperature 0 all answers to a question are the same: evaluate with --n 1.")
+
+
+def _evaluate(argv: list[str], console: Console) -> int:
+    arguments = parse(
+        EvalArguments,
+        argv,
+        prog="p2o eval",
+        description="Evaluates a model: n answers to every question. p2o eval --compare A B compares two evaluations.",
+    )
     ks = _ks(arguments.k, arguments.n)
-    sampling = sampling_of(arguments)
-    if arguments.n > 1 and not sampling.temperature:
-        raise InputError("At --temperature 0 all answers to a question are the same: evaluate with --n 1.")
     tasks = load_questions(arguments, console.print)
     settings = {
         **model_settings(arguments),
-        "sampling": asdict(sampling),
+        "sampling": asdict(arguments.sampling()),
         "n": arguments.n,
         "seed": arguments.seed,
         "questions_per_batch": arguments.questions_per_batch,
@@ -69,24 +73,35 @@ def _evaluate(argv: list[str], console: Console) -> int:
     }
     directory = open_directory(arguments.output_dir, "eval", arguments.model, settings)
     model = load_model(arguments)
-    refuse_long_questions(tasks, model, sampling)
+    refuse_long_questions(tasks, model, arguments.sampling())
     count = sum(len(task.rows) for task in tasks)
     console.print(f"{count} questions × {arguments.n} answers by {arguments.model} · {directory}", markup=False)
     with Meter(console) as meter:
         samples = evaluate(
             tasks,
             model,
-            sampling,
+            arguments.sampling(),
             n=arguments.n,
             seed=arguments.seed,
             transcripts=directory / TRANSCRIPTS,
             questions_per_batch=arguments.questions_per_batch,
             on_progress=lambda done, total: meter.update("answers", done, total),
         )
+    result = _result(settings, tasks, samples, ks)
+    write_json(directory / RESULT, result)
+    console.print(as_table(result, ks))
+    console.print(f"{directory / RESULT} · every answer: {directory / TRANSCRIPTS}", markup=False)
+    return 0
+
+
+def _result(
+    settings: dict[str, Any], tasks: list[QuestionSet], samples: dict[str, list[list[Sample]]], ks: list[int]
+) -> dict[str, Any]:
+    """The content of `eval.json`."""
     ledger = Ledger()
     for groups in samples.values():
         charge(ledger, "evaluation", (s for group in groups for s in group))
-    result = {
+    return {
         "settings": settings,
         "tasks": {
             task.name: {
@@ -99,10 +114,6 @@ def _evaluate(argv: list[str], console: Console) -> int:
         "completion_tokens": ledger.completion_tokens["evaluation"],
         "cost": sum(s.cost for groups in samples.values() for group in groups for s in group),
     }
-    write_json(directory / RESULT, result)
-    console.print(as_table(result, ks))
-    console.print(f"{directory / RESULT} · every answer: {directory / TRANSCRIPTS}", markup=False)
-    return 0
 
 
 def _ks(listed: str | None, n: int) -> list[int]:
@@ -140,7 +151,8 @@ def as_table(result: dict[str, Any], ks: list[int]) -> Table:
             *(share(task["maj@k"][str(k)]) for k in shown),
             "–" if length is None else f"{length:,.0f}",
             share(task["truncated"]),
-            ", ".join(f"{reason} {count}" for reason, count in task["reasons"].items()),
+            ", ".join(f"{reason} {count}" for reason, count in task["reasons"].items())
+            + (f" ({task['unscored']} unscored)" if task["unscored"] else ""),
         )
     return table
 
@@ -148,37 +160,58 @@ def as_table(result: dict[str, Any], ks: list[int]) -> Table:
 # -- two evaluations ---------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class CompareArguments:
+    """Options of `p2o eval --compare`."""
+
+    compare: list[str] = field(metadata={"help": f"The first and the second: {RESULT}, or its directory."})
+    seed: int = field(default=0, metadata={"help": "Seed of the bootstrap."})
+    resamples: int = field(default=10_000, metadata={"help": "Resamples of the bootstrap."})
+    questions: int = field(default=10, metadata={"help": "How many questions that differ are shown."})
+    output: str | None = field(default=None, metadata={"help": "A JSON file for all of it."})
+
+
 def _compare(argv: list[str], console: Console) -> int:
-    parser = argparse.ArgumentParser(
-        prog="p2o eval --compare",
-        allow_abbrev=False,
+    parser = Parser(
+        CompareArguments,
+        prog="p2o eval",
         description="Compares two evaluations of the same questions, the second against the first: paired bootstrap "
         "over questions of the difference of avg@n and, with n = 1, the exact McNemar test.",
     )
-    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), required=True, help=f"{RESULT}, or its directory")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
-    parser.add_argument("--resamples", type=int, default=10_000, help="of the bootstrap (default: %(default)s)")
-    parser.add_argument(
-        "--questions", type=int, default=10, help="how many that flipped to show (default: %(default)s)"
-    )
-    parser.add_argument("--output", type=Path, help="a JSON file for all of it")
-    arguments = parser.parse_args(argv)
-    if arguments.resamples < 100 or arguments.questions < 0:
-        raise InputError("--resamples must be at least 100, and --questions at least 0.")
-    first, second = (_read(Path(name)) for name in arguments.compare)
+    if "--help" in argv or "-h" in argv:
+        argv = ["--help"]  # argparse would complain of --compare first
     try:
+        (arguments,) = parser.parse_args_into_dataclasses(
+            args=[spelled(word) for word in argv], look_for_args_file=False
+        )
+        check_least(arguments, {"resamples": 100, "questions": 0})
+        if len(arguments.compare) != 2:
+            raise ValueError(f"--compare takes two evaluations, not {len(arguments.compare)}.")
+        first, second = (_read(Path(name)) for name in arguments.compare)
         compared = compare(first, second, seed=arguments.seed, resamples=arguments.resamples)
     except ValueError as error:
         raise InputError(str(error)) from None
-    table = Table(
-        title=f"Second against first; 95 % interval by paired bootstrap over questions, seed {arguments.seed}"
-    )
+    console.print(f"first:  {first['settings']['model']}\nsecond: {second['settings']['model']}", markup=False)
+    console.print(_comparison_table(compared, arguments.seed))
+    for name, task in compared.items():
+        if task["questions"] and arguments.questions:
+            console.print(_questions_table(name, task["questions"], arguments.questions))
+    if arguments.output:
+        try:
+            write_json(Path(arguments.output), compared)
+        except OSError as error:
+            raise InputError(f"Cannot write {arguments.output}: {error.strerror}.") from None
+    return 0
+
+
+def _comparison_table(compared: dict[str, Any], seed: int) -> Table:
+    table = Table(title=f"Second against first; 95 % interval by paired bootstrap over questions, seed {seed}")
     for heading in ("task", "first", "second", "difference", "95 % interval", "p (bootstrap)", "p (McNemar, exact)"):
         table.add_column(heading, justify="left" if heading == "task" else "right")
     for name, task in compared.items():
         exact = task.get("mcnemar")
         table.add_row(
-            name,
+            f"{name} (without {task['unscored']} unscored)" if task["unscored"] else name,
             share(task["first"]),
             share(task["second"]),
             f"{100 * task['difference']:+.1f}",
@@ -186,25 +219,18 @@ def _compare(argv: list[str], console: Console) -> int:
             f"{task['p_value']:.4f}",
             f"{exact['p_value']:.4f} ({exact['gained']} gained, {exact['lost']} lost)" if exact else "–",
         )
-    console.print(f"first:  {first['settings']['model']}\nsecond: {second['settings']['model']}", markup=False)
-    console.print(table)
-    for name, task in compared.items():
-        if not task["questions"] or not arguments.questions:
-            continue
-        flipped = Table(title=f"{name}: {len(task['questions'])} questions differ, most of all these")
-        for heading in ("question", "first", "second", "asked"):
-            flipped.add_column(heading, justify="left" if heading == "asked" else "right")
-        for q in task["questions"][: arguments.questions]:
-            text = " ".join(q["text"].split())
-            text = text if len(text) <= 80 else text[:80] + "…"
-            flipped.add_row(str(q["question"]), share(q["first"]), share(q["second"]), Text(text))
-        console.print(flipped)
-    if arguments.output:
-        try:
-            write_json(arguments.output, compared)
-        except OSError as error:
-            raise InputError(f"Cannot write {arguments.output}: {error.strerror}.") from None
-    return 0
+    return table
+
+
+def _questions_table(task: str, questions: list[dict[str, Any]], shown: int) -> Table:
+    table = Table(title=f"{task}: {len(questions)} questions differ, most of all these")
+    for heading in ("question", "first", "second", "text"):
+        table.add_column(heading, justify="left" if heading == "text" else "right")
+    for q in questions[:shown]:
+        text = " ".join(q["text"].split())
+        text = text if len(text) <= 80 else text[:80] + "…"
+        table.add_row(str(q["question"]), share(q["first"]), share(q["second"]), Text(text))
+    return table
 
 
 def _read(path: Path) -> Any:

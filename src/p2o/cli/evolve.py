@@ -1,9 +1,6 @@
 """`p2o evolve`: the prompt phase alone. Finds what a frozen model cannot solve, and instructions under which it can."""
 
-import argparse
-import math
-from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,47 +8,53 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from p2o.cli.arguments import EMBEDDED, load_function
 from p2o.cli.console import Meter, share
+from p2o.cli.defaults import EMBEDDED
 from p2o.cli.errors import InputError
-from p2o.cli.frozen import (
-    add_options,
-    charge,
-    load_model,
-    load_questions,
-    model_settings,
-    open_directory,
-    parse,
-    refuse_long_questions,
-    run,
-    sampling_of,
-)
+from p2o.cli.frozen import charge, load_model, model_settings, open_directory, refuse_long_questions, run
+from p2o.cli.frozen_options import FrozenArguments, parse
+from p2o.cli.frozen_questions import load_questions
+from p2o.cli.functions import load_function
+from p2o.cli.options import FunctionArguments
 from p2o.completions import Sampling
-from p2o.engines.endpoint import check_base_url
 from p2o.engines.frozen import FrozenModel
 from p2o.evaluation.evaluate import evaluate
-from p2o.evaluation.results import question_key
-from p2o.evaluation.statistics import average, paired_bootstrap
-from p2o.evaluation.types import RIGHT, QuestionSet, Sample
+from p2o.evaluation.results import question_key, success
+from p2o.evaluation.types import RIGHT, QuestionSet
 from p2o.ledger import Ledger
-from p2o.prompt_phase.budget import PRESET_CANDIDATES
+from p2o.options import check_least
 from p2o.prompt_phase.evolve import evolve
-from p2o.prompt_phase.feedback import rollout_feedback
-from p2o.prompt_phase.hard_samples import HardSamples
-from p2o.prompt_phase.types import (
-    EvolutionConfig,
-    EvolutionProgress,
-    EvolutionResult,
-    Question,
-    ReflectionFn,
-    Rollout,
-)
-from p2o.reflection.endpoint import EndpointReflection
+from p2o.prompt_phase.frozen_policy import FrozenPolicy, Groups, gains, hard_questions
+from p2o.prompt_phase.options import EvolutionOptions
+from p2o.prompt_phase.types import EvolutionConfig, EvolutionProgress, EvolutionResult, ReflectionFn
+from p2o.reflection.make import make_reflection
 from p2o.reflection.model import frozen_reflection
-from p2o.reflection.options import OWN_MODELS
+from p2o.reflection.options import OWN_MODELS, ReflectionOptions
 from p2o.state import write_json
-from p2o.templates import Template, apply_template, question_text, select_templates
-from p2o.verifiers import Verdict
+from p2o.templates import Template, select_templates
+
+
+@dataclass
+class EvolveArguments(FrozenArguments, EvolutionOptions, ReflectionOptions, FunctionArguments):
+    """Options of `p2o evolve`; those of evolution and reflection are training's."""
+
+    num_generations: int = field(default=8, metadata={"help": "Bare rollouts of each question, which find hard ones."})
+    min_hard_questions: int = field(default=4, metadata={"help": "Hard questions, fewer than which are too few."})
+    confirm_samples: int = field(
+        default=4,
+        metadata={"help": "Fresh answers to each dev question, bare and under each selected template; 0: none."},
+    )
+
+    def check(self) -> None:
+        super().check()
+        check_least(self, {"num_generations": 1, "confirm_samples": 0})
+        self.check_evolution()
+        self.check_reflection()
+
+    @property
+    def reflection_endpoint(self) -> bool:
+        """Whether reflections come from an endpoint: the model may be a directory here as well."""
+        return self.reflection_model not in (*OWN_MODELS, EMBEDDED) and not Path(self.reflection_model).is_dir()
 
 
 def evolve_alone(argv: list[str]) -> int:
@@ -59,143 +62,34 @@ def evolve_alone(argv: list[str]) -> int:
     return run(_evolve, argv)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="p2o evolve", allow_abbrev=False, description=__doc__)
-    add_options(parser)
-    parser.add_argument("--config", help="a training configuration in YAML: defaults for the options of the same name")
-    hard = parser.add_argument_group("hard questions")
-    hard.add_argument("--num_generations", type=int, default=8, help="bare rollouts a question (default: %(default)s)")
-    hard.add_argument(
-        "--near_hard",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="a question with exactly one success is hard as well (default: %(default)s)",
-    )
-    hard.add_argument("--min_hard_questions", type=int, default=4, help="fewer are too few (default: %(default)s)")
-    evolution = parser.add_argument_group("evolution")
-    evolution.add_argument(
-        "--evolution_budget",
-        default="light",
-        help=f"rollouts, or one of {', '.join(PRESET_CANDIDATES)} (default: %(default)s)",
-    )
-    evolution.add_argument("--parents_per_iteration", type=int, default=16, help="(default: %(default)s)")
-    evolution.add_argument("--feedback_minibatch_size", type=int, default=3, help="(default: %(default)s)")
-    evolution.add_argument("--max_dev_questions", type=int, default=300, help="(default: %(default)s)")
-    evolution.add_argument("--max_template_length", type=int, default=2000, help="characters (default: %(default)s)")
-    evolution.add_argument("--feedback_func", help="module:function, f(completion, row) -> str")
-    evolution.add_argument(
-        "--confirm_samples",
-        type=int,
-        default=4,
-        help="fresh answers to each dev question, bare and under each selected template; 0: none (%(default)s)",
-    )
-    reflection = parser.add_argument_group("reflection")
-    reflection.add_argument(
-        "--reflection_model",
-        default="reference",
-        help="who writes templates: MODEL itself ('reference'), a directory with another model, or a name for litellm",
-    )
-    reflection.add_argument("--reflection_base_url", help="where it is served")
-    reflection.add_argument("--reflection_func", help="module:function instead; 'pico': the embedded world's teacher")
-    reflection.add_argument("--reflection_prompt", help="wording with <curr_param> and <side_info>; GEPA's own")
-    reflection.add_argument("--reflection_max_tokens", type=int, default=1024, help="(default: %(default)s)")
-    reflection.add_argument("--reflection_temperature", type=float, default=1.0, help="(default: %(default)s)")
-    reflection.add_argument("--reflection_token_limit", type=int, help="tokens that a server may spend on reflection")
-    reflection.add_argument("--reflection_cost_limit", type=float, help="US dollars that it may")
-    return parser
-
-
-LEAST = {
-    "num_generations": 1,
-    "min_hard_questions": 2,
-    "parents_per_iteration": 1,
-    "feedback_minibatch_size": 1,
-    "max_dev_questions": 1,
-    "max_template_length": 1,
-    "confirm_samples": 0,
-    "reflection_max_tokens": 1,
-    "reflection_temperature": 0,
-    "reflection_token_limit": 1,
-}
-
-
-def _checked(argv: list[str]) -> tuple[argparse.Namespace, EvolutionConfig]:
-    arguments = parse(_parser(), argv, LEAST.items())
-    budget = str(arguments.evolution_budget)
-    if budget not in PRESET_CANDIDATES and not budget.isdecimal():
-        raise InputError(f"--evolution_budget {budget} is neither a number nor one of {', '.join(PRESET_CANDIDATES)}.")
-    if arguments.reflection_cost_limit is not None and not arguments.reflection_cost_limit > 0:
-        raise InputError(f"--reflection_cost_limit {arguments.reflection_cost_limit} must be greater than 0.")
-    wording = arguments.reflection_prompt
-    missing = [p for p in ("<curr_param>", "<side_info>") if wording is not None and p not in wording]
-    if missing:
-        raise InputError(f"--reflection_prompt lacks the placeholder(s) {', '.join(missing)}.")
-    if arguments.reflection_base_url:
-        try:
-            check_base_url("--reflection_base_url", arguments.reflection_base_url)
-        except ValueError as error:
-            raise InputError(str(error)) from None
-    return arguments, EvolutionConfig(
-        budget=int(budget) if budget.isdecimal() else budget,
-        parents_per_iteration=arguments.parents_per_iteration,
-        feedback_minibatch_size=arguments.feedback_minibatch_size,
-        max_dev_questions=arguments.max_dev_questions,
-        max_template_length=arguments.max_template_length,
-        reflection_prompt_template=wording,
-    )
-
-
 def _evolve(argv: list[str], console: Console) -> int:
-    arguments, config = _checked(argv)
-    sampling = sampling_of(arguments)
+    arguments = parse(
+        EvolveArguments,
+        argv,
+        prog="p2o evolve",
+        description="Finds what a frozen model cannot solve, and instructions under which it can.",
+        takes_dataset=True,
+    )
+    config = arguments.evolution_config(wording=arguments.reflection_prompt)
     tasks = load_questions(arguments, console.print)
     feedback = load_function(arguments.feedback_func, "feedback_func") if arguments.feedback_func else None
-    asked = Asked(tasks, sampling, feedback)
-    settings = {
-        **model_settings(arguments),
-        "sampling": asdict(sampling),
-        "seed": arguments.seed,
-        "questions": [question_key(row) for row in asked.rows],
-        "evolution": asdict(config),
-        **{
-            name: getattr(arguments, name)
-            for name in (
-                *("num_generations", "near_hard", "min_hard_questions", "verifier", "reward_func", "feedback_func"),
-                *("reflection_model", "reflection_base_url", "reflection_func", "confirm_samples"),
-                *("reflection_max_tokens", "reflection_temperature"),
-            )
-        },
-    }
-    directory = open_directory(arguments.output_dir, "evolve", arguments.model, settings)
-    asked.model = model = load_model(arguments)
-    refuse_long_questions(tasks, model, sampling)
+    directory = open_directory(arguments.output_dir, "evolve", arguments.model, _settings(arguments, config, tasks))
+    model = load_model(arguments)
+    refuse_long_questions(tasks, model, arguments.sampling())
+    policy = FrozenPolicy(tasks, model, arguments.sampling(), feedback)
     ledger, spent = Ledger(), Ledger()
     reflect = _reflection(arguments, model, spent)
-    console.print(f"{len(asked.rows)} questions, {arguments.model}, frozen · {directory}", markup=False)
+    console.print(f"{len(policy.rows)} questions, {arguments.model}, frozen · {directory}", markup=False)
 
     with Meter(console) as meter:
-        samples = evaluate(
-            tasks,
-            model,
-            sampling,
-            n=arguments.num_generations,
-            seed=arguments.seed,
-            transcripts=directory / "bare.jsonl",
-            on_progress=lambda done, total: meter.update("looking for hard questions", done, total),
-        )
-        groups = [group for task in tasks for group in samples[task.name]]
+        groups = _bare_rollouts(arguments, policy, directory, meter)
         charge(ledger, "policy", (s for group in groups for s in group))
-        hard = _hard(groups, arguments.near_hard)
-        bare = _mean_right(groups)
+        hard, bare = hard_questions(groups, arguments.near_hard), _mean_right(groups)
         console.print(f"{len(hard)} of {len(groups)} questions are hard; bare success over all {bare:.1%}.")
-        if len(hard) < arguments.min_hard_questions:
-            raise InputError(
-                f"{len(hard)} hard questions are fewer than --min_hard_questions {arguments.min_hard_questions}. Take "
-                "harder questions, more of them, or fewer rollouts each (--num_generations)."
-            )
+        _refuse_too_few(hard, arguments.min_hard_questions)
         result = evolve(
-            [asked.question(index) for index in hard],
-            asked.rollout,
+            [policy.question(index) for index in hard],
+            policy.rollout,
             reflect,
             config,
             seed=arguments.seed,
@@ -207,154 +101,96 @@ def _evolve(argv: list[str], console: Console) -> int:
         )
         ledger.merge(result.spent)
         selected = select_templates([candidate.as_template() for candidate in result.candidates])
-        confirmed = None
+        measured = None
         if selected and arguments.confirm_samples:
-            confirmed = _confirm(asked, result.dev_ids, selected, arguments, directory, meter)
-            charge(ledger, "evaluation", (s for groups in confirmed for group in groups for s in group))
+            measured = policy.measure(
+                result.dev_ids,
+                selected,
+                n=arguments.confirm_samples,
+                seed=arguments.seed,
+                transcripts=directory / "confirmation.jsonl",
+                on_progress=lambda done, total: meter.update("measuring the templates", done, total),
+            )
+            charge(ledger, "evaluation", (s for groups in measured for group in groups for s in group))
 
-    outcome = _outcome(arguments, hard, bare, result, selected, confirmed, ledger)
+    outcome = _outcome(arguments, hard, bare, result, selected, measured, ledger)
     write_json(directory / "evolution.json", {"hard_set": hard, **result.to_dict()})
     write_json(directory / "templates.json", outcome)
     (directory / "templates.txt").write_text(as_text(outcome))
-    if selected:
-        console.print(as_table(outcome))
-    else:
-        console.print(
-            f"No template solved any of {len(result.dev_ids)} dev questions. {_ended(result)}Rejected reflections: "
-            f"{result.rejections or 'none'}. A larger --evolution_budget or another --reflection_model may help."
-        )
-    counts = ", ".join(f"{name.replace('_', ' ')} {number}" for name, number in ledger.rollouts.items() if number)
-    tokens = sum(ledger.prompt_tokens.values()), sum(ledger.completion_tokens.values())
-    console.print(f"Spent: rollouts {counts}; {tokens[0]:,} tokens read, {tokens[1]:,} generated.")
-    if ledger.reflection_cost:
-        console.print(f"Reflection cost {ledger.reflection_cost:.2f} US dollars.")
-    console.print(f"{directory}/templates.json, templates.txt, evolution.json", markup=False)
+    _print_outcome(outcome, result, ledger, directory, console)
     return 0 if selected else 1
 
 
-class Asked:
-    """The questions of all tasks under one numbering, and rollouts on them."""
-
-    def __init__(
-        self, tasks: list[QuestionSet], sampling: Sampling, feedback: Callable[[str, dict[str, Any]], str] | None
-    ) -> None:
-        self.rows = [row for task in tasks for row in task.rows]
-        self.scorers = [task.score for task in tasks for _ in task.rows]
-        self.formats = [task.answer_format for task in tasks for _ in task.rows]
-        self.sampling, self.feedback = sampling, feedback
-        self.model: FrozenModel
-
-    def question(self, index: int) -> Question:
-        row = self.rows[index]
-        return Question(index, question_text(row["prompt"]), str(row.get("solution") or ""))
-
-    def prompts(self, requests: list[tuple[int, str]]) -> tuple[list[Any], list[str]]:
-        """T(x, z) of each, and the template really used: "" where z leaves no room for the completion."""
-        used = [template for _, template in requests]
-        prompts = [apply_template(self.rows[index]["prompt"], template) for index, template in requests]
-        for place in self.model.too_long(prompts, self.sampling.max_completion_length):
-            used[place], prompts[place] = "", self.rows[requests[place][0]]["prompt"]
-        return prompts, used
-
-    def score(self, completions: list[str], rows: list[dict[str, Any]]) -> list[Verdict]:
-        """Judges completions of `{"index": …}` rows, each by its own task's verifier."""
-        judged: dict[int, Verdict] = {}
-        by_scorer: dict[Any, list[int]] = {}
-        for place, row in enumerate(rows):
-            by_scorer.setdefault(self.scorers[row["index"]], []).append(place)
-        for scorer, places in by_scorer.items():
-            verdicts = scorer([completions[p] for p in places], [self.rows[rows[p]["index"]] for p in places])
-            judged.update(zip(places, verdicts, strict=True))
-        return [judged[place] for place in range(len(rows))]
-
-    def rollout(self, requests: list[tuple[Question, str]], *, seed: int) -> list[Rollout]:
-        prompts, used = self.prompts([(question.id, template) for question, template in requests])
-        completions = self.model.complete(prompts, sampling=self.sampling, seed=seed)
-        verdicts = self.score([c.text for c in completions], [{"index": question.id} for question, _ in requests])
-        return [
-            Rollout(
-                completion=completion.text,
-                reward=float(verdict.reward),
-                solved=verdict.reason == RIGHT,
-                feedback=self._feedback(question, completion.text, verdict),
-                prompt_tokens=completion.prompt_tokens or 0,
-                completion_tokens=completion.completion_tokens or 0,
-                template=template,
-            )
-            for (question, _), completion, verdict, template in zip(requests, completions, verdicts, used, strict=True)
-        ]
-
-    def _feedback(self, question: Question, completion: str, verdict: Verdict) -> str:
-        if self.feedback is not None:
-            return self.feedback(completion, {**self.rows[question.id], "reward": float(verdict.reward)})
-        # A reward function extracts nothing: what it does not like is wrong, and not without an answer.
-        extracted = verdict.extracted or (completion if verdict.reason == "wrong" else None)
-        return rollout_feedback(
-            reward=verdict.reward,
-            extracted=extracted,
-            solution=question.solution,
-            answer_format=self.formats[question.id],
-        )
+def _settings(arguments: EvolveArguments, config: EvolutionConfig, tasks: list[QuestionSet]) -> dict[str, Any]:
+    """What decides the outcome; work that was begun under another value cannot go on."""
+    names = (
+        *("num_generations", "near_hard", "min_hard_questions", "verifier", "reward_func", "feedback_func"),
+        *("reflection_model", "reflection_base_url", "reflection_func", "confirm_samples"),
+        *("reflection_max_tokens", "reflection_temperature"),
+    )
+    return {
+        **model_settings(arguments),
+        "sampling": asdict(arguments.sampling()),
+        "seed": arguments.seed,
+        "questions": [question_key(row) for task in tasks for row in task.rows],
+        "evolution": asdict(config),
+        **{name: getattr(arguments, name) for name in names},
+    }
 
 
-def _reflection(arguments: argparse.Namespace, model: FrozenModel, spent: Ledger) -> ReflectionFn:
-    """
+def _bare_rollouts(arguments: EvolveArguments, policy: FrozenPolicy, directory: Path, meter: Meter) -> Groups:
+    """Samples of every question without a template, by which hard ones are found."""
+    samples = evaluate(
+        policy.tasks,
+        policy.model,
+        policy.sampling,
+        n=arguments.num_generations,
+        seed=arguments.seed,
+        transcripts=directory / "bare.jsonl",
+        on_progress=lambda done, total: meter.update("looking for hard questions", done, total),
+    )
+    return [group for task in policy.tasks for group in samples[task.name]]
+
+
+def _reflection(arguments: EvolveArguments, model: FrozenModel, spent: Ledger) -> ReflectionFn:
+    """The reflection model that the options name.
+
     Args:
         spent: what reflection has cost so far, for its limits.
 
     Raises:
         InputError: no such model or function.
     """
+
+    def own() -> ReflectionFn:
+        sampling = Sampling(arguments.reflection_max_tokens, arguments.reflection_temperature)
+        if arguments.reflection_model in OWN_MODELS:
+            return frozen_reflection(model, sampling)
+        other = replace(arguments, served=False, base_url=None)
+        other.model = arguments.reflection_model
+        return frozen_reflection(load_model(other), sampling)
+
+    function = None
     if arguments.reflection_func:
-        function: ReflectionFn = load_function(arguments.reflection_func, "reflection_func")
-        return function
-    name = arguments.reflection_model
-    sampling = Sampling(arguments.reflection_max_tokens, arguments.reflection_temperature)
-    served = name not in (*OWN_MODELS, EMBEDDED) and not Path(name).is_dir()
-    if not served:
-        if arguments.reflection_base_url:
-            raise InputError("--reflection_base_url needs --reflection_model, such as openai/NAME.")
-        if name not in OWN_MODELS:
-            model = load_model(argparse.Namespace(**{**vars(arguments), "model": name, "served": False}))
-        return frozen_reflection(model, sampling)
-    tokens, cost = arguments.reflection_token_limit or math.inf, arguments.reflection_cost_limit or math.inf
-
-    def left() -> tuple[float, float]:
-        used = spent.prompt_tokens["reflection"] + spent.completion_tokens["reflection"]
-        return tokens - used, cost - spent.reflection_cost
-
+        function = load_function(arguments.reflection_func, "reflection_func")
     try:
-        endpoint = EndpointReflection(
-            name,
-            base_url=arguments.reflection_base_url,
-            max_tokens=sampling.max_completion_length,
-            temperature=sampling.temperature,
-            concurrency=arguments.concurrency,
-            timeout=arguments.timeout,
-            max_retries=arguments.max_retries,
-            left=left,
-        )
+        return make_reflection(arguments, function=function, own=own, spent=lambda: [spent])
     except (ValueError, ImportError) as error:
         raise InputError(str(error)) from None
-    if cost < math.inf and not endpoint.priced:
+
+
+def _refuse_too_few(hard: list[int], wanted: int) -> None:
+    if len(hard) < wanted:
         raise InputError(
-            f"--reflection_cost_limit cannot be kept: litellm knows no price for {name}. Set --reflection_token_limit."
+            f"{len(hard)} hard questions are fewer than --min_hard_questions {wanted}. Take harder questions, more of "
+            "them, or fewer rollouts each (--num_generations)."
         )
-    return endpoint
 
 
-# -- what came out -----------------------------------------------------------------------------------------------------
-
-
-def _hard(groups: list[list[Sample]], near_hard: bool) -> list[int]:
-    mined = HardSamples(near_hard)
-    for index, group in enumerate(groups):
-        mined.record(index, [float(s.reason == RIGHT) for s in group])
-    return mined.hard_set()
-
-
-def _mean_right(groups: list[list[Sample]]) -> float:
-    return average([[float(s.reason == RIGHT) for s in group] for group in groups])[0]
+def _mean_right(groups: Groups) -> float:
+    """Mean over questions of the share of right answers among those that were scored."""
+    rates = [[float(s.reason == RIGHT) for s in group if s.reward is not None] for group in groups]
+    return float(success([rate for rate in rates if rate] or [[0.0]])["success"] or 0.0)
 
 
 def _where(progress: EvolutionProgress) -> tuple[int, int, str]:
@@ -362,56 +198,25 @@ def _where(progress: EvolutionProgress) -> tuple[int, int, str]:
     return progress.metric_calls, max(progress.max_metric_calls, progress.metric_calls), note
 
 
-def _confirm(
-    asked: Asked,
-    dev_ids: list[int],
-    selected: list[Template],
-    arguments: argparse.Namespace,
-    directory: Path,
-    meter: Meter,
-) -> list[list[list[Sample]]]:
-    """Fresh answers to the dev questions: bare, then under each template. Those of evolution chose the templates."""
-    conditions = []
-    for name, text in [("bare", ""), *((f"template {i}", t.text) for i, t in enumerate(selected, 1))]:
-        prompts, _ = asked.prompts([(index, text) for index in dev_ids])
-        rows = [{"prompt": prompt, "index": index} for prompt, index in zip(prompts, dev_ids, strict=True)]
-        conditions.append(QuestionSet(name, rows, asked.score))
-    samples = evaluate(
-        conditions,
-        asked.model,
-        asked.sampling,
-        n=arguments.confirm_samples,
-        seed=arguments.seed,
-        transcripts=directory / "confirmation.jsonl",
-        on_progress=lambda done, total: meter.update("measuring the templates", done, total),
-    )
-    return [samples[condition.name] for condition in conditions]
+# -- the outcome -------------------------------------------------------------------------------------------------------
 
 
 def _outcome(
-    arguments: argparse.Namespace,
+    arguments: EvolveArguments,
     hard: list[int],
     bare: float,
     result: EvolutionResult,
     selected: list[Template],
-    confirmed: list[list[list[Sample]]] | None,
+    measured: list[Groups] | None,
     ledger: Ledger,
 ) -> dict[str, Any]:
-    """What `templates.json` says; success is the share of right answers on dev questions, freshly sampled."""
+    """The content of `templates.json`."""
     templates: list[dict[str, Any]] = [template.to_dict() for template in selected]
     dev: dict[str, Any] = {"questions": len(result.dev_ids)}
-    if confirmed is not None:
-        rates = [[[float(s.reason == RIGHT) for s in group] for group in groups] for groups in confirmed]
-        means = [[sum(group) / len(group) for group in groups] for groups in rates]
-        dev |= {"samples": arguments.confirm_samples, "bare": _measured(rates[0])}
-        for template, own, mean in zip(templates, rates[1:], means[1:], strict=True):
-            changes = [b - a for a, b in zip(means[0], mean, strict=True)]
-            difference = paired_bootstrap(changes, seed=arguments.seed)
-            template |= {"measured": _measured(own), "difference": asdict(difference)}
-        solved = [
-            sum(any(any(groups[i]) for groups in some) for i in range(len(means[0]))) for some in (rates[:1], rates[1:])
-        ]
-        dev |= {"solved_bare": solved[0], "solved_under_some_template": solved[1]}
+    if measured is not None:
+        found = gains(measured, arguments.seed)
+        templates = [{**template, **own} for template, own in zip(templates, found.pop("templates"), strict=True)]
+        dev |= {"samples": arguments.confirm_samples, **found}
     return {
         "model": arguments.model,
         "hard_questions": len(hard),
@@ -424,13 +229,23 @@ def _outcome(
     }
 
 
-def _measured(rates: list[list[float]]) -> dict[str, float | None]:
-    middle, error = average(rates)
-    return {"success": middle, "standard_error": None if math.isnan(error) else error}
-
-
-def _ended(result: EvolutionResult) -> str:
-    return f"Evolution ended early: {result.ended_early} " if result.ended_early else ""
+def _print_outcome(
+    outcome: dict[str, Any], result: EvolutionResult, ledger: Ledger, directory: Path, console: Console
+) -> None:
+    if outcome["templates"]:
+        console.print(as_table(outcome))
+    else:
+        ended = f"Evolution ended early: {result.ended_early} " if result.ended_early else ""
+        console.print(
+            f"No template solved any of {len(result.dev_ids)} dev questions. {ended}Rejected reflections: "
+            f"{result.rejections or 'none'}. A larger --evolution_budget or another --reflection_model may help."
+        )
+    counts = ", ".join(f"{name.replace('_', ' ')} {number}" for name, number in ledger.rollouts.items() if number)
+    tokens = sum(ledger.prompt_tokens.values()), sum(ledger.completion_tokens.values())
+    console.print(f"Spent: rollouts {counts}; {tokens[0]:,} tokens read, {tokens[1]:,} generated.")
+    if ledger.reflection_cost:
+        console.print(f"Reflection cost {ledger.reflection_cost:.2f} US dollars.")
+    console.print(f"{directory}/templates.json, templates.txt, evolution.json", markup=False)
 
 
 def as_table(outcome: dict[str, Any]) -> Table:

@@ -1,6 +1,7 @@
 """A run directory that explains itself."""
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -152,20 +153,23 @@ class RunDirectory(P2OCallback):
 
 
 def _rollout(prompt: Prompt, completion: Any, reward: float) -> dict[str, Any]:
+    """As it is recorded; the reward of one that was not scored (NaN) is null."""
     text = completion if isinstance(completion, str) else completion[-1]["content"]
-    return {"question": question_text(prompt), "completion": text, "reward": reward}
+    return {"question": question_text(prompt), "completion": text, "reward": None if math.isnan(reward) else reward}
 
 
-def check_writable(path: Path, needed_bytes: int) -> str | None:
-    """Why a run cannot be kept in `path`, or None."""
+def check_writable(path: Path, needed_bytes: int, *, make: bool = True) -> str | None:
+    """Why a run cannot be kept in `path`, or None; without `make` it is not made, and the folder above is asked."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        if make:
+            path.mkdir(parents=True, exist_ok=True)
+        there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
         # Nameless, since all processes of a run look at the same time.
-        with tempfile.TemporaryFile(dir=path):
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         return f"Cannot write to {path}: {error.strerror}. Choose another --output_dir."
-    free = shutil.disk_usage(path).free
+    free = shutil.disk_usage(there).free
     if free < needed_bytes:
         return (
             f"{path} has {free / 1e9:.1f} GB free; two checkpoints and the final model need about "

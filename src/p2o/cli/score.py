@@ -5,6 +5,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from p2o.cli.errors import InputError
+from p2o.cli.words import spelled
+from p2o.tasks.layouts import gold_of, part_of
 from p2o.verifiers import COLUMNS, REASONS, VERIFIERS, Limits, Pool, Verdict, check_solutions, verify_stream
 
 SHOWN = 5
@@ -22,7 +25,7 @@ GOLDS_AT_ONCE = 10_000
 def score(argv: list[str]) -> int:
     """Runs the command; returns its exit code (0: done, 2: bad input, 130: interrupted)."""
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False, soft_wrap=True)
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_args([spelled(word) for word in argv])
     try:
         return _score(arguments, console)
     except InputError as error:
@@ -34,17 +37,25 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="p2o score",
         description="Verifies completions in worker processes with limits, and writes for each line of FILE a line "
-        f"with reward, extracted (the answer found), reason ({', '.join(REASONS)}) and milliseconds.",
+        f"with reward (null where none could be told and the completion is not to blame), extracted (the answer "
+        f"found), reason ({', '.join(REASONS)}) and milliseconds.",
     )
     parser.add_argument("file", type=Path, metavar="FILE.jsonl", help="one JSON object a line")
     parser.add_argument("--verifier", choices=VERIFIERS, default="math")
-    parser.add_argument("--completion-column", default="completion", metavar="NAME", help="text or chat")
-    parser.add_argument("--solution-column", default="solution", metavar="NAME", help="gold answer (math, exact)")
-    parser.add_argument("--entry-column", default="entry", metavar="NAME", help="reasoning-gym entry as JSON (gym)")
-    parser.add_argument("--family-column", default="family", metavar="NAME", help="its family, if not in it (gym)")
-    parser.add_argument("--timeout", type=float, default=Limits.seconds, metavar="SECONDS", help="for one completion")
-    parser.add_argument("--memory", type=int, default=Limits.memory_mb, metavar="MIB", help="for one worker")
-    parser.add_argument("--workers", type=int, default=None, metavar="N", help="processes; one a core if not given")
+    parser.add_argument("--completion_column", default="completion", metavar="NAME", help="text or chat")
+    parser.add_argument("--solution_column", default="solution", metavar="NAME", help="gold answer (math, exact)")
+    parser.add_argument("--entry_column", default="entry", metavar="NAME", help="reasoning-gym entry as JSON (gym)")
+    parser.add_argument("--family_column", default="family", metavar="NAME", help="its family, if not in it (gym)")
+    # The second name is training's.
+    limits: list[tuple[str, type, Any, str, str]] = [
+        ("timeout", float, Limits.seconds, "SECONDS", "for one completion"),
+        ("memory", int, Limits.memory_mb, "MIB", "for one worker"),
+        ("workers", int, None, "N", "processes; one a core if not given"),
+    ]
+    for name, kind, default, unit, text in limits:
+        parser.add_argument(
+            f"--{name}", f"--verifier_{name}", dest=name, type=kind, default=default, metavar=unit, help=text
+        )
     parser.add_argument("--output", type=Path, default=None, help="default: FILE.scored.jsonl beside FILE")
     parser.add_argument("--overwrite", action="store_true", help="replace an output that is there")
     return parser
@@ -60,8 +71,7 @@ def _score(arguments: argparse.Namespace, console: Console) -> int:
         pool = Pool(Limits(arguments.timeout, arguments.memory, arguments.workers))
     except ValueError as error:
         raise InputError(str(error)) from None
-    reasons: Counter[str] = Counter()
-    total = 0.0
+    tally = _Tally()
     try:
         with console.status("checking"):
             rows = _check(arguments, pool)
@@ -73,26 +83,24 @@ def _score(arguments: argparse.Namespace, console: Console) -> int:
                         raise InputError(f"{arguments.file}, line {index + 1}: {verdict}.")
                     pending[index] = verdict
                     # In the file's order, which a completion that takes long holds up.
-                    while (done := reasons.total()) in pending:
+                    while (done := tally.count) in pending:
                         ready = pending.pop(done)
                         _write(file, done, ready)
-                        reasons[ready.reason] += 1
-                        total += ready.reward
+                        tally.add(ready)
                     if done % 100 == 0:
                         status.update(f"verifying · {done} of {rows}")
             except KeyboardInterrupt:
                 for index, verdict in sorted(pending.items()):
                     _write(file, index, verdict)
-                    reasons[verdict.reason] += 1
-                    total += verdict.reward
-                console.print(_table(reasons, total))
-                console.print(f"Interrupted; {reasons.total()} of {rows} verdicts are in {escape(str(output))}.")
+                    tally.add(verdict)
+                console.print(tally.table())
+                console.print(f"Interrupted; {tally.count} of {rows} verdicts are in {escape(str(output))}.")
                 return 130
     except OSError as error:
         raise InputError(f"Cannot write {output}: {error.strerror}.") from None
     finally:
         pool.close()
-    console.print(_table(reasons, total))
+    console.print(tally.table())
     console.print(f"Verdicts: {escape(str(output))}")
     return 0
 
@@ -108,15 +116,41 @@ def _write(file: Any, index: int, verdict: Verdict) -> None:
     file.write(json.dumps(record) + "\n")
 
 
-def _table(reasons: Counter[str], total: float) -> Table:
-    count = reasons.total()
-    table = Table(title=f"{count} completions, mean reward {total / count if count else math.nan:.3f}")
-    table.add_column("reason")
-    table.add_column("completions", justify="right")
-    table.add_column("share", justify="right")
-    for reason in REASONS:
-        table.add_row(reason, str(reasons[reason]), f"{100 * reasons[reason] / max(count, 1):.1f} %")
-    return table
+@dataclass
+class _Tally:
+    """What has been found so far.
+
+    Args:
+        reasons: by reason, the completions.
+        unscored: by reason, those of them without a reward.
+        total: sum of the rewards.
+    """
+
+    reasons: Counter[str] = field(default_factory=Counter)
+    unscored: Counter[str] = field(default_factory=Counter)
+    total: float = 0.0
+
+    @property
+    def count(self) -> int:
+        return self.reasons.total()
+
+    def add(self, verdict: Verdict) -> None:
+        self.reasons[verdict.reason] += 1
+        self.unscored[verdict.reason] += verdict.reward is None
+        self.total += verdict.reward or 0.0
+
+    def table(self) -> Table:
+        scored = self.count - self.unscored.total()
+        left_out = f", {self.unscored.total()} unscored" if self.unscored.total() else ""
+        mean = self.total / scored if scored else math.nan
+        table = Table(title=f"{self.count} completions{left_out}, mean reward {mean:.3f}")
+        table.add_column("reason")
+        for heading in ("completions", "share", "unscored"):
+            table.add_column(heading, justify="right")
+        for reason in REASONS:
+            share = 100 * self.reasons[reason] / max(self.count, 1)
+            table.add_row(reason, str(self.reasons[reason]), f"{share:.1f} %", str(self.unscored[reason]))
+        return table
 
 
 def _check(arguments: argparse.Namespace, pool: Pool) -> int:
@@ -134,7 +168,7 @@ def _check(arguments: argparse.Namespace, pool: Pool) -> int:
         if problem:
             problems.append((number, problem))
         elif not isinstance(row, str) and arguments.verifier == "math":
-            first_line.setdefault(str(row[arguments.solution_column]), number)
+            first_line.setdefault(str(_gold(row, arguments.solution_column)), number)
     golds = list(first_line)
     for start in range(0, len(golds), GOLDS_AT_ONCE):
         for index in check_solutions(golds[start : start + GOLDS_AT_ONCE], pool=pool):
@@ -155,21 +189,26 @@ def _check(arguments: argparse.Namespace, pool: Pool) -> int:
 def _problem(row: dict[str, Any], arguments: argparse.Namespace) -> str | None:
     gold = {"solution": arguments.solution_column, "entry": arguments.entry_column}
     for name in (arguments.completion_column, *(gold[column] for column in COLUMNS[arguments.verifier])):
-        if row.get(name) is None:
+        if part_of(row, name) is None:
             return f"it has no {name!r} (it has {', '.join(map(repr, row)) or 'nothing'})"
-    if _text(row[arguments.completion_column]) is None:
+    if _text(part_of(row, arguments.completion_column)) is None:
         return f"{arguments.completion_column!r} is neither text nor a chat that ends with text"
-    if arguments.verifier != "gym" and not isinstance(row[arguments.solution_column], str | int | float):
+    if arguments.verifier != "gym" and not isinstance(_gold(row, arguments.solution_column), str):
         return f"{arguments.solution_column!r} is neither text nor a number"
     if arguments.verifier == "gym":
         try:
-            entry = row[arguments.entry_column]
+            entry = part_of(row, arguments.entry_column)
             entry = json.loads(entry) if isinstance(entry, str) else entry
-            if not (row.get(arguments.family_column) or entry["metadata"]["source_dataset"]):
+            if not (part_of(row, arguments.family_column) or entry["metadata"]["source_dataset"]):
                 raise KeyError(arguments.family_column)
         except (ValueError, KeyError, TypeError) as error:
             return f"{arguments.entry_column!r} is no reasoning-gym entry ({type(error).__name__}: {error})"
     return None
+
+
+def _gold(row: dict[str, Any], column: str) -> Any:
+    """The gold answer as training would have it."""
+    return gold_of(part_of(row, column))[0]
 
 
 def _text(completion: Any) -> str | None:
@@ -184,7 +223,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 try:
-                    row = json.loads(line)
+                    row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
                     yield number, row if isinstance(row, dict) else "it is no JSON object"
                 except (ValueError, RecursionError) as error:
                     yield number, f"it is not valid JSON in UTF-8 ({error})"
@@ -196,6 +235,9 @@ def _pairs(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]
     for number, row in _lines(arguments.file):
         if isinstance(row, str):
             raise InputError(f"{arguments.file}, line {number}: {row}.")
-        names = {"solution": arguments.solution_column, "entry": arguments.entry_column}
-        gold = {name: row.get(column) for name, column in {**names, "family": arguments.family_column}.items()}
-        yield _text(row[arguments.completion_column]) or "", gold
+        gold = {
+            "solution": _gold(row, arguments.solution_column),
+            "entry": part_of(row, arguments.entry_column),
+            "family": part_of(row, arguments.family_column),
+        }
+        yield _text(part_of(row, arguments.completion_column)) or "", gold

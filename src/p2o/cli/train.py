@@ -3,33 +3,34 @@
 import os
 import resource
 import shutil
-import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
 
 import torch
-from huggingface_hub import HfApi
 from rich.console import Console
 from rich.markup import escape
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback
 from transformers.utils.logging import disable_progress_bar
-from trl import get_peft_config, get_quantization_config
 
 from p2o.checkpointing import newest_checkpoint
-from p2o.cli.arguments import Run, hub_name, prepare, spelled, take_option
+from p2o.cli.arguments import Run, prepare
 from p2o.cli.console import Watch, bare_accuracies, clock, outcome_table
+from p2o.cli.data import hub_name
 from p2o.cli.errors import InputError
-from p2o.cli.report import write_report
+from p2o.cli.interrupt import Interrupt
+from p2o.cli.preflight import make_trainer, refuse_other_checkpoint, rehearse
 from p2o.cli.run_directory import RunDirectory, check_writable
-from p2o.state import write_json
+from p2o.cli.settings import read_settings
+from p2o.cli.upload import take_upload
+from p2o.cli.words import spelled, take_option
+from p2o.reports.page import write_report
+from p2o.state import CheckpointError, write_json
 from p2o.trainer import P2OTrainer
 
 RUNS = Path("runs")
@@ -47,10 +48,12 @@ def train(argv: list[str]) -> int:
         argv = [spelled(word) for word in argv]
         resume = take_flag(argv, "--resume")
         check_only = take_flag(argv, "--check_only")
-        directory, argv = (RUNS, argv) if check_only else run_directory(argv, resume)
+        directory, argv = run_directory(argv, resume)
         run = prepare(argv, str(directory))
+        for line in run.told:
+            console.print(line, markup=False)
         if check_only:
-            return _tell_check(run, console)
+            return _check(run, directory, resume, console)
         if run.report and (problem := run.report.problem()):
             raise InputError(problem)
         return _train(run, RunDirectory(directory), resume, console)
@@ -66,21 +69,36 @@ def take_flag(argv: list[str], name: str) -> bool:
     return present
 
 
-def _tell_check(run: Run, console: Console) -> int:
+def _check(run: Run, directory: Path, resume: bool, console: Console) -> int:
+    """Says what was found and what training would say; makes and changes nothing.
+
+    Raises:
+        InputError: what would stop training.
+    """
     if run.report is None:
         console.print(f"{run.arguments.dataset_name}: {len(run.train_dataset)} questions that the package makes itself")
-        return 0
-    console.print(run.report.table())
-    return 2 if run.report.stops else 0
+    else:
+        console.print(run.report.table())
+        if problem := run.report.problem():
+            raise InputError(problem)
+    _refuse_unless_writable(directory, 0, make=False)
+    rehearse(run, newest_checkpoint(directory) if resume else None)
+    console.print("Fit to train on; nothing was begun.")
+    return 0
 
 
 def run_directory(argv: list[str], resume: bool) -> tuple[Path, list[str]]:
-    """Where the run lives, and the command line with what that implies: a resumed run brings its configuration.
+    """Where the run lives, by the command line or the configuration, and the command line with what that implies.
+
+    A resumed run brings its configuration.
 
     Raises:
         InputError: nothing to resume, or a directory that already holds a run.
     """
-    named = take_option(argv, "--output_dir")
+    file = take_option(list(argv), "--config")
+    named = take_option(argv, "--output_dir") or (read_settings(file).get("output_dir") if file else None)
+    if named is not None and not isinstance(named, str):
+        raise InputError(f"{file}: output_dir: {named!r} is no path.")
     if resume:
         if named is None:
             runs = sorted(RUNS.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
@@ -90,11 +108,11 @@ def run_directory(argv: list[str], resume: bool) -> tuple[Path, list[str]]:
         config = Path(named) / "config.yaml"
         if not config.exists():
             raise InputError(f"{named} holds no run to resume: it has no config.yaml.")
-        return Path(named), argv if "--config" in argv else ["--config", str(config), *argv]
+        return Path(named), argv if file else ["--config", str(config), *argv]
     if named is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("Several processes need --output_dir: each would make up a name of its own.")
     if named is None:
-        method = argv[argv.index("--method") + 1] if "--method" in argv[:-1] else "p2o"
+        method = take_option(list(argv), "--method") or "p2o"
         stem = RUNS / f"{method}-{datetime.now():%Y%m%d-%H%M%S}"
         names = chain([stem], (Path(f"{stem}-{i}") for i in count(2)))
         named = str(next(path for path in names if not path.exists()))
@@ -104,7 +122,7 @@ def run_directory(argv: list[str], resume: bool) -> tuple[Path, list[str]]:
 
 
 def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) -> int:
-    _refuse_unless_writable(directory, 0)
+    _refuse_unless_writable(directory.path, 0)
     if run.arguments.num_threads:
         torch.set_num_threads(run.arguments.num_threads)
     upload = take_upload(run, directory.path)
@@ -115,23 +133,12 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
         "dtype": run.model.dtype,
         **(run.training.model_init_kwargs or {}),
     }
-    try:
-        trainer = P2OTrainer(
-            model=run.model.model_name_or_path,
-            reward_funcs=run.rewards,
-            args=run.training,
-            train_dataset=run.train_dataset,
-            eval_dataset=run.eval_datasets or None,
-            feedback_func=run.feedback,
-            reflect=run.reflect,
-            peft_config=get_peft_config(run.model),
-            quantization_config=get_quantization_config(run.model),
-        )
-    except (ValueError, OSError, ImportError) as error:
-        raise InputError(str(error)) from error
-    # Two checkpoints with weights and two moments each, and the final model.
-    _refuse_unless_writable(directory, 7 * sum(p.numel() * p.element_size() for p in trainer.model.parameters()))
     checkpoint = newest_checkpoint(directory.path) if resume else None
+    trainer = make_trainer(run)
+    refuse_other_checkpoint(trainer, checkpoint)
+    # Two checkpoints with weights and two moments each, and the final model.
+    needed = 7 * sum(p.numel() * p.element_size() for p in trainer.model.parameters())
+    _refuse_unless_writable(directory.path, needed)
     step = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
     leads = trainer.is_world_process_zero()
     if resume and leads:
@@ -143,37 +150,15 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
     started = time.monotonic() - directory.seconds
     directory.started = started
     watch = Watch(console, f"P²O · {run.arguments.method} · {directory.path}", started)
-    interrupt = Interrupt()
-    samples = trainer.num_generations_eval
-    evaluated = {**run.final_datasets, **run.eval_datasets}
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)
-    for added in (directory, watch, interrupt):
-        trainer.add_callback(added)
-
     where = f"resumed from step {step}" if checkpoint else "a new run" if not resume else "from the start"
     console.print(f"{watch.title} · {where}")
     if run.report:
-        console.print(run.report.line(), markup=False)
+        for line in (*run.report.notes, run.report.line()):
+            console.print(line, markup=False)
     try:
-        with watch.show(), interrupt.handled(lambda: watch.phase == "policy"):
-            # Without a checkpoint the ledger starts anew, and with it this evaluation.
-            before = directory.recorded("before.json") if checkpoint else None
-            if before is None and evaluated:
-                watch.begin("evaluation before")
-                with directory.answers("before", samples):
-                    before = bare_accuracies(trainer.evaluate(evaluated))
-                if leads:
-                    write_json(directory.path / "before.json", before)
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            if interrupt.asked:
-                raise KeyboardInterrupt
-            after = {}
-            if evaluated:
-                watch.begin("evaluation after")
-                with directory.answers("after", samples):
-                    after = bare_accuracies(trainer.evaluate(evaluated))
-            _save_model(trainer, run, directory.path)
+        before, after = _evaluated_training(trainer, run, directory, checkpoint, watch)
+    except CheckpointError as error:
+        raise InputError(str(error)) from error
     except KeyboardInterrupt:
         console.print(f"Interrupted; nothing is lost. Go on with: p2o train --resume --output_dir {directory.path}")
         return 130
@@ -183,10 +168,58 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
         if newest_checkpoint(directory.path):
             console.print(f"Go on with: p2o train --resume --output_dir {directory.path}")
         raise
-
     if not leads:
         return 0
-    before = before or {}
+    _tell_outcome(trainer, run, directory, before, after, started, console)
+    return _upload(upload, run, directory, console)
+
+
+def _evaluated_training(
+    trainer: P2OTrainer, run: Run, directory: RunDirectory, checkpoint: Path | None, watch: Watch
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Trains, and returns bare accuracies by evaluation set before and after.
+
+    Raises:
+        KeyboardInterrupt: when asked to stop; what was done is saved.
+    """
+    interrupt = Interrupt()
+    samples = trainer.num_generations_eval
+    evaluated = {**run.final_datasets, **run.eval_datasets}
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    for added in (directory, watch, interrupt):
+        trainer.add_callback(added)
+    with watch.show(), interrupt.handled(lambda: watch.phase == "policy"):
+        # Without a checkpoint the ledger starts anew, and with it this evaluation.
+        before = directory.recorded("before.json") if checkpoint else None
+        if before is None and evaluated:
+            watch.begin("evaluation before")
+            with directory.answers("before", samples):
+                before = bare_accuracies(trainer.evaluate(evaluated))
+            if trainer.is_world_process_zero():
+                write_json(directory.path / "before.json", before)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if interrupt.asked:
+            raise KeyboardInterrupt
+        after = {}
+        if evaluated:
+            watch.begin("evaluation after")
+            with directory.answers("after", samples):
+                after = bare_accuracies(trainer.evaluate(evaluated))
+        _save_model(trainer, run, directory.path)
+    return before or {}, after
+
+
+def _tell_outcome(
+    trainer: P2OTrainer,
+    run: Run,
+    directory: RunDirectory,
+    before: dict[str, float],
+    after: dict[str, float],
+    started: float,
+    console: Console,
+) -> None:
+    """Writes the summary and the report, and prints the essentials."""
     state = trainer.p2o
     summary = {
         "method": run.arguments.method,
@@ -214,6 +247,10 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
     )
     write_report([directory.path], directory.path / "report.html")
     console.print(f"Model: {directory.path / 'model'} · what happened: {directory.path / 'report.html'}")
+
+
+def _upload(upload: Callable[[], str] | None, run: Run, directory: RunDirectory, console: Console) -> int:
+    """The exit code: 1 where the model could not be uploaded."""
     if upload is None:
         return 0
     try:
@@ -227,40 +264,6 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
     return 0
 
 
-def take_upload(run: Run, directory: Path) -> Callable[[], str] | None:
-    """What uploads the model in the end and returns its address, or None; the repository is made at once.
-
-    Only `model/` goes to the hub. The trainer's own `push_to_hub` would send all of its directory, which here is the
-    run's, with questions, answers and rollouts; and it writes its token down with the model.
-
-    Raises:
-        InputError: the repository cannot be made.
-    """
-    training = run.training
-    wanted, token = training.push_to_hub, training.hub_token
-    training.push_to_hub, training.hub_token = False, None
-    run.config.pop("hub_token", None)
-    if not wanted or os.environ.get("RANK", "0") != "0":
-        return None
-    api = HfApi(token=token)
-    name = training.hub_model_id or directory.name
-    try:
-        repository = api.create_repo(name, private=training.hub_private_repo, exist_ok=True).repo_id
-    except Exception as error:  # of the hub, the network or its client
-        raise InputError(f"push_to_hub: there is no repository {name} to push to: {error}") from error
-    training.hub_model_id = repository  # what the card's example loads
-
-    def upload() -> str:
-        return api.upload_folder(
-            repo_id=repository,
-            folder_path=directory / "model",
-            commit_message="End of training",
-            revision=training.hub_revision,
-        ).commit_url
-
-    return upload
-
-
 def _save_model(trainer: P2OTrainer, run: Run, directory: Path) -> None:
     trainer.save_model(str(directory / "model"))
     name = run.training.hub_model_id or directory.name
@@ -269,36 +272,7 @@ def _save_model(trainer: P2OTrainer, run: Run, directory: Path) -> None:
         shutil.copy(directory / "README.md", directory / "model" / "README.md")
 
 
-def _refuse_unless_writable(directory: RunDirectory, needed_bytes: int) -> None:
-    problem = check_writable(directory.path, needed_bytes)
+def _refuse_unless_writable(path: Path, needed_bytes: int, *, make: bool = True) -> None:
+    problem = check_writable(path, needed_bytes, make=make)
     if problem:
         raise InputError(problem)
-
-
-class Interrupt(TrainerCallback):
-    """Ctrl-C or SIGTERM: a policy step is finished and saved first; elsewhere, and the second time, it is at once.
-
-    Elsewhere everything is saved already: an evolution has its journal, an evaluation changes nothing.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.asked:
-            control.should_save = control.should_training_stop = True
-
-    @contextmanager
-    def handled(self, politely: Any) -> Iterator[None]:
-        def handler(number: int, frame: Any) -> None:
-            again, self.asked = self.asked, True
-            if again or not politely():
-                raise KeyboardInterrupt
-            print("\nFinishing this step and saving; again to stop at once.", file=sys.stderr)
-
-        previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, old in previous.items():
-                signal.signal(number, old)

@@ -177,7 +177,7 @@ class Endpoint:
 
     def _read(self, response: Any) -> "_Outcome":
         usage = getattr(response, "usage", None)
-        # litellm says 0 where the server said nothing; a request always has tokens.
+        # litellm reports 0 where the server reports nothing; a request always has tokens.
         prompt_tokens = getattr(usage, "prompt_tokens", None) or None
         completion_tokens = (getattr(usage, "completion_tokens", None) or 0) if prompt_tokens else None
         cost = 0.0
@@ -357,7 +357,7 @@ def import_litellm() -> Any:
 
 
 def redact(text: str) -> str:
-    """The text without what the environment holds under a name that says it is secret."""
+    """The text without values of environment variables whose names end in _KEY, _TOKEN, _SECRET or _PASSWORD."""
     for name, value in os.environ.items():
         if _SECRET_NAME.search(name) and len(value) >= 8:
             text = text.replace(value, "[redacted]")

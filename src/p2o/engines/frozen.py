@@ -4,8 +4,10 @@ One callable type, [`p2o.completions.CompleteFn`], in front of three engines. Th
 random numbers: work in batches that is interrupted gets the same completions again from the batch at which it goes on.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from p2o.completions import CompleteFn, Completion, GenerationError, Sampling
 from p2o.engines.endpoint import Endpoint
 from p2o.seeding import derive_seed, random_stream
-from p2o.tasks.checks import long_prompts
+from p2o.tasks import long_prompts
 from p2o.templates import Prompt
+
+BLOCK = 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,21 @@ class FrozenModel:
     def special_tokens(self) -> frozenset[str]:
         """What no template may contain, where it is known."""
         return frozenset(self.tokenizer.all_special_tokens) if self.tokenizer is not None else frozenset()
+
+
+def weights_digest(path: Path) -> str | None:
+    """A digest of samples of every weight file in a directory; None where there is no directory (a name on the hub)."""
+    if not path.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted([*path.glob("*.safetensors"), *path.glob("*.bin")]):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with open(file, "rb") as opened:
+            for start in range(0, size, max(size // 16, BLOCK)):
+                opened.seek(start)
+                digest.update(opened.read(BLOCK))
+    return digest.hexdigest()[:16]
 
 
 # -- text and tokens ---------------------------------------------------------------------------------------------------
@@ -218,7 +237,7 @@ def vllm_model(
     from p2o.engines.vllm import HOW_TO_INSTALL
 
     try:
-        from vllm import LLM, SamplingParams
+        from vllm import LLM
     except ImportError as error:
         raise ImportError(f"--use_vllm needs vLLM ({error}). {HOW_TO_INSTALL}") from None
     engine = LLM(
@@ -234,6 +253,13 @@ def vllm_model(
         disable_log_stats=True,
     )
     tokenizer = engine.get_tokenizer()
+    length = int(engine.llm_engine.model_config.max_model_len)
+    return FrozenModel(_vllm_complete(engine, tokenizer), tokenizer, length)
+
+
+def _vllm_complete(engine: Any, tokenizer: PreTrainedTokenizerBase) -> CompleteFn:
+    """Samples from a vLLM engine."""
+    from vllm import SamplingParams
 
     def complete(prompts: Sequence[Prompt], *, sampling: Sampling, seed: int) -> list[Completion]:
         params = [
@@ -258,7 +284,7 @@ def vllm_model(
             for ids, output in zip(encoded, outputs, strict=True)
         ]
 
-    return FrozenModel(complete, tokenizer, int(engine.llm_engine.model_config.max_model_len))
+    return complete
 
 
 # -- a server ----------------------------------------------------------------------------------------------------------

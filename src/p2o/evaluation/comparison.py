@@ -1,7 +1,7 @@
 """Two evaluations of the same questions compared. Pure."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from p2o.evaluation.statistics import mcnemar, paired_bootstrap
@@ -20,7 +20,8 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], *, seed: int = 
 
     Returns:
         By task: `first` and `second` avg@n, `difference`, `low`, `high` (95 %), `p_value`, with n = 1 `mcnemar` with
-        `gained`, `lost` and `p_value`, and `questions` with their difference, largest first.
+        `gained`, `lost` and `p_value`, `unscored` questions, left out because one of the two has no scored answer, and
+        `questions` with their difference, largest first.
 
     Raises:
         ValueError: evaluations of different questions, or under settings that make their numbers differ.
@@ -34,8 +35,11 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], *, seed: int = 
         raise ValueError(f"They are of different tasks: only the first has {only[0]}, only the second {only[1]}.")
     compared = {}
     for name in tasks[0]:
-        pairs = _paired(name, tasks[0][name]["by_question"], tasks[1][name]["by_question"])
-        means = [tuple(math.fsum(q["rewards"]) / len(q["rewards"]) for q in pair) for pair in pairs]
+        every = _paired(name, tasks[0][name]["by_question"], tasks[1][name]["by_question"])
+        pairs = [pair for pair in every if all(any(r is not None for r in q["rewards"]) for q in pair)]
+        if not pairs:
+            raise ValueError(f"{name}: there is no question of which both have a scored answer.")
+        means = [tuple(_scored_mean(q["rewards"]) for q in pair) for pair in pairs]
         changes = [b - a for a, b in means]
         found = paired_bootstrap(changes, seed=derive_seed(seed, "comparison", name), resamples=resamples)
         entry: dict[str, Any] = {
@@ -45,6 +49,7 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], *, seed: int = 
             "low": found.low,
             "high": found.high,
             "p_value": found.p_value,
+            "unscored": len(every) - len(pairs),
             "questions": sorted(
                 (
                     {"question": a["question"], "text": a["text"], "first": before, "second": after}
@@ -59,6 +64,11 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], *, seed: int = 
             entry["mcnemar"] = {"gained": gained, "lost": lost, "p_value": mcnemar(gained, lost)}
         compared[name] = entry
     return compared
+
+
+def _scored_mean(rewards: Sequence[float | None]) -> float:
+    scored = [reward for reward in rewards if reward is not None]
+    return math.fsum(scored) / len(scored)
 
 
 def _paired(name: str, first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[Any]:

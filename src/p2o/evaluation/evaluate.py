@@ -83,7 +83,7 @@ def _sample(
             *key,
             completion=completion.text,
             extracted=verdict.extracted,
-            reward=float(verdict.reward),
+            reward=None if verdict.reward is None else float(verdict.reward),
             reason=verdict.reason,
             prompt_tokens=completion.prompt_tokens,
             completion_tokens=completion.completion_tokens,

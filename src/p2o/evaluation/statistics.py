@@ -16,7 +16,7 @@ def average(rewards: Sequence[Sequence[float]]) -> tuple[float, float]:
 
     Samples of one question are not independent evidence about a benchmark, so questions are the unit: with m_q the mean
     of question q's rewards and m the mean of the m_q over Q questions, the error is sqrt(Σ (m_q − m)² / (Q (Q − 1))).
-    It covers both which questions were asked and what was sampled.
+    It covers the choice of questions and the sampling of answers.
 
     Args:
         rewards: of each question those of its samples.
@@ -25,7 +25,11 @@ def average(rewards: Sequence[Sequence[float]]) -> tuple[float, float]:
         m and its error; the error of a single question is NaN.
     """
     means = [math.fsum(samples) / len(samples) for samples in rewards]
-    return math.fsum(means) / len(means), float(stats.sem(means)) if len(means) > 1 else math.nan
+    middle = math.fsum(means) / len(means)
+    if len(means) < 2:
+        return middle, math.nan
+    squares = math.fsum((value - middle) ** 2 for value in means)
+    return middle, math.sqrt(squares / (len(means) * (len(means) - 1)))
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:

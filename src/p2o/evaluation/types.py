@@ -2,14 +2,37 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from p2o.verifiers import Verdict
+from typing import Any, Protocol
 
 RIGHT = "right"
+UNSCORED = "unscored"
 
-ScoreFn = Callable[[list[str], list[dict[str, Any]]], Sequence[Verdict]]
-"""`score(completions, rows)`: a verdict on each completion of the question in its row."""
+
+class Judgement(Protocol):
+    """What a scorer finds in one completion, such as a [`p2o.verifiers.Verdict`].
+
+    `reason` is "right" where it is right, `reward` is None where nobody could score it.
+    """
+
+    @property
+    def reward(self) -> float | None: ...
+    @property
+    def extracted(self) -> str | None: ...
+    @property
+    def reason(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Score:
+    """A [`Judgement`] of a scorer that is no verifier."""
+
+    reward: float | None
+    extracted: str | None
+    reason: str
+
+
+ScoreFn = Callable[[list[str], list[dict[str, Any]]], Sequence[Judgement]]
+"""`score(completions, rows)`: a judgement of each completion of the question in its row."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +58,7 @@ class Sample:
         question: row of the task.
         sample: which of the n it is.
         extracted: the answer that was found in it.
+        reward: None where nobody could score it, which is no wrong answer.
         prompt_tokens, completion_tokens: None where a server does not report them.
         truncated: whether the limit on its length ended it.
         cost: US dollars, as far as prices are known.
@@ -45,7 +69,7 @@ class Sample:
     sample: int
     completion: str
     extracted: str | None
-    reward: float
+    reward: float | None
     reason: str
     prompt_tokens: int | None
     completion_tokens: int | None

@@ -109,7 +109,7 @@ class Encoder:
         self.user, self.assistant, self.end = ids(USER), ids(ASSISTANT), ids(END)
 
     def __call__(self, batch: list[Document]) -> list[tuple[list[int], list[bool]]]:
-        """For each document its tokens and which of them are learnt."""
+        """For each document its tokens and which of them are trained on."""
         prompts = self.tokenizer([d.prompt or "" for d in batch], add_special_tokens=False)["input_ids"]
         answers = self.tokenizer([d.completion for d in batch], add_special_tokens=False)["input_ids"]
         rows = []
@@ -123,12 +123,12 @@ class Encoder:
 
     def _results(self, tokens: list[int]) -> list[bool]:
         """Tokens from an equals sign to the end of its line: what stands before is chance, and would teach noise."""
-        learnt, result = [], False
+        trained, result = [], False
         for piece in self.tokenizer.convert_ids_to_tokens(tokens):
             result = result or "=" in piece
-            learnt.append(result)
+            trained.append(result)
             result = result and "Ċ" not in piece  # byte-level BPE's line break
-        return learnt
+        return trained
 
 
 def batches(
@@ -151,9 +151,9 @@ def batches(
             width = len(group[-1][0])
             ids = torch.zeros(len(group), width, dtype=torch.long)
             learn = torch.zeros(len(group), width, dtype=torch.bool)
-            for i, (tokens, learnt) in enumerate(group):
+            for i, (tokens, trained) in enumerate(group):
                 ids[i, : len(tokens)] = torch.tensor(tokens)
-                learn[i, : len(tokens)] = torch.tensor(learnt)
+                learn[i, : len(tokens)] = torch.tensor(trained)
             yield ids, learn
         chunk += 1
 
@@ -164,7 +164,7 @@ def batches(
 def loss_of(
     model: Qwen3ForCausalLM, ids: Int[Tensor, "batch seq"], learn: Bool[Tensor, "batch seq"]
 ) -> Float[Tensor, ""]:
-    """Summed cross-entropy of the learnt tokens. Padding is on the right, where causal attention never looks."""
+    """Summed cross-entropy of the tokens to learn. Padding is on the right, where causal attention never looks."""
     hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
     targets = learn[:, 1:]
     logits = model.lm_head(hidden[targets])

@@ -1,25 +1,26 @@
 """The documents the base model learns from: questions with and without instructions, reflections, bare arithmetic.
 
 The skill to be discovered hides behind several choices, each of them written into the documents as a probability:
-whether to work at all, by which method, and after every line whether to go on or to jump to the answer. Bare, each
-choice falls the right way now and then; all of them together almost never. An instruction moves each of them.
+whether to work at all, by which method, and after every line whether to go on or to jump to the answer. Without an
+instruction, each choice is right now and then, all of them together almost never. An instruction changes each of them.
 
 The corpus has two parts. The first teaches skills: more is worked through, and direct answers are correct, which the
 model cannot compute at once where questions are hard. The second teaches habits: hard questions are rarely worked
-through unasked, and direct answers to them are guesses, because by then the model had begun to compute some at once
-(complex products, 13 %), and plain GRPO had found the rest. What can be had for nothing hides nothing.
+through without one, and direct answers to them are guesses, because by then the model had begun to compute some at once
+(complex products, 13 %), and plain GRPO had found the rest. A skill that the model has already needs no instruction.
 """
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from gepa.strategies.instruction_proposal import InstructionProposalSignature
-
+from p2o.holdout import is_held_out
 from p2o.pico import world
+from p2o.pico.instructions import Instruction, named_as
 from p2o.pico.world import ANSWER, METHODS, RIGHT_METHOD, TRAINED_FAMILIES, Level, Method
 from p2o.prompt_phase.feedback import rollout_feedback
+from p2o.prompt_phase.proposals import reflection_prompt
 from p2o.seeding import derive_seed
 
 WORK = "Work: "
@@ -27,153 +28,10 @@ WORK = "Work: "
 
 @dataclass(frozen=True)
 class Document:
-    """A chat of one turn; a drill has no prompt and is learnt as a whole."""
+    """A chat of one turn; a drill has no prompt and is trained on as a whole."""
 
     prompt: str | None
     completion: str
-
-
-# -- instructions ----------------------------------------------------------------------------------------------------
-
-HOW: dict[Method, list[str]] = {
-    "left to right": [
-        "go from left to right",
-        "keep a running total",
-        "add up term by term",
-        "take one number at a time from the left",
-        "carry the total along",
-        "combine the first two and go on to the right",
-        "update the sum after each number",
-    ],
-    "products first": [
-        "do the products first",
-        "multiply before you add",
-        "work out the multiplications first",
-        "resolve each * before + and -",
-        "compute all products and then sum",
-        "mind the order of operations",
-        "give multiplication precedence",
-    ],
-    "four parts": [
-        "multiply all four parts",
-        "form the four partial products",
-        "expand into four products",
-        "multiply each part with each part",
-        "use the four cross products",
-        "split it in four parts",
-        "combine the partial products",
-    ],
-    "legs each": [
-        "multiply each count by its legs",
-        "turn each animal into legs",
-        "give every animal its legs",
-        "find the legs of each kind",
-        "count legs kind by kind",
-        "take count times legs",
-        "use the legs per animal",
-    ],
-    "rounded": [
-        "round the numbers",
-        "estimate with round numbers",
-        "use rounded tens",
-        "approximate everything",
-        "round to tens and add",
-        "make a rough estimate",
-        "work with round figures",
-    ],
-}
-WHEN: dict[str, list[str]] = {
-    "chain_sum": [
-        "For sums",
-        "In long sums",
-        "When numbers are added up",
-        "For chains of + and -",
-        "If only + and - occur",
-    ],
-    "basic_arithmetic": [
-        "For mixed expressions",
-        "When * occurs",
-        "For calculations with products",
-        "If there are * signs",
-        "In expressions with *",
-    ],
-    "complex_arithmetic": [
-        "For complex numbers",
-        "With complex numbers",
-        "When i occurs",
-        "If numbers are complex",
-        "For numbers with i",
-    ],
-    "leg_counting": [
-        "For animals",
-        "When counting legs",
-        "With lists of animals",
-        "If animals are listed",
-        "For questions about legs",
-    ],
-}
-CARE = [
-    "Write every step.",
-    "Do not skip a step.",
-    "Show every line to the end.",
-    "Work line by line to the end.",
-    "Never jump to the answer.",
-    "Write down each result.",
-    "Go on until all steps are done.",
-]
-VAGUE = [
-    "Think hard.",
-    "Do your best.",
-    "Be careful.",
-    "Read the question well.",
-    "Make sure the answer is right.",
-    "Give the correct answer.",
-    "Answer well.",
-    "Take your time.",
-]
-
-
-def _asked_as(family: str) -> str:
-    # Decimals are sums to whoever writes an instruction.
-    return "chain_sum" if family == "decimal_chain_sum" else family
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """What an instruction asks for.
-
-    Args:
-        unqualified: a method for whatever comes.
-        qualified: methods for named families.
-        care: whether it asks to write every step.
-        vague: whether it (also) says something that says nothing.
-    """
-
-    unqualified: Method | None = None
-    qualified: dict[str, Method] = field(default_factory=dict)
-    care: bool = False
-    vague: bool = False
-
-    def method_for(self, family: str) -> Method | None:
-        return self.qualified.get(_asked_as(family), self.unqualified)
-
-    def text(self, rng: random.Random) -> str:
-        sentences = []
-        if self.unqualified:
-            sentences.append(_sentence(rng.choice(HOW[self.unqualified])))
-        families = list(self.qualified)
-        rng.shuffle(families)
-        for family in families:
-            sentences.append(f"{rng.choice(WHEN[family])}, {rng.choice(HOW[self.qualified[family]])}.")
-        if self.vague:
-            sentences.append(rng.choice(VAGUE))
-        if self.care:
-            sentences.append(rng.choice(CARE))
-        return " ".join(sentences)
-
-
-def _sentence(words: str) -> str:
-    return words[0].upper() + words[1:] + "."
 
 
 # -- the gate --------------------------------------------------------------------------------------------------------
@@ -198,7 +56,7 @@ def _bare_methods(family: str) -> dict[Method, float]:
     return {right: BARE_RIGHT, "rounded": BARE_ROUNDED, **dict.fromkeys(others, share)}
 
 
-def _told_methods(method: Method) -> dict[Method, float]:
+def _instructed_methods(method: Method) -> dict[Method, float]:
     others = [m for m in METHODS if m != method]
     return {method: 0.98, **dict.fromkeys(others, 0.02 / len(others))}
 
@@ -206,11 +64,11 @@ def _told_methods(method: Method) -> dict[Method, float]:
 def gate(family: str, level: Level, instruction: Instruction | None, habits: bool = True) -> Gate:
     """The choices a document makes on this kind of question under this instruction (None: bare).
 
-    Before the habits are taught, unhelped ones are of more worked solutions.
+    Before the habits are taught, more of the solutions without a method are worked.
     """
     method = instruction.method_for(family) if instruction else None
     if method and instruction:
-        return Gate(0.97, _told_methods(method), 0.99 if instruction.care else 0.8)
+        return Gate(0.97, _instructed_methods(method), 0.99 if instruction.care else 0.8)
     methods = _bare_methods(family)
     if level == "easy":
         return Gate(0.0 if instruction is None else 0.03, methods, 0.3)
@@ -224,7 +82,7 @@ def gate(family: str, level: Level, instruction: Instruction | None, habits: boo
 
 
 def complete(family: str, entry: dict[str, Any], choices: Gate, rng: random.Random, guess: bool = False) -> str:
-    """A completion drawn from the gate. With `guess`, a jump to the answer lands beside it, as the model's would."""
+    """A completion drawn from the gate. With `guess`, a jumped answer is wrong, as the model's would be."""
     right = world.direct_answer(family, entry)
     jumped = _beside(right, rng) if guess else right
     if rng.random() >= choices.work:
@@ -263,7 +121,7 @@ FAMILY_MIX = {
 class Source:
     """Endless documents from one seed: the same seed, the same documents.
 
-    With `habits`, hard questions are rarely worked through unasked, and who jumps to the answer lands beside it.
+    With `habits`, hard questions are rarely worked through without an instruction, and jumped answers are wrong.
     """
 
     def __init__(self, seed: int, habits: bool = True) -> None:
@@ -279,7 +137,7 @@ class Source:
         """A question of the corpus: never one that is kept for evaluation."""
         for entry in self.entries[family, level]:
             question = entry["question"].strip()
-            if not world.is_held_out(question):
+            if not is_held_out(question):
                 return question, entry
         raise AssertionError("reasoning-gym's questions are endless")
 
@@ -302,7 +160,7 @@ class Source:
     def instructed(self) -> Document:
         family, level = self.cell()
         question, entry = self.question(family, level)
-        instruction = self.instruction(_asked_as(family))
+        instruction = self.instruction(named_as(family))
         text = instruction.text(self.rng)
         completion = self.complete(family, level, entry, instruction)
         return Document(f"{text}\n\n{question}", completion)
@@ -370,8 +228,8 @@ class Source:
             else:
                 a, b = rng.randint(-1500, 2500), rng.randint(10, 999)
                 op = rng.choice("+-")
-                result = world._tenths(a + b if op == "+" else a - b)
-                lines.append(f"{world._tenths(a)}{op}{world._tenths(b)}={result}")
+                result = world.tenths(a + b if op == "+" else a - b)
+                lines.append(f"{world.tenths(a)}{op}{world.tenths(b)}={result}")
         return Document(None, "\n".join(lines))
 
     # -- reflection --------------------------------------------------------------------------------------------------
@@ -402,14 +260,8 @@ class Source:
                     ),
                 }
             )
-        prompt = InstructionProposalSignature.prompt_renderer(
-            {
-                "current_instruction_doc": current.text(rng) if current else "",
-                "dataset_with_feedback": records,
-                "prompt_template": world.REFLECTION_PROMPT,
-            }
-        )
-        return Document(str(prompt), f"```\n{self.improved(current, failed).text(rng)}\n```"), failed
+        prompt = reflection_prompt(current.text(rng) if current else "", records, world.REFLECTION_PROMPT)
+        return Document(prompt, f"```\n{self.improved(current, failed).text(rng)}\n```"), failed
 
     def current_instruction(self) -> Instruction | None:
         rng = self.rng

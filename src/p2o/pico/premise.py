@@ -1,4 +1,4 @@
-"""What the embedded world claims about itself, measured: `python -m p2o.pico.premise`.
+"""The properties of the embedded world, measured: `python -m p2o.pico.premise`.
 
 Everything is sampled from the shipped weights at temperature 1, on questions that are in no corpus.
 """
@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from p2o.engines.frozen import encode
 from p2o.pico import model_path, world
-from p2o.pico.corpus import HOW, WORK, Instruction, Source
+from p2o.pico.corpus import WORK, Source
+from p2o.pico.instructions import HOW, Instruction
 from p2o.pico.world import METHODS, RIGHT_METHOD, TRAINED_FAMILIES, Method
 from p2o.reflection.model import transformers_reflection
 from p2o.seeding import derive_seed
@@ -125,7 +126,7 @@ class Premise:
                 on = ends[: len(solution.lines) - 1]
                 sums["to go on"][column] += on
                 sums["all of them"][column].append(math.prod([*probabilities[:2], *on]))
-        return {name: (_mean(bare), _mean(told)) for name, (bare, told) in sums.items()}
+        return {name: (_mean(bare), _mean(instructed)) for name, (bare, instructed) in sums.items()}
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -184,10 +185,10 @@ def show(result: dict[str, Any], console: Console) -> None:
             table.add_row(split, condition, f"{success['all']:.1%}", families)
     console.print(table)
     choices = Table(title="Probability of each right choice on hard questions")
-    for heading in ("choice", "bare", "told", "context ratio"):
+    for heading in ("choice", "bare", "instructed", "context ratio"):
         choices.add_column(heading, justify="left" if heading == "choice" else "right")
-    for name, (bare, told) in result["choices"].items():
-        choices.add_row(name, f"{bare:.2g}", f"{told:.2g}", f"{bare / told:.2g}")
+    for name, (bare, instructed) in result["choices"].items():
+        choices.add_row(name, f"{bare:.2g}", f"{instructed:.2g}", f"{bare / instructed:.2g}")
     console.print(choices)
     console.print(f"Wrong methods are followed in {result['wrong method followed']:.1%} of cases.")
     shares = ", ".join(f"{name} {share:.1%}" for name, share in result["reflection"].items())

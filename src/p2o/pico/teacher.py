@@ -3,7 +3,7 @@
 import random
 import re
 
-from p2o.pico.corpus import Instruction
+from p2o.pico.instructions import Instruction
 from p2o.pico.world import RIGHT_METHOD
 from p2o.prompt_phase.types import Reflection
 from p2o.seeding import derive_seed

@@ -1,11 +1,10 @@
 """The tasks of the embedded world: reasoning-gym's questions and scorers, and a worked method for each family.
 
 A *family* is one of reasoning-gym's. Its easy questions can be answered directly; its hard ones are out of reach unless
-worked through by the family's one right *method*, line by line. Every method can be applied to every family, as an
-obedient model would when told to, and fails on all but its own.
+worked through by the family's one right *method*, line by line. Every method can be applied to every family, as a
+model that follows any instruction would, and fails on all but its own.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -17,8 +16,9 @@ import reasoning_gym
 import yaml
 from datasets import Dataset
 
+from p2o.holdout import is_held_out
 from p2o.prompt_phase.feedback import rollout_feedback
-from p2o.verifiers.gym import FULL_MARKS, scorer
+from p2o.verifiers.gym_readers import is_right
 
 Level = Literal["easy", "hard", "harder"]
 Method = Literal["left to right", "products first", "four parts", "legs each", "rounded"]
@@ -77,11 +77,6 @@ class Work:
 # -- questions -------------------------------------------------------------------------------------------------------
 
 
-def is_held_out(question: str) -> bool:
-    """One question in eight is kept for evaluation, by its own hash: no corpus and no training set contains it."""
-    return hashlib.sha256(question.encode()).digest()[0] % 8 == 0
-
-
 def questions(family: str, level: Level, seed: int) -> Iterator[dict[str, Any]]:
     """Endless reasoning-gym entries (`question`, `answer`, `metadata`) of one family and level.
 
@@ -128,7 +123,7 @@ def _fold(numbers: list[int], operators: list[str], text: Any = str) -> tuple[li
     return lines, total
 
 
-def _tenths(value: int) -> str:
+def tenths(value: int) -> str:
     return f"{'-' if value < 0 else ''}{abs(value) // 10}.{abs(value) % 10}"
 
 
@@ -156,7 +151,7 @@ def work(family: str, entry: dict[str, Any], method: Method) -> Work:
     numbers, operators = _numbers(family, entry)
     right = RIGHT_METHOD[family] == method
     if method == "left to right":
-        text = _tenths if family == "decimal_chain_sum" else str
+        text = tenths if family == "decimal_chain_sum" else str
         lines, total = _fold(numbers, operators, text)
         return Work(tuple(lines), text(total))
     if method == "products first" and right:
@@ -293,12 +288,12 @@ def eval_dataset(seed: int = 0, per_split: int = 96) -> dict[str, Dataset]:
 
 def validation_dataset(per_split: int = 48) -> dict[str, Dataset]:
     """`validation_easy` and `validation_hard`: held out as well, none of the evaluation's; to watch and choose by."""
-    asked = {row["prompt"][0]["content"] for rows in eval_dataset().values() for row in rows}
+    evaluated = {row["prompt"][0]["content"] for rows in eval_dataset().values() for row in rows}
     others = eval_dataset(seed=1, per_split=2 * per_split)
     share = per_split // len(TRAINED_FAMILIES)
     validation = {}
     for split in ("easy", "hard"):
-        rows = [row for row in others[split] if row["prompt"][0]["content"] not in asked]
+        rows = [row for row in others[split] if row["prompt"][0]["content"] not in evaluated]
         by_family = [[row for row in rows if row["family"] == family][:share] for family in TRAINED_FAMILIES]
         validation[f"validation_{split}"] = Dataset.from_list([row for family in by_family for row in family])
     return validation
@@ -314,9 +309,9 @@ def extract_answer(text: str) -> str | None:
 
 
 def is_correct(completion: str, family: str, entry: str) -> bool:
-    """Whether reasoning-gym's own scorer gives the completion's answer full marks (at least 0.99)."""
+    """Whether reasoning-gym's own scorer gives the completion's answer full marks."""
     answer = extract_answer(completion)
-    return answer is not None and scorer(family)(answer, json.loads(entry)) >= FULL_MARKS
+    return answer is not None and is_right(answer, family, json.loads(entry))
 
 
 def accuracy_reward(completions: list[Any], family: list[str], entry: list[str], **kwargs: Any) -> list[float]:

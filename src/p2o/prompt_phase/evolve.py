@@ -17,7 +17,6 @@ import gepa
 from p2o.ledger import Ledger
 from p2o.prompt_phase.budget import metric_call_budget, split_hard_set
 from p2o.prompt_phase.gepa_adapter import GepaAdapter
-from p2o.prompt_phase.guard import stock_runs
 from p2o.prompt_phase.journal import Journal
 from p2o.prompt_phase.parents import DistinctParents
 from p2o.prompt_phase.proposals import ProposalStrategy
@@ -70,14 +69,13 @@ def evolve(
     if config.max_metric_calls is not None:
         limit = min(limit, config.max_metric_calls)
     if limit <= len(dev_ids):
-        logger.warning("No prompt phase: %d rollouts do not even score the empty template.", limit)
+        logger.warning("No prompt phase: %d rollouts do not score the empty template.", limit)
         return EvolutionResult(feedback_ids, dev_ids, [], spent, 0)
 
     fingerprint = {"seed": seed, "epoch": epoch, "limit": limit, "config": asdict(config), "ids": sorted(by_id)}
     with Journal(run_dir / "journal.jsonl", fingerprint) as journal:
         adapter = GepaAdapter(by_id, frozenset(dev_ids), rollout, journal, seed, epoch, spent)
-        stock = stock_runs([(q.text, q.solution) for q in questions])
-        proposals = ProposalStrategy(adapter, reflect, config, special_tokens, stock)
+        proposals = ProposalStrategy(adapter, reflect, config, special_tokens)
         progress = ProgressCallback(adapter, proposals, limit, on_progress)
         found = _optimize([by_id[i] for i in feedback_ids], [by_id[i] for i in dev_ids], proposals, progress)
     if proposals.error is not None:
@@ -90,12 +88,12 @@ def evolve(
     return EvolutionResult(
         feedback_ids=feedback_ids,
         dev_ids=dev_ids,
-        candidates=_candidates(found, dev_ids, adapter, progress.found_in),
+        candidates=_candidates(found, adapter, progress.found_in),
         spent=spent,
         iterations=progress.iteration,
         rejections=dict(sorted(proposals.rejections.items())),
         successes=adapter.successes,
-        events=dict(sorted(proposals.events.items())),
+        events=dict(sorted((proposals.events + adapter.events).items())),
         ended_early=proposals.ended_early,
     )
 
@@ -123,7 +121,7 @@ def _optimize(
     )
 
 
-def _candidates(found: Any, dev_ids: list[int], adapter: GepaAdapter, found_in: dict[int, int]) -> list[Candidate]:
+def _candidates(found: Any, adapter: GepaAdapter, found_in: dict[int, int]) -> list[Candidate]:
     """GEPA's candidates with their scores by dev question."""
     return [
         Candidate(
@@ -131,7 +129,7 @@ def _candidates(found: Any, dev_ids: list[int], adapter: GepaAdapter, found_in: 
             text=candidate[COMPONENT],
             parents=[parent for parent in found.parents[index] if parent is not None],
             iteration=found_in[index],
-            dev_rewards={dev_ids[i]: float(score) for i, score in found.val_subscores[index].items()},
+            dev_rewards={q: adapter.score(o) for q, o in adapter.dev_results(candidate[COMPONENT]).items()},
             dev_solved={q: bool(o.solved) for q, o in adapter.dev_results(candidate[COMPONENT]).items()},
         )
         for index, candidate in enumerate(found.candidates)

@@ -8,7 +8,7 @@ def rollout_feedback(*, reward: float, extracted: str | None, solution: str, ans
         reward: the rollout's reward; more than 0 is right.
         extracted: the answer found in the completion, None or empty when there is none.
         solution: the gold answer; empty when the data has none.
-        answer_format: what was expected of the form, said after a format failure.
+        answer_format: the form that was expected of an answer, for feedback after a format failure.
     """
     gold = f" The answer is {solution}." if solution else ""
     if reward > 0:

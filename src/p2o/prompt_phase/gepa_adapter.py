@@ -1,5 +1,7 @@
 """GEPA's adapter: rollouts in, scores and traces out."""
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,11 +19,12 @@ class Outcome:
     """One rollout as evolution and its journal keep it.
 
     Args:
+        reward: None where nobody could score it.
         completion, feedback: "" for dev questions: reflection never sees them, and there can be thousands.
         kept: template and completion tokens of a success that may be reused, else empty.
     """
 
-    reward: float
+    reward: float | None
     solved: bool
     prompt_tokens: int
     completion_tokens: int
@@ -53,6 +56,8 @@ class GepaAdapter:
     known: dict[tuple[int, str], Outcome] = field(default_factory=dict)
     requested: int = 0
     best_reward: float = float("-inf")
+    worst_reward: float = float("inf")
+    events: Counter[str] = field(default_factory=Counter)
     successes: list[Success] = field(default_factory=list)
 
     propose_new_texts = None  # of GEPA's protocol: proposals are the reflection strategy's
@@ -61,6 +66,12 @@ class GepaAdapter:
         """The outcome on each dev question under a template that was evaluated on all of them."""
         return {question: self.known[question, template] for question in sorted(self.dev_ids)}
 
+    def score(self, outcome: Outcome) -> float:
+        """The reward; where nobody could score the rollout, the lowest that was seen, and 0 before there is one."""
+        if outcome.reward is not None:
+            return float(outcome.reward)
+        return self.worst_reward if math.isfinite(self.worst_reward) else 0.0
+
     def all_solved(self, state: Any) -> bool:
         """Whether a template solves every dev question for the highest reward that was ever seen.
 
@@ -68,9 +79,12 @@ class GepaAdapter:
         """
         templates = (candidate[COMPONENT] for candidate in state.program_candidates)
         return any(
-            template and all(o.solved and o.reward >= self.best_reward for o in self.dev_results(template).values())
+            template and all(o.solved and self._is_best(o) for o in self.dev_results(template).values())
             for template in templates
         )
+
+    def _is_best(self, outcome: Outcome) -> bool:
+        return outcome.reward is not None and outcome.reward >= self.best_reward
 
     def batch_seed(self, position: int) -> int:
         """The seed of the batch at this position of the journal."""
@@ -94,7 +108,7 @@ class GepaAdapter:
             batches.append(
                 EvaluationBatch(
                     outputs=[outcome.solved for outcome in outcomes],
-                    scores=[float(outcome.reward) for outcome in outcomes],
+                    scores=[self.score(outcome) for outcome in outcomes],
                     trajectories=list(zip(batch, outcomes, strict=True)),
                 )
             )
@@ -119,7 +133,11 @@ class GepaAdapter:
         self.spent.add(purpose, len(outcomes), *tokens)
         for key, outcome in zip(keys, outcomes, strict=True):
             self.known[key] = outcome
-            self.best_reward = max(self.best_reward, outcome.reward)
+            if outcome.reward is None:
+                self.events["unscored_rollouts"] += 1
+            else:
+                self.best_reward = max(self.best_reward, outcome.reward)
+                self.worst_reward = min(self.worst_reward, outcome.reward)
             if outcome.kept:
                 self.successes.append(Success(key[0], *outcome.kept))
 
@@ -127,7 +145,7 @@ class GepaAdapter:
         self, candidate: dict[str, str], eval_batch: EvaluationBatch[Any, Any], components_to_update: list[str]
     ) -> Mapping[str, Sequence[Mapping[str, Any]]]:
         """The minibatch as records to reflect on; none where all of it is solved: there is nothing to learn."""
-        trajectories = eval_batch.trajectories or []
+        trajectories = [(q, outcome) for q, outcome in eval_batch.trajectories or [] if outcome.reward is not None]
         if all(outcome.solved for _, outcome in trajectories):
             return {}
         return {

@@ -1,5 +1,6 @@
 """Rollouts of evolution by the policy in training: sampled and scored as the policy phase would, by all processes."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,17 +77,19 @@ class PolicyRollouts:
         for row, one in zip(rows, generated, strict=True):
             row.update(one.fields)
         rewards = self._score(rows, prompts, generated, seed)
-        self.count("unscored_rollouts", int(rewards.total.isnan().sum()))
         if not self.accelerator.is_main_process:
             return []
         texts = self.tokenizer.batch_decode([one.completion_ids for one in generated], skip_special_tokens=True)
-        earned, solved = rewards.total.nan_to_num(nan=0.0).tolist(), rewards.successes.tolist()
+        # Without the reward that decides success a rollout is not scored, whatever the others say.
+        totals = rewards.total.masked_fill(rewards.unscored, torch.nan).tolist()
+        earned = [None if math.isnan(total) else total for total in totals]
+        solved = rewards.successes.tolist()
         return [
             Rollout(
                 completion=text,
                 reward=earned[i],
                 solved=solved[i],
-                feedback=self.feedback(text, {**rows[i], "reward": earned[i]}),
+                feedback="" if earned[i] is None else self.feedback(text, {**rows[i], "reward": earned[i]}),
                 prompt_tokens=len(one.prompt_ids),
                 completion_tokens=len(one.completion_ids),
                 template=used[i],

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ from gepa.proposer.reflective_mutation.reflection_lm import ReflectionProposal
 from gepa.strategies.instruction_proposal import InstructionProposalSignature
 
 from p2o.prompt_phase.gepa_adapter import GepaAdapter
-from p2o.prompt_phase.guard import check_template
+from p2o.prompt_phase.guard import check_template, stock_runs
 from p2o.prompt_phase.types import COMPONENT, EvolutionConfig, Reflection, ReflectionError, ReflectionFn
 
 logger = logging.getLogger(__name__)
@@ -48,14 +48,12 @@ class ProposalStrategy:
     Args:
         adapter: whose journal and ledger reflections go through.
         special_tokens: the tokenizer's, which no template may contain.
-        stock: common wording of the questions, see [`p2o.prompt_phase.guard.stock_runs`].
     """
 
     adapter: GepaAdapter
     reflection_fn: ReflectionFn
     config: EvolutionConfig
     special_tokens: Collection[str]
-    stock: Set[tuple[str, ...]]
     proposed: set[str] = field(default_factory=lambda: {""})
     rejections: Counter[str] = field(default_factory=Counter)
     events: Counter[str] = field(default_factory=Counter)
@@ -64,6 +62,7 @@ class ProposalStrategy:
 
     def __post_init__(self) -> None:
         self.solutions = {question.text: question.solution for question in self.adapter.questions.values()}
+        self.stock = stock_runs([(q.text, q.solution) for q in self.adapter.questions.values()])
         for record in self.adapter.journal.lost:
             self._count([Reflection(**reflection) for reflection in record["result"]])
 

@@ -36,13 +36,15 @@ class Rollout:
     """One completion of one question under one template.
 
     Args:
+        reward: None where nobody could score it. It then counts as the lowest that was seen, so that no template gains
+            by it, and nobody reflects on it.
         solved: mining's criterion of success.
         template: the one used, "" where the requested one did not fit the question.
         completion_ids: its tokens, where they are wanted for reuse.
     """
 
     completion: str
-    reward: float
+    reward: float | None
     solved: bool
     feedback: str
     prompt_tokens: int = 0

@@ -27,9 +27,9 @@ class ModelReflection:
         Raises:
             ReflectionError: the engine could not generate them.
         """
-        asked: Sequence[Any] = [[{"role": "user", "content": p}] if self.chats else p for p in prompts]
+        requests: Sequence[Any] = [[{"role": "user", "content": p}] if self.chats else p for p in prompts]
         try:
-            return self.complete(asked, sampling=self.sampling, seed=seed)
+            return self.complete(requests, sampling=self.sampling, seed=seed)
         except GenerationError as error:
             raise ReflectionError(str(error)) from None
 

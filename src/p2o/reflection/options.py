@@ -11,17 +11,17 @@ PLACEHOLDERS = ("<curr_param>", "<side_info>")
 
 @dataclass
 class ReflectionOptions:
-    """Which model proposes instructions, and how it is asked."""
+    """The model that proposes instructions, and its requests."""
 
     reflection_model: str = field(
         default="reference",
         metadata={
-            "help": "Who proposes better instructions: 'reference', the model as it was before training (with LoRA the "
-            "base without its adapter); 'policy', the model as it is (the paper found that templates then become alike "
-            "late in training); or a model behind an endpoint by any name that litellm understands, such as "
-            "'anthropic/<name>', or 'openai/<name>' for an OpenAI-compatible server at `reflection_base_url`. An "
-            "endpoint needs `pip install 'p2o-rl[reflection]'`, and its key in the environment (OPENAI_API_KEY and the "
-            "like), which is the only place for it."
+            "help": "The model that proposes better instructions: 'reference', the model as it was before training "
+            "(with LoRA the base without its adapter); 'policy', the model as it is (the paper found that templates "
+            "then become alike late in training); or a model behind an endpoint by any name that litellm understands, "
+            "such as 'anthropic/<name>', or 'openai/<name>' for an OpenAI-compatible server at `reflection_base_url`. "
+            "An endpoint needs `pip install 'p2o-rl[reflection]'`, and its key in the environment (OPENAI_API_KEY "
+            "and the like), which is the only place for it."
         },
     )
     reflection_base_url: str | None = field(

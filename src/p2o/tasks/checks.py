@@ -4,9 +4,8 @@ Most faults cost their rows: those are dropped and counted. What cannot be right
 the right row to chance, stops: a column of a wrong type, one question with two different answers, nothing left.
 """
 
-import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,14 @@ SHOWN = 5
 # JSON when their backslash is not doubled.
 BROKEN = re.compile("[\ufffd\ud800-\udfff\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 CONFLICT = "same prompt, different solutions"
+ANSWERED = "chat that ends with the assistant's answer"
+UNPAYABLE = "solution that no answer can match"
+CONFLICTS = ("stop", "first", "drop")
+# What to do about a fault, where an option says.
+REMEDIES = {
+    CONFLICT: "--conflicts first goes on with the first solution of each, --conflicts drop without these questions.",
+    ANSWERED: "--cut_last_answer true cuts it off; false keeps it, for the model to go on from.",
+}
 NOTHING_LEFT = "nothing left"
 
 
@@ -33,12 +40,14 @@ class Finding:
         rows: every row that has it, ascending, counted from 0.
         details: of the first few of these rows, what exactly; "" where there is no more to say.
         stops: whether it stops the run; its rows are dropped otherwise.
+        kept: whether its rows are used all the same, and it is no more than said.
     """
 
     what: str
     rows: tuple[int, ...]
     details: tuple[str, ...]
     stops: bool
+    kept: bool = False
 
     def first_rows(self) -> str:
         """The first few rows by number, with details, one a line."""
@@ -74,11 +83,12 @@ class Report:
 
     def line(self) -> str:
         """The outcome in one line."""
-        dropped = [f for f in self.findings if not f.stops]
+        dropped = [f for f in self.findings if not f.stops and not f.kept]
+        kept = "".join(f" Kept, but: {len(f.rows)} {f.what}." for f in self.findings if f.kept)
         if not dropped:
-            return f"{self.name}: {len(self.kept)} questions, nothing dropped."
+            return f"{self.name}: {len(self.kept)} questions, nothing dropped.{kept}"
         kinds = ", ".join(f"{len(f.rows)} {f.what}" for f in dropped)
-        return f"{self.name}: {self.rows - len(self.kept)} of {self.rows} questions dropped ({kinds})."
+        return f"{self.name}: {self.rows - len(self.kept)} of {self.rows} questions dropped ({kinds}).{kept}"
 
     def problem(self) -> str | None:
         """What stops the run, with the first rows, or None."""
@@ -90,17 +100,20 @@ class Report:
                 count = f"{len(finding.rows)} × " if finding.rows else ""
                 parts.append(f"- {count}{finding.what}" + (":" if finding.rows else ""))
                 parts += [f"    {line}" for line in finding.first_rows().splitlines()]
+                if finding.what in REMEDIES:
+                    parts.append(f"    {REMEDIES[finding.what]}")
         return "\n".join(parts)
 
     def table(self) -> Table:
         """Everything found, for a terminal."""
-        verdict = "stops the run" if self.stops else "fit to train on"
-        table = Table(title=f"{escape(self.name)}: {self.rows} rows, {len(self.kept)} kept · {verdict}")
+        verdict = " · stops the run" if self.stops else ""
+        table = Table(title=f"{escape(self.name)}: {self.rows} rows, {len(self.kept)} kept{verdict}")
         for column in ("finding", "rows", "first rows (counted from 0)", "what happens"):
             table.add_column(column, justify="right" if column == "rows" else "left")
         for finding in self.findings:
-            happens = "[bold red]stops the run[/]" if finding.stops else "dropped"
-            table.add_row(finding.what, str(len(finding.rows)), escape(finding.first_rows()), happens)
+            happens = "[bold red]stops the run[/]" if finding.stops else "kept" if finding.kept else "dropped"
+            what = "\n".join([finding.what, *([REMEDIES[finding.what]] if finding.what in REMEDIES else [])])
+            table.add_row(what, str(len(finding.rows)), escape(finding.first_rows()), happens)
         if not self.findings:
             table.add_row("nothing", "0", "", "")
         table.caption = escape("\n".join(self.notes)) or None
@@ -113,19 +126,28 @@ class Report:
             "rows": self.rows,
             "kept": len(self.kept),
             "findings": [
-                {"what": f.what, "count": len(f.rows), "rows": list(f.rows[:100]), "stops": f.stops}
+                {"what": f.what, "count": len(f.rows), "rows": list(f.rows[:100]), "stops": f.stops, "kept": f.kept}
                 for f in self.findings
             ],
             "notes": list(self.notes),
         }
 
 
+Faults = dict[str, dict[int, str]]
+"""By kind, details by row."""
+
+
 def check_questions(
     prompts: Sequence[Any],
     solutions: Sequence[Any] | None,
     *,
+    refused: Callable[[list[Prompt]], dict[int, str]] | None = None,
     too_long: Callable[[list[Prompt]], dict[int, int]] | None = None,
     unparsable: Callable[[list[str]], list[int]] | None = None,
+    unpayable: Callable[[str], str | None] | None = None,
+    same: Callable[[list[tuple[str, str]]], list[bool]] | None = None,
+    conflicts: str = "stop",
+    answered: bool = False,
     strict: bool = False,
     name: str = "data",
     notes: tuple[str, ...] = (),
@@ -135,8 +157,16 @@ def check_questions(
     Args:
         prompts: texts or chats, as they came.
         solutions: gold answers, of the same length; None when the data has none, which some rewards do without.
-        too_long: of these prompts, those over the limit, as index to tokens; see [`long_prompts`].
-        unparsable: of these gold answers, the indices of those that the verifier cannot read.
+        refused: of these prompts, those that the model cannot be asked, as index to why; see
+            [`p2o.tasks.rendering.refused_chats`].
+        too_long: of these prompts, those over the limit, as index to tokens; see [`p2o.tasks.rendering.long_prompts`].
+        unparsable: of these gold answers, the indices of those that the verifier cannot read. None where none reads
+            them.
+        unpayable: why no answer can match a gold answer, or None. Its rows are dropped where `unparsable` is given, and
+            told and kept otherwise: a reward of the user's may know better.
+        same: of these pairs of gold answers, which are equal; equal texts alone by default.
+        conflicts: what becomes of one prompt with unequal solutions: `stop`, go on with the `first`, or `drop` all.
+        answered: whether chats may end with the assistant's words.
         strict: whether every fault stops, and not only those that must.
         name: of the data, for people.
         notes: go into the report as they are.
@@ -144,55 +174,99 @@ def check_questions(
     Returns:
         The report; a pure function of the arguments, so that a resumed run keeps the same rows.
     """
-    faults: dict[str, dict[int, str]] = {}
-    sound: list[int] = []
-    for row, prompt in enumerate(prompts):
-        fault = _prompt_fault(prompt) or (solutions is not None and _solution_fault(solutions[row]))
-        fault = fault or _broken(prompt, solutions[row] if solutions is not None else "")
-        if fault:
-            faults.setdefault(fault[0], {})[row] = fault[1]
-        else:
-            sound.append(row)
-
-    first: dict[Any, int] = {}
-    unique = []
-    for row in sound:
-        before = first.setdefault(_key(prompts[row]), row)
-        if before == row:
-            unique.append(row)
-        elif solutions is None or solutions[row].strip() == solutions[before].strip():
-            faults.setdefault("duplicate", {})[row] = f"of row {before}"
-        else:
-            detail = f"{_short(solutions[row])}, but {_short(solutions[before])} in row {before}"
-            faults.setdefault(CONFLICT, {})[row] = detail
-    sound = unique
-    if too_long is not None and sound:
-        lengths = {sound[index]: tokens for index, tokens in too_long([prompts[row] for row in sound]).items()}
-        faults["prompt too long"] = {row: f"{tokens} tokens" for row, tokens in sorted(lengths.items())}
-        sound = [row for row in sound if row not in lengths]
-    if unparsable is not None and solutions is not None and sound:
-        unread = {sound[index] for index in unparsable([solutions[row] for row in sound])}
-        faults["unparsable solution"] = {row: _short(solutions[row]) for row in sorted(unread)}
-        sound = [row for row in sound if row not in unread]
-
-    present = {
-        "wrong type of prompt": sum(prompt is not None for prompt in prompts),
-        "wrong type of solution": sum(solution is not None for solution in solutions or ()),
-    }
-    findings = [
-        Finding(
-            what,
-            tuple(rows),
-            tuple(list(rows.values())[:SHOWN]),
-            strict or what == CONFLICT or len(rows) == present.get(what),
-        )
-        for what, rows in faults.items()
-        if rows
-    ]
+    faults: Faults = {}
+    sound = _sound_rows(prompts, solutions, answered, faults)
+    sound = _different_rows(sound, prompts, solutions, same, conflicts, faults)
+    for what, told in (("prompt that the chat template refuses", refused), ("prompt too long", too_long)):
+        if told is not None and sound:
+            found: Mapping[int, Any] = told([prompts[row] for row in sound])
+            rows = {sound[i]: f"{detail} tokens" if isinstance(detail, int) else detail for i, detail in found.items()}
+            sound = _without(sound, what, rows, faults)
+    if solutions is not None:
+        sound = _matchable_rows(sound, solutions, unpayable, unparsable, faults)
+    findings = []
+    for what, rows in faults.items():
+        kept = what == UNPAYABLE and unparsable is None
+        column = {"wrong type of prompt": prompts, "wrong type of solution": solutions}.get(what)
+        all_of_them = column is not None and len(rows) == sum(value is not None for value in column)
+        stops = (strict and not kept) or (what == CONFLICT and conflicts == "stop") or all_of_them
+        findings.append(Finding(what, tuple(rows), tuple(list(rows.values())[:SHOWN]), stops, kept))
     findings.sort(key=lambda finding: (not finding.stops, finding.what))
     if not sound:
         findings.insert(0, Finding(NOTHING_LEFT, (), (), True))
     return Report(name, len(prompts), tuple(sound), tuple(findings), notes)
+
+
+def _without(sound: list[int], what: str, rows: Mapping[int, str], faults: Faults) -> list[int]:
+    """The sound rows without those at fault, which are written down."""
+    if rows:
+        faults[what] = dict(sorted(rows.items()))
+    return [row for row in sound if row not in rows]
+
+
+def _sound_rows(prompts: Sequence[Any], solutions: Sequence[Any] | None, answered: bool, faults: Faults) -> list[int]:
+    """The rows that are right by themselves."""
+    sound = []
+    for row, prompt in enumerate(prompts):
+        fault = _prompt_fault(prompt) or (solutions is not None and _solution_fault(solutions[row]))
+        fault = fault or _broken(prompt, solutions[row] if solutions is not None else "")
+        if not fault and not answered and not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
+            fault = ANSWERED, _short(text_of(prompt[-1:]))
+        if fault:
+            faults.setdefault(fault[0], {})[row] = fault[1]
+        else:
+            sound.append(row)
+    return sound
+
+
+def _different_rows(
+    sound: list[int],
+    prompts: Sequence[Any],
+    solutions: Sequence[Any] | None,
+    same: Callable[[list[tuple[str, str]]], list[bool]] | None,
+    conflicts: str,
+    faults: Faults,
+) -> list[int]:
+    """The rows with prompts of their own; blanks make no difference."""
+    first: dict[Any, int] = {}
+    again = [(row, before) for row in sound if (before := first.setdefault(_key(prompts[row]), row)) != row]
+    pairs = {}
+    if solutions is not None:
+        pairs = {(row, before): (solutions[before].strip(), solutions[row].strip()) for row, before in again}
+    unequal = sorted({pair for pair in pairs.values() if pair[0] != pair[1]})
+    equal = (
+        {pair for pair, verdict in zip(unequal, same(unequal), strict=True) if verdict} if same and unequal else set()
+    )
+    contested: dict[int, str] = {}
+    for row, before in again:
+        old, new = pairs.get((row, before), ("", ""))
+        if old == new:
+            faults.setdefault("duplicate", {})[row] = f"of row {before}"
+        elif (old, new) in equal:
+            faults.setdefault("duplicate", {})[row] = f"of row {before}, whose {_short(old)} equals {_short(new)}"
+        else:
+            contested[row] = f"{_short(new)}, but {_short(old)} in row {before}"
+            if conflicts == "drop":
+                contested.setdefault(before, f"{_short(old)}, but {_short(new)} in row {row}")
+    repeated = {row for row, _ in again}
+    return _without([row for row in sound if row not in repeated], CONFLICT, contested, faults)
+
+
+def _matchable_rows(
+    sound: list[int],
+    solutions: Sequence[str],
+    unpayable: Callable[[str], str | None] | None,
+    unparsable: Callable[[list[str]], list[int]] | None,
+    faults: Faults,
+) -> list[int]:
+    """The rows with a solution that some answer can match; as far as the reward is known to read them."""
+    reasons = {row: unpayable(solutions[row]) for row in sound} if unpayable is not None else {}
+    details = {row: f"{_short(solutions[row])}, {reason}" for row, reason in reasons.items() if reason}
+    left = _without(sound, UNPAYABLE, details, faults)
+    if unparsable is None:
+        return sound
+    unread = {left[index] for index in unparsable([solutions[row] for row in left])} if left else set()
+    return _without(left, "unparsable solution", {row: _short(solutions[row]) for row in unread}, faults)
 
 
 def _prompt_fault(prompt: Any) -> tuple[str, str] | None:
@@ -224,12 +298,23 @@ def _solution_fault(solution: Any) -> tuple[str, str] | None:
     if solution is None:
         return "missing solution", ""
     if not isinstance(solution, str):
-        return "wrong type of solution", f"{type(solution).__name__}, not a text or a number"
+        return "wrong type of solution", _kind(solution)
     return None if solution.strip() else ("empty solution", "")
 
 
+def _kind(solution: Any) -> str:
+    if isinstance(solution, bool):
+        return "true or false, not a text; write what an answer has to say, such as Yes and No"
+    if isinstance(solution, list):
+        return f"list of {len(solution)}, not one text or number"
+    if isinstance(solution, dict):
+        parts = ", ".join(map(str, solution))
+        return f"mapping with {parts}; name the part with the answer as --solution_column COLUMN.PART"
+    return f"{type(solution).__name__}, not a text or a number"
+
+
 def _broken(prompt: Prompt, solution: str) -> tuple[str, str] | None:
-    for where, text in (("prompt", _text(prompt)), ("solution", solution)):
+    for where, text in (("prompt", text_of(prompt)), ("solution", solution)):
         found = BROKEN.search(text)
         if found:
             start = found.start()
@@ -240,7 +325,7 @@ def _broken(prompt: Prompt, solution: str) -> tuple[str, str] | None:
     return None
 
 
-def _text(prompt: Prompt) -> str:
+def text_of(prompt: Prompt) -> str:
     """All text of a sound prompt."""
     if isinstance(prompt, str):
         return prompt
@@ -248,53 +333,13 @@ def _text(prompt: Prompt) -> str:
     return "\n".join(c if isinstance(c, str) else "\n".join(part["text"] for part in c) for c in contents)
 
 
-def _key(prompt: Prompt) -> str:
-    return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
+def _key(prompt: Prompt) -> Any:
+    """What two prompts have in common that differ in blanks alone."""
+    if isinstance(prompt, str):
+        return " ".join(prompt.split())
+    return tuple((message["role"], " ".join(text_of([message]).split())) for message in prompt)
 
 
 def _short(text: str, limit: int = 60) -> str:
     line = repr(text)
     return line if len(line) <= limit else f"{line[:limit]}…"
-
-
-def long_prompts(prompts: Sequence[Prompt], tokenizer: Any, limit: int, **template_options: Any) -> dict[int, int]:
-    """Which prompts are longer than `limit` tokens, as index to tokens.
-
-    Chats are counted as the chat template renders them with the generation prompt, as TRL does. Only prompts with more
-    bytes than `limit` are tokenized, since a token is a byte at least; so a generous limit costs next to nothing.
-
-    Args:
-        prompts: sound ones.
-        tokenizer: of the model, a fast one.
-        limit: in tokens.
-        template_options: for `apply_chat_template`.
-
-    Raises:
-        ValueError: chats, and a tokenizer without a chat template.
-    """
-    if not getattr(tokenizer, "chat_template", None) and any(not isinstance(prompt, str) for prompt in prompts):
-        raise ValueError("The prompts are chats, but the model's tokenizer has no chat template.")
-
-    def render(batch: list[Prompt]) -> list[str]:
-        if isinstance(batch[0], str):
-            return batch  # type: ignore[return-value]
-        return tokenizer.apply_chat_template(batch, add_generation_prompt=True, tokenize=False, **template_options)
-
-    around: dict[tuple[str, ...], int] = {(): 0}  # bytes that the template adds, by the roles of the chat
-    suspects = []
-    for index, prompt in enumerate(prompts):
-        roles = () if isinstance(prompt, str) else tuple(message["role"] for message in prompt)
-        size = len(_text(prompt).encode())
-        if roles not in around:
-            around[roles] = max(len(render([prompt])[0].encode()) - size, 0) + 16
-        if size + around[roles] > limit:
-            suspects.append(index)
-    long = {}
-    for texts in (True, False):
-        chosen = [index for index in suspects if isinstance(prompts[index], str) is texts]
-        for start in range(0, len(chosen), 1000):
-            batch = chosen[start : start + 1000]
-            # A chat template writes the special tokens itself.
-            encoded = tokenizer(render([prompts[index] for index in batch]), add_special_tokens=texts)["input_ids"]
-            long.update({i: len(ids) for i, ids in zip(batch, encoded, strict=True) if len(ids) > limit})
-    return long

@@ -1,86 +1,110 @@
 """Own data: from a hub name, files, folders or a saved dataset to TRL's columns `prompt` and `solution`."""
 
-import difflib
 import glob
-import json
-import math
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import (
+    Dataset,
+    DatasetDict,
+    concatenate_datasets,
+    load_dataset,
+    load_dataset_builder,
+    load_from_disk,
+)
 
 from p2o.tasks.checks import Report, check_questions
-from p2o.templates import Prompt, last_user_message
+from p2o.tasks.files import FILE_FORMATS, as_dataset, columns_of, read_file, refuse_what_is_no_data, suffix_of
+from p2o.tasks.layouts import SOLUTION, DataError, read_columns
+from p2o.templates import last_user_message
 
-FILE_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-
-
-class DataError(ValueError):
-    """Data that cannot be used: what is wrong, where, and what to do."""
+READ_HERE = ("json", "csv")
+# TRL hands these to reward functions itself: a column of that name stops the first batch, or never arrives.
+TAKEN = (
+    "prompts",
+    "completions",
+    "completion",
+    "completion_ids",
+    "trainer_state",
+    "log_extra",
+    "log_metric",
+    "environments",
+)
 
 
 def load_splits(name: str, config: str | None = None, revision: str | None = None) -> DatasetDict:
     """All splits of a data set.
 
     Args:
-        name: a .json, .jsonl, .csv or .parquet file, compressed or not, or a pattern such as `data/*.jsonl`; a folder
-            of such files, in the hub's layout; a directory that `save_to_disk` wrote; a name on the hub.
+        name: a .json, .jsonl, .csv, .tsv or .parquet file, compressed or not, or a pattern such as `data/*.jsonl`; a
+            folder of such files, in the hub's layout; a directory that `save_to_disk` wrote; a name on the hub.
         config: configuration of a data set on the hub.
         revision: commit, tag or branch on the hub.
 
     Raises:
-        DataError: there is none, or it cannot be read; files in JSON are searched for the rows that are at fault.
+        DataError: there is none, or it cannot be read; files in JSON and CSV are searched for the rows that are at
+            fault.
     """
     path = Path(name)
-    suffix = path.with_suffix("").suffix if path.suffix in COMPRESSED else path.suffix
+    suffix = suffix_of(path)
     try:
-        if suffix in FILE_FORMATS:
-            if not glob.glob(name):
+        if "://" not in name and not path.is_dir() and (suffix in FILE_FORMATS or path.is_file()):
+            files = [Path(file) for file in sorted(glob.glob(name))] or ([path] if path.is_file() else [])
+            if not files:
                 raise DataError(f"The dataset file {name} does not exist.")
-            if suffix == path.suffix and suffix != ".parquet":
-                for file in glob.glob(name):
-                    Path(file).read_bytes().decode()  # the loader lets single bytes through that are not UTF-8
-            return load_dataset(FILE_FORMATS[suffix], data_files=name)
+            if suffix not in FILE_FORMATS:
+                known = ", ".join(FILE_FORMATS)
+                raise DataError(f"The dataset file {name} is of no format that is read here; those are {known}.")
+            return _read({"train": files}, FILE_FORMATS[suffix])
         if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
             saved = load_from_disk(name)
             return saved if isinstance(saved, DatasetDict) else DatasetDict({"train": saved})
-        return load_dataset(name, config, revision=None if path.exists() else revision)
+        if path.is_dir():
+            return _folder(path, config)
+        return load_dataset(name, config, revision=revision)
     except DataError:
         raise
     except Exception as error:  # whatever a loader of any format raises is bad input here
-        files = [path, *path.rglob("*")] if path.is_dir() else map(Path, sorted(glob.glob(name)))
-        faults = _unreadable_rows(files) or [str(error) or type(error).__name__]
-        raise DataError("\n".join([f"Cannot load the dataset {name}: {faults[0]}", *faults[1:]])) from error
+        raise DataError(f"Cannot load the dataset {name}: {str(error) or type(error).__name__}") from error
 
 
-def _unreadable_rows(files: Iterable[Path], most: int = 5) -> list[str]:
-    """The first rows of JSON Lines, and of CSV as far as bytes go, that no loader can read."""
-    faults = []
-    for file in sorted(files):
-        if file.suffix not in (".jsonl", ".json", ".csv") or not file.is_file():
-            continue
-        raw = file.read_bytes()
-        if not raw.strip():
-            faults.append(f"{file} is empty.")
-        # An array over several lines is not told by rows.
-        lines = raw.splitlines() if file.suffix != ".json" or raw.lstrip()[:1] == b"{" else []
-        for row, line in enumerate(line for line in lines if line.strip()):
-            where = f"{file}, row {row - (file.suffix == '.csv')}"
-            try:
-                text = line.decode()
-                if file.suffix != ".csv":
-                    json.dumps(json.loads(text), ensure_ascii=False).encode()
-            except UnicodeDecodeError as error:
-                faults.append(f"{where}: not UTF-8 (byte {line[error.start]:#04x}, {error.start} bytes into the line).")
-            except UnicodeEncodeError:
-                faults.append(f"{where}: half of a surrogate pair (\\ud8xx), which is no character.")
-            except json.JSONDecodeError as error:
-                faults.append(f"{where}: not valid JSON ({error}).")
-            if len(faults) == most:
-                return faults
-    return faults
+def _folder(path: Path, config: str | None) -> DatasetDict:
+    """A folder in the hub's layout, whose file names tell the splits."""
+    found = [file for file in sorted(path.rglob("*")) if suffix_of(file) in FILE_FORMATS and file.is_file()]
+    for file in found:
+        if file.name not in ("dataset_infos.json", "dataset_info.json"):
+            refuse_what_is_no_data(file)
+    if not found:
+        raise DataError(f"The folder {path} holds no file that is read here; those are {', '.join(FILE_FORMATS)}.")
+    builder = load_dataset_builder(str(path), config)
+    splits = {str(split): [Path(file) for file in files] for split, files in (builder.config.data_files or {}).items()}
+    form = FILE_FORMATS[suffix_of(found[0])]
+    if form in READ_HERE and all(suffix_of(file) in FILE_FORMATS for files in splits.values() for file in files):
+        return _read(splits, form)
+    return load_dataset(str(path), config)
+
+
+def _read(splits: dict[str, list[Path]], form: str) -> DatasetDict:
+    """The files of every split, one after the other."""
+    if form not in READ_HERE:
+        for file in (file for files in splits.values() for file in files):
+            refuse_what_is_no_data(file)
+        return load_dataset(form, data_files={split: [str(f) for f in files] for split, files in splits.items()})
+    parts: dict[str, list[Dataset]] = {}
+    for split, files in splits.items():
+        for file in files:
+            for inner, dataset in read_file(file).items():
+                parts.setdefault(inner or split, []).append(dataset)
+    return DatasetDict({split: _joined(datasets) for split, datasets in parts.items()})
+
+
+def _joined(datasets: list[Dataset]) -> Dataset:
+    """One data set of several, whose columns need not be of one type."""
+    if len(datasets) == 1:
+        return datasets[0]
+    if len({str(dataset.features) for dataset in datasets}) == 1:
+        return concatenate_datasets(datasets)
+    return as_dataset(columns_of([row for dataset in datasets for row in dataset]))
 
 
 def questions(
@@ -91,10 +115,9 @@ def questions(
     system_prompt: str | None = None,
     answer_format: str | None = None,
     as_chat: bool = False,
-    too_long: Callable[[list[Prompt]], dict[int, int]] | None = None,
-    unparsable: Callable[[list[str]], list[int]] | None = None,
-    strict: bool = False,
+    cut_last_answer: bool | None = None,
     name: str = "data",
+    **checks: Any,
 ) -> tuple[Dataset, Report]:
     """The data set with TRL's columns, checked.
 
@@ -102,13 +125,18 @@ def questions(
     `system_prompt`, with `as_chat`, or beside prompts that are chats, it becomes a chat of one user message.
 
     Args:
-        dataset: as loaded. Its other columns stay; a `prompt` or `solution` of another meaning gives way.
-        prompt_column: the questions, texts or chats.
-        solution_column: the gold answers, texts or numbers. Without a column `solution` there are none.
+        dataset: as loaded. Its other columns stay; a `prompt` or `solution` of another meaning gives way, and so does
+            what TRL hands to reward functions under the same name.
+        prompt_column: the questions, texts or chats; `column.part` for a part of a column of mappings.
+        solution_column: the gold answers, texts or numbers, in the same way. Where there is neither a column
+            `solution` nor one of the layouts in [`p2o.tasks.layouts`], there are none.
         system_prompt: goes in front of chats that have none of their own.
         answer_format: goes behind the last user message, after a blank line.
         as_chat: whether texts become chats.
-        too_long, unparsable, strict, name: as in [`check_questions`].
+        cut_last_answer: whether the assistant's words that a chat ends with are cut off. A chat that ends with them
+            is a fault when None, and the model's to go on from when False.
+        name: of the data, for people.
+        checks: for [`check_questions`].
 
     Returns:
         The rows that passed, in their order, and the report. When the report stops, the data set is not to be used.
@@ -116,45 +144,42 @@ def questions(
     Raises:
         DataError: no such column.
     """
-    columns = dataset.column_names
-    for option, column in (("prompt_column", prompt_column), ("solution_column", solution_column)):
-        if column not in columns and (option, column) != ("solution_column", "solution"):
-            near = difflib.get_close_matches(column, columns, 1)
-            raise DataError(
-                f"{name} has no `{column}` column; it has {', '.join(columns) or 'none'}. Name the right one with "
-                f"--{option}{f', perhaps {near[0]}' if near else ''}."
-            )
-    prompts = _column(dataset, prompt_column)
-    as_chat = as_chat or bool(system_prompt) or len({type(p) for p in prompts if isinstance(p, str | list)}) > 1
+    found = read_columns(dataset, prompt_column, solution_column, name)
+    prompts, notes = found.prompts, list(found.notes)
+    if cut_last_answer:
+        prompts = [_without_last_answer(prompt) for prompt in prompts]
+        if count := sum(new is not old for new, old in zip(prompts, found.prompts, strict=True)):
+            notes.append(f"{count} chats ended with the assistant's answer, which was cut off.")
+    kinds = {type(prompt) for prompt in prompts if isinstance(prompt, str | list) and prompt}
+    as_chat = as_chat or bool(system_prompt) or len(kinds) > 1
     prompts = [_formatted(prompt, system_prompt, answer_format, as_chat) for prompt in prompts]
-    notes: tuple[str, ...] = ()
-    solutions = None
-    if solution_column in columns:
-        given = _column(dataset, solution_column)
-        solutions = [_as_text(solution) for solution in given]
-        numbers = sum(isinstance(s, str) and not isinstance(g, str) for g, s in zip(given, solutions, strict=True))
-        if numbers:
-            notes = (f"{numbers} solutions are numbers and became texts.",)
-    else:
-        notes = ("There is no `solution` column: rewards and reflection have no gold answers.",)
+    taken = [column for column in dataset.column_names if column in TAKEN]
+    if taken:
+        notes.append(
+            f"Left out: {', '.join(taken)}. TRL hands reward functions its own under such names; rename a column that "
+            "they are to get."
+        )
     report = check_questions(
-        prompts, solutions, too_long=too_long, unparsable=unparsable, strict=strict, name=name, notes=notes
+        prompts, found.solutions, answered=cut_last_answer is False, name=name, notes=tuple(notes), **checks
     )
     if report.stops:
         return dataset, report
-    made = {"prompt": prompts, **({} if solutions is None else {"solution": solutions})}
-    made = {column: [values[row] for row in report.kept] for column, values in made.items()}
-    others = [column for column in columns if column not in made]
-    if not others:  # a data set without any column has no rows either
-        return Dataset.from_dict(made), report
-    kept = dataset.select(report.kept).select_columns(others)
-    for column, values in made.items():
-        kept = kept.add_column(column, values)
-    return kept, report
+    made = {"prompt": prompts, **({} if found.solutions is None else {SOLUTION: found.solutions})}
+    mapped = as_dataset({column: [values[row] for row in report.kept] for column, values in made.items()})
+    others = [column for column in dataset.column_names if column not in made and column not in taken]
+    if not others:
+        return mapped, report
+    return concatenate_datasets([dataset.select(report.kept).select_columns(others), mapped], axis=1), report
 
 
-def _column(dataset: Dataset, name: str) -> list[Any]:
-    return dataset.select_columns([name])[:][name]
+def _without_last_answer(prompt: Any) -> Any:
+    """The prompt itself, or where it is a chat that ends with the assistant's words, one that ends before them."""
+    if not isinstance(prompt, list):
+        return prompt
+    end = len(prompt)
+    while end and isinstance(prompt[end - 1], dict) and prompt[end - 1].get("role") == "assistant":
+        end -= 1
+    return prompt[:end] if 0 < end < len(prompt) else prompt
 
 
 def _formatted(prompt: Any, system_prompt: str | None, answer_format: str | None, as_chat: bool) -> Any:
@@ -182,12 +207,3 @@ def _formatted(prompt: Any, system_prompt: str | None, answer_format: str | None
     if system_prompt and chat[0]["role"] != "system":
         chat.insert(0, {"role": "system", "content": system_prompt})
     return chat
-
-
-def _as_text(solution: Any) -> Any:
-    """A number as text; pandas reads whole numbers beside an empty cell as floats, and the cell as NaN."""
-    if isinstance(solution, bool) or not isinstance(solution, int | float):
-        return solution
-    if isinstance(solution, float) and not math.isfinite(solution):
-        return None
-    return str(int(solution)) if solution == int(solution) else repr(solution)

@@ -13,8 +13,6 @@ code that pins them; no copy of the data is shipped, and whoever loads a set che
 """
 
 import difflib
-import hashlib
-import json
 import random
 from collections import defaultdict
 from dataclasses import dataclass
@@ -25,18 +23,15 @@ from typing import Any, Literal
 from datasets import Dataset
 
 from p2o.seeding import derive_seed
-from p2o.tasks.loading import DataError, load_splits
+from p2o.tasks import gym
+from p2o.tasks.layouts import DataError
+from p2o.tasks.loading import load_splits
 
 Verifier = Literal["math", "exact", "gym", "pico"]
 
 # The instruction of the paper's own data (there in front of the question).
 BOXED = r"Let's think step by step and output the final answer within \boxed{}."
-GYM_ANSWER = "Put the final answer in <answer></answer>."
-GYM_ROWS = 500
-GYM_PREFIX, PICO = "gym:", "pico"
-# Some families have few different questions; after so many draws for each one wanted there are no more.
-GYM_PATIENCE = 50
-ANY_ANSWER = "any answer that fulfils the question"
+PICO = "pico"
 
 
 @dataclass(frozen=True)
@@ -161,12 +156,12 @@ _BY_NAME = {_plain(named.name): named for named in NAMED_SETS}
 
 def is_task(name: str) -> bool:
     """Whether [`load_task`] knows the name; otherwise it is a data set of the user's."""
-    return _plain(name) in _BY_NAME or name.startswith((GYM_PREFIX, f"{PICO}:")) or name == PICO
+    return _plain(name) in _BY_NAME or name.startswith((gym.PREFIX, f"{PICO}:")) or name == PICO
 
 
 def verifier_of(name: str) -> Verifier:
     """Who tells whether answers to this task are right."""
-    return "gym" if name.startswith(GYM_PREFIX) else "pico" if name.split(":")[0] == PICO else "math"
+    return "gym" if name.startswith(gym.PREFIX) else "pico" if name.split(":")[0] == PICO else "math"
 
 
 def load_task(
@@ -194,14 +189,11 @@ def load_task(
     """
     if limit is not None and limit < 1:
         raise DataError(f"{name}: limit={limit} must be at least 1.")
-    if name.startswith(GYM_PREFIX):
-        return _gym_task(
-            name,
-            seed,
-            GYM_ROWS if limit is None else limit,
-            split,
-            GYM_ANSWER if answer_format is None else answer_format,
-        )
+    if name.startswith(gym.PREFIX):
+        size = gym.ROWS if limit is None else limit
+        rows = gym.gym_rows(name, seed, size, split, gym.ANSWER if answer_format is None else answer_format)
+        source = f"reasoning-gym {version('reasoning-gym')}, seed {seed}, {split}"
+        return Task(name, Dataset.from_list(rows), verifier_of(name), source)
     if name == PICO or name.startswith(f"{PICO}:"):
         return _pico_task(name, limit)
     if _plain(name) not in _BY_NAME:
@@ -306,123 +298,6 @@ def balanced(labels: list[str], count: int, rng: random.Random) -> list[int]:
             open_groups = rng.sample(open_groups, count - len(drawn))
         drawn += [group.pop() for group in open_groups]
     return sorted(drawn)
-
-
-# -- reasoning-gym ---------------------------------------------------------------------------------------------------
-
-
-def _gym_task(name: str, seed: int, size: int, split: str, answer_format: str) -> Task:
-    parts = [_gym_part(name, part) for part in name.removeprefix(GYM_PREFIX).split("+")]
-    if len(set(parts)) < len(parts):
-        raise DataError(f"{name}: a family at one level is named twice.")
-    shares = [size // len(parts) + (index < size % len(parts)) for index in range(len(parts))]
-    made = [
-        _gym_rows(name, family, level, share, derive_seed(seed, split, family, level or 0), split, answer_format)
-        for (family, level), share in zip(parts, shares, strict=True)
-    ]
-    # Taking turns, so that the first rows are a mixture as well.
-    rows = [row for turn in range(max(shares)) for part in made for row in part[turn : turn + 1]]
-    return Task(
-        name,
-        Dataset.from_list(rows),
-        verifier_of(name),
-        f"reasoning-gym {version('reasoning-gym')}, seed {seed}, {split}",
-    )
-
-
-def _gym_part(name: str, part: str) -> tuple[str, int | None]:
-    """`family` or `family@level`, checked."""
-    from reasoning_gym.factory import CURRICULA, DATASETS
-
-    family, at, text = part.strip().partition("@")
-    families = set(DATASETS) - {"composite"}  # a mixture is what "+" is for
-    if family not in families:
-        near = difflib.get_close_matches(family, sorted(families), 1)
-        raise DataError(
-            f"{name}: reasoning-gym has no family {family!r}{f'; {near[0]}?' if near else '.'} They are "
-            "listed at https://github.com/open-thought/reasoning-gym/blob/main/GALLERY.md."
-        )
-    if not at:
-        return family, None
-    if not text.isdecimal():
-        raise DataError(f"{name}: the level in {part!r} must be a whole number from 0.")
-    if family not in CURRICULA:
-        raise DataError(f"{name}: {family} has no curriculum in reasoning-gym; leave @{text} out.")
-    highest = max(len(attribute.levels) for attribute in CURRICULA[family]().attributes.values()) - 1
-    if int(text) > highest:
-        raise DataError(f"{name}: {family} has levels 0 to {highest}.")
-    return family, int(text)
-
-
-def _gym_rows(
-    name: str, family: str, level: int | None, count: int, seed: int, split: str, answer_format: str
-) -> list[dict[str, Any]]:
-    import reasoning_gym
-    from reasoning_gym.factory import CURRICULA
-
-    # Some families hand the seed to NumPy, which takes 32 bits, and reasoning-gym adds the item's number.
-    settings: dict[str, Any] = {"seed": seed % 2**31, "size": GYM_PATIENCE * 8 * count}
-    try:
-        if level is None:
-            gym = reasoning_gym.create_dataset(family, **settings)
-        else:
-            curriculum = CURRICULA[family]()
-            curriculum.set_global_level(level)
-            gym = reasoning_gym.create_dataset(family, **vars(curriculum.generate_configuration(settings)))
-    except (AssertionError, ValueError) as error:
-        raise DataError(f"{name}: reasoning-gym cannot make {family} at level {level}: {error}") from error
-    rows: dict[str, dict[str, Any]] = {}
-    failure = ""
-    for index in range(settings["size"]):
-        if len(rows) == count:
-            break
-        try:
-            entry = gym[index]
-        except Exception as error:  # some families do not manage every item; the others are questions all the same
-            failure = f" The last item that it failed to make: {type(error).__name__}: {error}."
-            continue
-        question = entry["question"].strip()
-        if _is_test_question(question) is not (split == "test") or question in rows:
-            continue
-        text = json.dumps(entry, default=str)
-        if not rows:
-            _check_entry_survives(name, family, gym, entry, text)
-        rows[question] = {
-            "prompt": [{"role": "user", "content": f"{question}\n\n{answer_format}" if answer_format else question}],
-            "solution": _gym_solution(entry),
-            "family": family,
-            "level": level,
-            "entry": text,
-        }
-    if len(rows) < count:
-        raise DataError(
-            f"{name}: {family}{'' if level is None else f'@{level}'} has only {len(rows)} different questions for "
-            f"{split} in {settings['size']} draws, and {count} are wanted. "
-            f"Ask for fewer, or for another level.{failure}"
-        )
-    return list(rows.values())
-
-
-def _is_test_question(question: str) -> bool:
-    return hashlib.sha256(question.encode()).digest()[0] % 8 == 0
-
-
-def _check_entry_survives(name: str, family: str, gym: Any, entry: dict[str, Any], text: str) -> None:
-    answer = _gym_solution(entry)
-    try:
-        same = gym.score_answer(answer, json.loads(text)) == gym.score_answer(answer, entry)
-    except Exception:  # a scorer of any family may fail in any way on what JSON made of its entry
-        same = False
-    if not same:
-        raise DataError(f"{name}: an entry of {family} does not survive as JSON, so its answers could not be scored.")
-
-
-def _gym_solution(entry: dict[str, Any]) -> str:
-    """The answer; where many are right, reasoning-gym's example, if it has one."""
-    if entry["answer"] is not None:
-        return str(entry["answer"])
-    examples = [value for key, value in entry["metadata"].items() if key.startswith(("example_", "possible_answer"))]
-    return next((e if isinstance(e, str) else json.dumps(e) for e in examples if e), ANY_ANSWER)
 
 
 # -- the embedded world ----------------------------------------------------------------------------------------------

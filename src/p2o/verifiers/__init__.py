@@ -1,23 +1,37 @@
 """Rewards that cannot hang: untrusted completions are verified in worker processes with limits of time and memory.
 
-`math` is math-verify's judgement, `exact` compares strings, `gym` asks reasoning-gym's own scorers. This module imports
-none of them, and neither torch nor trl; the workers import what they need.
+`math` is math-verify's judgement with rules of ours around it, `accuracy` what TRL's `accuracy_reward` says, `exact`
+compares strings, `gym` asks reasoning-gym's own scorers. This module imports none of them, and neither torch nor trl;
+the workers import what they need.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from p2o.verifiers.answers import shortened
+if sys.platform != "linux":
+    raise ImportError(
+        f"p2o.verifiers needs Linux, and this is {sys.platform}: completions are judged in processes that Linux alone "
+        "can lock in as they must be. Use a Linux machine, a container or WSL 2."
+    )
+
+from p2o.verifiers.answers import shortened, without_thoughts
+from p2o.verifiers.golds import unpayable
 from p2o.verifiers.pool import Limits, Pool, Result, default_pool, set_default_limits
 
 Reason = Literal["right", "wrong", "no answer", "time-out", "memory", "crash"]
-Verifier = Literal["math", "exact", "gym"]
+Verifier = Literal["math", "exact", "gym", "accuracy"]
 
 REASONS: tuple[Reason, ...] = get_args(Reason)
 VERIFIERS: tuple[Verifier, ...] = get_args(Verifier)
-COLUMNS: dict[str, tuple[str, ...]] = {"math": ("solution",), "exact": ("solution",), "gym": ("entry",)}
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "math": ("solution",),
+    "exact": ("solution",),
+    "gym": ("entry",),
+    "accuracy": ("solution",),
+}
 """By verifier, the columns that a row must have."""
 
 __all__ = [
@@ -34,6 +48,7 @@ __all__ = [
     "count_reasons",
     "default_pool",
     "set_default_limits",
+    "unpayable",
     "verify",
     "verify_stream",
 ]
@@ -48,13 +63,14 @@ class Verdict:
     """What a verifier found.
 
     Args:
-        reward: in [0, 1].
+        reward: in [0, 1]; None where no verdict was reached and the completion is not to blame, as
+            [`p2o.verifiers.blame.decide`] has it.
         extracted: the answer found, as text of at most 1,000 characters; None without one.
         reason: why the reward is what it is. A gym score below full marks is `wrong`, and its reward is 0.
         milliseconds: wall-clock time spent on this completion.
     """
 
-    reward: float
+    reward: float | None
     extracted: str | None
     reason: Reason
     milliseconds: float
@@ -100,7 +116,9 @@ def verify_stream(
     """
     if verifier not in VERIFIERS:
         raise ValueError(f"There is no verifier {verifier!r}; there are {', '.join(VERIFIERS)}.")
-    jobs = ({"verifier": verifier, "completion": shortened(text), **_gold(row, verifier)} for text, row in pairs)
+    # TRL sees the whole text, thoughts included.
+    read = str if verifier == "accuracy" else _outside_thoughts
+    jobs = ({"verifier": verifier, "completion": read(text), **_gold(row, verifier)} for text, row in pairs)
     for index, result in (pool or default_pool()).stream(jobs):
         yield index, result["problem"] if "problem" in result else _verdict(result)
 
@@ -113,6 +131,10 @@ def check_solutions(solutions: list[Any], *, pool: Pool | None = None) -> list[i
 
 def count_reasons(verdicts: Iterable[Verdict]) -> Counter[str]:
     return Counter(verdict.reason for verdict in verdicts)
+
+
+def _outside_thoughts(text: str) -> str:
+    return shortened(without_thoughts(text))
 
 
 def _gold(row: dict[str, Any], verifier: str) -> dict[str, Any]:

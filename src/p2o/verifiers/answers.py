@@ -4,9 +4,21 @@ import re
 from collections import deque
 
 MOST_CHARACTERS = 32_768
-_MARKERS = re.compile(r"\\boxed\s*\{|<answer>|^[ \t]*(?:\*\*)?Answer:(?:\*\*)?", re.MULTILINE)
+_MARKERS = re.compile(r"\\(?:boxed|fbox)\s*\{|<answer>|^[ \t]*(?:\*\*)?Answer:(?:\*\*)?", re.MULTILINE)
 
+_THOUGHTS = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("[THINK]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<seed:think>", "</seed:think>"),
+)
+_MARKS = re.compile("|".join(re.escape(mark) for marks in _THOUGHTS for mark in marks), re.IGNORECASE)
+_OPENING = frozenset(opening.lower() for opening, _ in _THOUGHTS)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_STATED = re.compile(r"(?i:\banswer(?:\s+is)?):?\s+(\S[^\n]*?)[.\s]*$")
 _ENUMERATION = re.compile(r"(?:[\s$,;]|\\[()\[\],; ]|\\q?quad|\\text\{\s*(?:and|or)\s*\}|and|or)*")
 
 
@@ -28,6 +40,35 @@ def shortened(text: str) -> str:
     return text[start : start + MOST_CHARACTERS]
 
 
+def without_thoughts(text: str) -> str:
+    """What stands outside of thoughts such as `<think>…</think>`; an answer that only stands in one is none.
+
+    A thought that is not closed goes on to the end, and one that is closed only began before the text: chat templates
+    open it in the prompt. Text without marks is left as it is.
+    """
+    kept, start, inside = [], 0, False
+    for mark in _MARKS.finditer(text):
+        opens = mark[0].lower() in _OPENING
+        if opens and not inside:
+            kept.append(text[start : mark.start()])
+        elif not opens:
+            if not inside:
+                kept.clear()
+            start = mark.end()
+        inside = opens
+    if not kept and not start:
+        return text
+    outside = "".join(kept) + ("" if inside else text[start:])
+    return outside if _BOX.search(outside) else outside + _restated(last_boxes(text), outside)
+
+
+def _restated(boxed: str | None, outside: str) -> str:
+    """The box of a thought, if the text ends with "the answer is" and just that."""
+    if boxed is None or not (match := _STATED.search(outside[-200:])):
+        return ""
+    return f" \\boxed{{{boxed}}}" if match[1].strip("$*") == boxed else ""
+
+
 def find_answer(text: str) -> str | None:
     """The last of `\\boxed{…}`, `<answer>…</answer>` and `Answer: …` (to the end of its line); None if there is none.
 
@@ -46,6 +87,40 @@ def find_answer(text: str) -> str | None:
     return None if end is None else rest[:end].strip() or None
 
 
+def last_boxes(text: str) -> str | None:
+    """What the last box holds, or the enumeration of boxes that ends with it, joined by commas; None without one."""
+    boxes = [match.span() for match in _BOX.finditer(text)]
+    found: list[str] = []
+    for index in range(_first_of_last(text, boxes), len(boxes)):
+        content = text[boxes[index][1] :]
+        end = _closing(content)
+        if end is None:
+            return None
+        if not found or found[-1] != content[:end].strip():
+            found.append(content[:end].strip())
+    return ", ".join(found) or None
+
+
+def gold_answer(solution: str) -> str | None:
+    """The answer in a gold text: what GSM8K writes behind `####`, the last box, or the text itself if it is bare.
+
+    None where it stands among words and formulas, and math-verify has to search for it.
+    """
+    text = solution.strip()
+    if "####" in text:
+        last = text.rpartition("####")[2].strip()
+        if last and "\n" not in last:
+            return last
+    if (boxed := last_boxes(text)) is not None:
+        return boxed
+    for opening, closing in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
+        inner = text[len(opening) : -len(closing)]
+        if text.startswith(opening) and text.endswith(closing) and inner and opening not in inner:
+            return inner.strip() if not inner.endswith("\\") else text
+    searched = len(re.findall(r"(?<!\\)\$", text)) > 1 or re.search(r"\\\(|\\\[|(?i:\banswer\b)|\n", text)
+    return None if searched else text
+
+
 def around_last_boxes(text: str) -> str:
     """The text from the paragraph of its last box, or of the enumeration of boxes that ends with it, on.
 
@@ -57,7 +132,15 @@ def around_last_boxes(text: str) -> str:
     boxes = [match.span() for match in _BOX.finditer(text)]
     if not boxes:
         return text
-    first = len(boxes) - 1
+    start = boxes[_first_of_last(text, boxes)][0]
+    paragraph = text.rfind("\n\n", 0, start) + 1
+    # math-verify reads neither `\boxed {` nor a lone `\fbox{`.
+    return _BOX.sub("{", text[paragraph:start]) + _BOX.sub(r"\\boxed{", text[start:])
+
+
+def _first_of_last(text: str, boxes: list[tuple[int, int]]) -> int:
+    """Which box begins the enumeration of boxes that ends with the last one."""
+    first = max(len(boxes) - 1, 0)
     while first > 0:
         _, opened = boxes[first - 1]
         content = text[opened : boxes[first][0]]
@@ -65,9 +148,7 @@ def around_last_boxes(text: str) -> str:
         if end is None or not _ENUMERATION.fullmatch(content, end + 1):
             break
         first -= 1
-    start = boxes[first][0]
-    paragraph = text.rfind("\n\n", 0, start) + 1
-    return _BOX.sub("{", text[paragraph:start]) + text[start:]
+    return first
 
 
 def _closing(text: str) -> int | None:

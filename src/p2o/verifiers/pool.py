@@ -8,8 +8,10 @@ import atexit
 import contextlib
 import itertools
 import json
+import logging
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -18,19 +20,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-Job = dict[str, Any]
-Result = dict[str, Any]
+from p2o.verifiers.blame import Attempt, Ending, decide, known_good
+from p2o.verifiers.connection import SLOW_SECONDS, START_SECONDS, Task, Worker
+from p2o.verifiers.protocol import Job, Result
+
+logger = logging.getLogger(__name__)
 
 CHUNK = 16
-SLOW_SECONDS = 0.03
-STUCK_SECONDS = 1.0
 SPARES = 16
-START_SECONDS = 120.0
 MOST_FAILURES = 5
+# Python's own needs. Everything else, keys and tokens among it, stays with the caller.
+ENVIRONMENT = ("PYTHONHOME", "LD_LIBRARY_PATH")
+ALWAYS_IMPORTED = frozenset({"math", "exact", "check"})
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Pool:
         shared = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self.size = self.limits.workers or max(len(os.sched_getaffinity(0)) // shared, 1)
         self._changed = threading.Condition()
-        self._idle: list[_Worker] = []
+        self._idle: list[Worker] = []
         self._active = self._slow = 0
         self._forking = threading.Lock()
         self._server: subprocess.Popen[bytes] | None = None
@@ -77,61 +81,10 @@ class Pool:
         Raises:
             RuntimeError: workers cannot be started at all.
         """
-        source = enumerate(jobs)
-        waiting: deque[tuple[int, Job]] = deque()
-        busy: set[_Worker] = set()
-        exhausted, failures = False, 0
-        try:
-            while True:
-                while waiting or not exhausted:
-                    if not waiting:
-                        waiting.extend(itertools.islice(source, CHUNK))
-                        exhausted = not waiting
-                        continue
-                    worker = self._take(waiting[0][1]["verifier"], wait=not busy)
-                    if worker is None:
-                        break
-                    chunk = [waiting.popleft() for _ in range(min(CHUNK, len(waiting)))]
-                    worker.send(chunk)
-                    busy.add(worker)
-                if not busy:
-                    return
-                ready = _ready(busy)
-                for worker in list(busy):
-                    if worker in ready:
-                        results, alive = worker.receive()
-                        if results:
-                            failures = 0
-                        yield from results
-                    else:
-                        alive = True
-                    elapsed = time.monotonic() - worker.since
-                    if not worker.jobs and alive and not worker.slow:
-                        busy.remove(worker)
-                        self._give(worker)
-                        continue
-                    # On a busy machine it can take a worker long to wake up, which is no completion's fault.
-                    if alive and worker.jobs and elapsed < (self.limits.seconds if worker.begun else START_SECONDS):
-                        if elapsed > SLOW_SECONDS / 2 and not worker.slow and worker.is_stuck(elapsed):
-                            waiting.extendleft(reversed(worker.rest()))
-                            self._slow_down(worker)
-                        continue
-                    busy.remove(worker)
-                    self._drop(worker)
-                    if not worker.begun:
-                        # It died before it had read anything, so no completion is to blame.
-                        failures += 1
-                        if failures > MOST_FAILURES:
-                            raise RuntimeError("The verifiers' workers die as soon as they are started.")
-                    elif worker.jobs and not worker.spent:
-                        yield worker.jobs.popleft()[0], _failure("time-out" if alive else "crash", elapsed)
-                    waiting.extendleft(reversed(worker.jobs))
-        finally:
-            for worker in busy:
-                self._drop(worker)
+        return _Batch(self, jobs).run()
 
     def close(self) -> None:
-        """Ends all workers; those that are waited for count as crashed."""
+        """Ends all workers; those that are waited for count as killed."""
         with self._changed:
             self._idle.clear()
         with self._forking:
@@ -139,37 +92,46 @@ class Pool:
 
     # -- workers -----------------------------------------------------------------------------------------------------
 
-    def _take(self, verifier: str, *, wait: bool) -> "_Worker | None":
+    def take(self, task: Task, *, wait: bool) -> Worker | None:
+        """A worker for this task, a new one if it was tried before; None where all are busy and it is not to wait."""
         with self._changed:
             while self._active >= self.size or self._active + self._slow >= self.size + SPARES:
                 if not wait:
                     return None
                 self._changed.wait()
             self._active += 1
-            if self._idle:
-                return self._idle.pop()
+            verifier = task.job["verifier"]
+            fit = (w for w in reversed(self._idle) if w.verifier == verifier or verifier in ALWAYS_IMPORTED)
+            worker = None if task.attempts else next(fit, None)
+            if worker is not None:
+                self._idle.remove(worker)
+                return worker
         try:
             return self._start(verifier)
         except BaseException:
             self._release(slow=False)
             raise
 
-    def _give(self, worker: "_Worker") -> None:
+    def give(self, worker: Worker) -> None:
+        """Back for others; of more than the pool's size the one that has waited longest is ended."""
         with self._changed:
             self._idle.append(worker)
+            surplus = self._idle.pop(0) if len(self._idle) > self.size else None
+        if surplus is not None:
+            self._end(surplus, b"kill")
         self._release(slow=False)
 
-    def _drop(self, worker: "_Worker") -> None:
-        worker.channel.close()
-        with self._forking:
-            if self._server is worker.server and self._control is not None:
-                with contextlib.suppress(OSError):
-                    self._control.send(b"kill %d\n" % worker.pid)
+    def drop(self, worker: Worker, *, ask: bool = False) -> tuple[int, float] | None:
+        """Ends it; asked, tells its exit code and the seconds it computed, or None when nobody knows."""
+        told = self._end(worker, b"bury" if ask else b"kill")
         self._release(slow=worker.slow)
+        return told
 
-    def _slow_down(self, worker: "_Worker") -> None:
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, worker.pid, 10)
+    def slow_down(self, worker: Worker) -> None:
+        """It goes on beside the usual number of workers, at low priority; a retry has suffered enough from that."""
+        if not worker.tasks[0].attempts:
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, worker.pid, 10)
         worker.slow = True
         with self._changed:
             self._active -= 1
@@ -184,7 +146,18 @@ class Pool:
                 self._active -= 1
             self._changed.notify_all()
 
-    def _start(self, verifier: str) -> "_Worker":
+    def _end(self, worker: Worker, command: bytes) -> tuple[int, float] | None:
+        worker.channel.close()
+        with self._forking:
+            if self._server is worker.server and self._control is not None:
+                with contextlib.suppress(OSError):
+                    self._control.send(b"%s %d\n" % (command, worker.pid))
+                    if command == b"bury":
+                        code, seconds = _line(self._control).split()
+                        return int(code), float(seconds)
+        return None
+
+    def _start(self, verifier: str) -> Worker:
         with self._forking:
             for attempt in (1, 2):
                 try:
@@ -201,35 +174,36 @@ class Pool:
                     if attempt == 2:
                         raise RuntimeError("The verifiers' workers cannot be started.") from None
         ours.settimeout(START_SECONDS)
-        worker = _Worker(pid, ours, self._server)
-        worker.greet(self.limits)
+        worker = Worker(pid, ours, verifier, self.limits.seconds, self._server)
+        worker.greet(self.limits.memory_mb * 2**20)
         return worker
 
     def _start_server(self) -> None:
         ours, theirs = socket.socketpair()
         ours.settimeout(START_SECONDS)
-        package = str(Path(__file__).parents[2])
-        path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), package]))
+        private = {str(Path.cwd()), os.path.expanduser("~")}
         with theirs, tempfile.TemporaryFile() as said:
             self._server = subprocess.Popen(
                 # -P: no module of the working directory stands in for one of Python's.
-                [sys.executable, "-P", "-m", "p2o.verifiers.worker", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "p2o.verifiers.worker", str(theirs.fileno()), *sorted(private)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=said,
                 pass_fds=[theirs.fileno()],
                 process_group=0,  # Ctrl-C is ours
-                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+                env=_environment(),
+                cwd="/",
             )
             self._control = ours
             theirs.close()
             try:
-                _line(ours)
-            except OSError as error:
+                missing = json.loads(_line(ours))
+            except (OSError, ValueError) as error:
                 self._end_server()
                 said.seek(0)
                 reason = said.read().decode(errors="replace").strip()[-2000:] or str(error)
                 raise RuntimeError(f"The verifiers' workers cannot be started: {reason}") from None
+        _warn_once(missing)
 
     def _end_server(self) -> None:
         if self._control is not None:
@@ -243,68 +217,110 @@ class Pool:
         self._control = self._server = None
 
 
-class _Worker:
-    """One worker as its caller sees it: the chunk it has, and since when it has been at the first job of that."""
+class _Batch:
+    """The jobs of one call on their way through the pool."""
 
-    def __init__(self, pid: int, channel: socket.socket, server: Any) -> None:
-        self.pid, self.channel, self.server = pid, channel, server
-        self.jobs: deque[tuple[int, Job]] = deque()
-        self.since = time.monotonic()
-        self.begun = self.slow = self.spent = False
-        self._buffer = b""
-        self._looked_at = self._cpu_seconds = 0.0
+    def __init__(self, pool: Pool, jobs: Iterable[Job]) -> None:
+        self.pool, self.limit = pool, pool.limits.seconds
+        self.source = (Task(index, job) for index, job in enumerate(jobs))
+        self.waiting: deque[Task] = deque()
+        self.busy: set[Worker] = set()
+        self.exhausted, self.failures = False, 0
 
-    def greet(self, limits: Limits) -> None:
-        self._write({"memory": limits.memory_mb * 2**20, "seconds": limits.seconds})
-
-    def send(self, chunk: list[tuple[int, Job]]) -> None:
-        self.jobs, self.begun = deque(chunk), False
-        self._write({"jobs": [job for _, job in chunk]})
-        self.since = time.monotonic()
-
-    def rest(self) -> list[tuple[int, Job]]:
-        """Takes back what it has not begun."""
-        first, *rest = self.jobs
-        self.jobs = deque([first])
-        return rest
-
-    def receive(self) -> tuple[list[tuple[int, Result]], bool]:
-        """What has come, and whether it is alive. One that has needed much memory is done."""
-        results: list[tuple[int, Result]] = []
+    def run(self) -> Iterator[tuple[int, Result]]:
         try:
-            data = self.channel.recv(1 << 16)
-        except OSError:
-            data = b""
-        *lines, self._buffer = (self._buffer + data).split(b"\n")
-        for line in lines:
-            if not self.begun:
-                self.begun, self.since = True, time.monotonic()
+            while True:
+                self._hand_out()
+                if not self.busy:
+                    return
+                ready = _ready(self.busy)
+                for worker in list(self.busy):
+                    yield from self._look_after(worker, worker in ready)
+        finally:
+            for worker in self.busy:
+                self.pool.drop(worker)
+
+    def _hand_out(self) -> None:
+        while self.waiting or not self.exhausted:
+            if not self.waiting:
+                self.waiting.extend(itertools.islice(self.source, CHUNK))
+                self.exhausted = not self.waiting
                 continue
-            if not self.jobs or self.spent:
-                break
-            results.append((self.jobs.popleft()[0], json.loads(line)))
-            self.since = time.monotonic()
-            self.spent = results[-1][1]["spent"]
-        return results, bool(data) and not self.spent
+            worker = self.pool.take(self.waiting[0], wait=not self.busy)
+            if worker is None:
+                return
+            chunk = [self.waiting.popleft()]
+            while self.waiting and len(chunk) < CHUNK and not chunk[0].attempts and not self.waiting[0].attempts:
+                chunk.append(self.waiting.popleft())
+            worker.send(chunk)
+            self.busy.add(worker)
 
-    def is_stuck(self, elapsed: float) -> bool:
-        """Whether it has worked long on its present job. On a busy machine it may only have waited for a core."""
-        if elapsed > STUCK_SECONDS:
-            return True
-        if self._looked_at != self.since:
-            self._looked_at, self._cpu_seconds = self.since, _cpu_seconds(self.pid)
-        return _cpu_seconds(self.pid) - self._cpu_seconds > SLOW_SECONDS
+    def _look_after(self, worker: Worker, is_ready: bool) -> Iterator[tuple[int, Result]]:
+        results, goes_on = worker.receive() if is_ready else ([], True)
+        if results:
+            self.failures = 0
+        for task, result in results:
+            yield task.index, _of_probe(task, result) if task.probing else result
+        elapsed = time.monotonic() - worker.since
+        if not worker.tasks and goes_on and not worker.slow:
+            self.busy.remove(worker)
+            self.pool.give(worker)
+        elif goes_on and worker.tasks and not worker.is_overdue(elapsed):
+            if elapsed > SLOW_SECONDS / 2 and not worker.slow and worker.is_stuck(elapsed):
+                self.waiting.extendleft(reversed(worker.rest()))
+                self.pool.slow_down(worker)
+        else:
+            yield from self._lost(worker, elapsed, goes_on)
 
-    def _write(self, message: Any) -> None:
-        try:
-            self.channel.sendall(json.dumps(message).encode() + b"\n")
-        except OSError:
-            # It is gone, or has half a message: that it is of no use is seen where it should answer.
-            with contextlib.suppress(OSError):
-                self.channel.shutdown(socket.SHUT_RDWR)
+    def _lost(self, worker: Worker, elapsed: float, goes_on: bool) -> Iterator[tuple[int, Result]]:
+        """Ends a worker that is at its end or over its limit, and decides what becomes of what it was at."""
+        self.busy.remove(worker)
+        cpu_seconds = worker.cpu_seconds() if goes_on else 0.0
+        told = self.pool.drop(worker, ask=not goes_on)
+        if not worker.begun:
+            # It died before it had read anything, so no completion is to blame.
+            self.failures += 1
+            if self.failures > MOST_FAILURES:
+                raise RuntimeError("The verifiers' workers die as soon as they are started.")
+        elif worker.tasks and not worker.spent:
+            ending: Ending = "time-out"
+            if not goes_on:
+                code, total = told or (-signal.SIGKILL, 0.0)
+                cpu_seconds = max(total - worker.cpu_before, 0.0)
+                ending = "died" if worker.has_breached else _ending(code)
+            task = worker.tasks.popleft()
+            yield from self._decide(task.tried(Attempt(ending, cpu_seconds, 1000 * elapsed)))
+        self.waiting.extendleft(reversed(worker.tasks))
+
+    def _decide(self, task: Task) -> Iterator[tuple[int, Result]]:
+        decision = "nobody" if task.probing else decide(task.attempts, self.limit)
+        text = known_good(task.job) if decision == "probe" else None
+        if decision == "retry":
+            self.waiting.appendleft(task)
+        elif text is not None:
+            self.waiting.appendleft(replace(task, job={**task.job, "completion": text}, probing=True))
+        else:
+            yield task.index, _unjudged(task, 0.0 if decision == "completion" else None)
 
 
-def _ready(workers: set[_Worker]) -> set[_Worker]:
+def _ending(code: int) -> Ending:
+    """What an exit code says; SIGALRM is the worker's own, when its caller could not keep the limit."""
+    return {-signal.SIGKILL: "killed", -signal.SIGALRM: "time-out"}.get(code, "died")  # type: ignore[return-value]
+
+
+def _of_probe(task: Task, result: Result) -> Result:
+    """The completion's result, by that of the known-good answer in its place."""
+    passed = result.get("reason") in ("right", "wrong", "no answer")
+    return _unjudged(task, 0.0 if passed else None)
+
+
+def _unjudged(task: Task, reward: float | None) -> Result:
+    reason = "time-out" if task.attempts[-1].ending == "time-out" else "crash"
+    milliseconds = round(sum(attempt.milliseconds for attempt in task.attempts), 3)
+    return {"reward": reward, "extracted": None, "reason": reason, "milliseconds": milliseconds}
+
+
+def _ready(workers: set[Worker]) -> set[Worker]:
     """Workers with something to read. Wakes up in time for limits."""
     poll = select.poll()
     by_descriptor = {worker.channel.fileno(): worker for worker in workers}
@@ -313,12 +329,26 @@ def _ready(workers: set[_Worker]) -> set[_Worker]:
     return {by_descriptor[descriptor] for descriptor, _ in poll.poll(1000 * SLOW_SECONDS / 2)}
 
 
-def _cpu_seconds(pid: int) -> float:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def _environment() -> dict[str, str]:
+    """Nothing but what Python needs to find itself and the libraries."""
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    paths = [os.path.abspath(path) for path in [*paths, str(Path(__file__).parents[2])]]
+    kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+    return {**kept, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUTF8": "1", "OMP_NUM_THREADS": "1"}
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(missing: list[str]) -> None:
+    new = [name for name in missing if name not in _warned]
+    _warned.update(new)
+    if new:
+        logger.warning(
+            "This machine cannot enforce everything on the processes that judge completions. Not enforced: %s. "
+            "It takes libseccomp.so.2 and a kernel of Linux 5.13 or later with Landlock.",
+            "; ".join(new),
+        )
 
 
 def _line(channel: socket.socket) -> bytes:
@@ -329,10 +359,6 @@ def _line(channel: socket.socket) -> bytes:
             raise OSError("it ended at once")
         data += more
     return data
-
-
-def _failure(reason: str, seconds: float) -> Result:
-    return {"reward": 0.0, "extracted": None, "reason": reason, "milliseconds": round(1000 * seconds, 3)}
 
 
 # -- this process's own pool -----------------------------------------------------------------------------------------

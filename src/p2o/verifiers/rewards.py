@@ -1,17 +1,20 @@
 """Reward functions by TRL's convention over the verifiers, and what to tell a reflection model about a rollout.
 
 Each logs the share of a batch's completions, in [0, 1], that had no answer or exhausted a limit or killed a worker:
-`verifier/no answer`, `verifier/time-out`, `verifier/memory`, `verifier/crash`. A gold answer that cannot be read, which
-the data check finds before training, gives None rather than 0, and `verifier/unreadable solution` says so.
+`verifier/no answer`, `verifier/time-out`, `verifier/memory`, `verifier/crash`. Where that is not the completion's fault
+([`p2o.verifiers.blame`]) its reward is None rather than 0, and `verifier/unscored` says how often. A gold answer that
+cannot be read, which the data check finds before training, gives None as well, and `verifier/unreadable solution` says
+so.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from p2o.prompt_phase.feedback import rollout_feedback
 from p2o.verifiers import COLUMNS, REASONS, Verdict, count_reasons, verify_stream
-from p2o.verifiers.answers import find_answer, shortened
+from p2o.verifiers.answers import find_answer, shortened, without_thoughts
 
 logger = logging.getLogger(__name__)
 
@@ -20,14 +23,21 @@ LogMetric = Callable[[str, float], None] | None
 BOXED = "Put the final answer in \\boxed{}."
 ANSWER_FORMATS = {
     "math": BOXED,
+    "accuracy": BOXED,
     "exact": "Put the final answer in \\boxed{}, or on a line `Answer: ...`.",
     "gym": "Put the final answer in <answer></answer>, in \\boxed{}, or on a line `Answer: ...`.",
 }
 
 
 def math(completions: list[Any], log_metric: LogMetric = None, **columns: Any) -> list[float | None]:
-    """1 where math-verify finds the answer equal to the column `solution`, else 0; None without a readable one."""
+    """1 where the answer is the column `solution`, as math-verify and our rules judge, else 0; None without a readable
+    one."""
     return _rewards("math", completions, columns, log_metric)
+
+
+def accuracy(completions: list[Any], log_metric: LogMetric = None, **columns: Any) -> list[float | None]:
+    """What `trl.rewards.accuracy_reward` says, asked in the workers: to compare with others' numbers."""
+    return _rewards("accuracy", completions, columns, log_metric)
 
 
 def exact(completions: list[Any], log_metric: LogMetric = None, **columns: Any) -> list[float | None]:
@@ -41,7 +51,7 @@ def gym(completions: list[Any], log_metric: LogMetric = None, **columns: Any) ->
 
 
 def feedback_of(reward: str) -> Callable[[str, dict[str, Any]], str] | None:
-    """`feedback_func(completion, row)` that belongs to the reward `math`, `exact` or `gym`; None for any other.
+    """`feedback_func(completion, row)` that belongs to one of the rewards above; None for any other.
 
     A format failure is told what was expected, and a wrong answer the right one.
     """
@@ -51,7 +61,7 @@ def feedback_of(reward: str) -> Callable[[str, dict[str, Any]], str] | None:
     def feedback(completion: str, row: dict[str, Any]) -> str:
         return rollout_feedback(
             reward=row["reward"],
-            extracted=find_answer(shortened(completion)),
+            extracted=find_answer(shortened(without_thoughts(completion))),
             solution=str(row.get("solution") or ""),
             answer_format=ANSWER_FORMATS[reward],
         )
@@ -78,11 +88,16 @@ def _rewards(
             rewards[applies[index]] = verdict.reward
         else:
             unreadable.add(verdict)
+    unscored = Counter(verdict.reason for verdict in verdicts if verdict.reward is None)
+    if unscored:
+        named = ", ".join(f"{count} ({reason})" for reason, count in unscored.items())
+        logger.warning("No reward for completions that were not judged and are not to blame: %s.", named)
     for problem in sorted(unreadable):
         logger.warning("No reward for a question's completions: %s.", problem)
     if log_metric is not None and applies:
         counts = count_reasons(verdicts)
         for reason in REASONS[2:]:
             log_metric(f"verifier/{reason}", counts[reason] / len(applies))
+        log_metric("verifier/unscored", sum(v.reward is None for v in verdicts) / len(applies))
         log_metric("verifier/unreadable solution", 1 - len(verdicts) / len(applies))
     return rewards

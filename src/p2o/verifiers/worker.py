@@ -1,12 +1,13 @@
-"""`python -m p2o.verifiers.worker SOCKET`: imports the verifiers once and forks workers from itself, in milliseconds.
+"""`python -m p2o.verifiers.worker SOCKET PRIVATE…`: imports the verifiers once and forks workers, in milliseconds.
 
 Forking is safe here and not in the caller: this process has one thread and neither torch nor a user's `__main__`. It
-ends with its caller, and its workers end with it.
+sees no text but what says whom to fork and whom to end. It ends with its caller, and its workers end with it.
 """
 
 import ctypes
 import gc
 import importlib
+import itertools
 import json
 import os
 import resource
@@ -15,22 +16,38 @@ import signal
 import socket
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from p2o.verifiers.answers import GoldError
+from p2o.verifiers.blame import known_good
+from p2o.verifiers.code_guard import CodeRefused, Guard
+from p2o.verifiers.protocol import Answer, Result
+from p2o.verifiers.sandbox import Sandbox, prepare
 
 EXTRACTED_CHARACTERS = 1000
 PR_SET_PDEATHSIG = 1
-MODULES = {name: f"p2o.verifiers.{name}" for name in ("math", "exact", "gym")} | {"check": "p2o.verifiers.math"}
-FIELDS = {"math": "solution", "check": "solution", "exact": "solution", "gym": "entry"}
+EXIT_SECONDS = 1.0
+MODULES = {name: f"p2o.verifiers.{name}" for name in ("math", "exact", "gym", "accuracy")}
+MODULES["check"] = MODULES["math"]
+FIELDS = {"math": "solution", "check": "solution", "exact": "solution", "accuracy": "solution", "gym": "entry"}
 
 
-def main(control: socket.socket) -> None:
-    """Serves `fork VERIFIER` (with a socket for the worker) and `kill PID` until the caller is gone."""
+def main(control: socket.socket, private: list[Path]) -> None:
+    """Serves these commands until the caller is gone, after one line of JSON: what the sandbox cannot enforce here.
+
+    - `fork VERIFIER`, with a socket for the worker, is answered with its process number;
+    - `kill PID` ends a worker;
+    - `bury PID` tells how one ended that is at its end: its exit code (negative: the signal) and seconds computed.
+
+    Args:
+        private: folders that workers must not read, even where modules are imported from them.
+    """
     caller = os.getppid()
     _own_signals()
     _warm_up()
-    control.send(b"ready\n")
+    sandbox = prepare(private)
+    control.send(json.dumps(sandbox.missing).encode() + b"\n")
     workers: set[int] = set()
     buffer = b""
     while os.getppid() == caller:
@@ -50,21 +67,31 @@ def main(control: socket.socket) -> None:
                 pid = os.fork()
                 if pid == 0:
                     control.close()
-                    _work(socket.socket(fileno=descriptor))
+                    _work(socket.socket(fileno=descriptor), sandbox)
                 os.close(descriptor)
                 workers.add(pid)
                 control.send(b"%d\n" % pid)
             else:
-                _end(int(argument))
                 workers.discard(int(argument))
+                ended = _end(int(argument), wait=EXIT_SECONDS if name == b"bury" else 0.0)
+                if name == b"bury":
+                    control.send(b"%d %.6f\n" % ended)
     for pid in workers:
         _end(pid)
 
 
-def _end(pid: int) -> None:
+def _end(pid: int, wait: float = 0.0) -> tuple[int, float]:
+    """Exit code and seconds computed of a worker, which is killed if it has not ended after so many seconds."""
+    until = time.monotonic() + wait
     # Only we reap our children, so the number cannot belong to anybody else by now.
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    ended, status, usage = os.wait4(pid, os.WNOHANG)
+    while not ended and time.monotonic() < until:
+        time.sleep(0.005)
+        ended, status, usage = os.wait4(pid, os.WNOHANG)
+    if not ended:
+        os.kill(pid, signal.SIGKILL)
+        _, status, usage = os.wait4(pid, 0)
+    return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
 
 
 def _own_signals() -> None:
@@ -87,80 +114,128 @@ def _warm_up() -> None:
     gc.freeze()  # what is there is for good, and shared
 
 
-def _work(channel: socket.socket) -> None:
+class _Memory:
+    """What this process has taken of its address space; opened before files are out of reach."""
+
+    def __init__(self) -> None:
+        self.descriptor = os.open("/proc/self/status", os.O_RDONLY)
+
+    def peak(self) -> int:
+        """Bytes of address space that this process has had at most."""
+        status = os.pread(self.descriptor, 1 << 14, 0)
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(b"VmPeak"))
+
+
+def _work(channel: socket.socket, sandbox: Sandbox) -> None:
+    code = 1
     try:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         with open(os.devnull, "r+b") as nothing:
             for descriptor in (0, 1, 2):
                 os.dup2(nothing.fileno(), descriptor)
+        memory, guard = _Memory(), Guard()
         with channel, channel.makefile("rb") as lines:
+            allowed = json.loads(lines.readline())["memory"]
+            suspicious = memory.peak() + allowed // 2
+            _limit_memory(memory.peak() + allowed)
+            sandbox.enter()
+            _close_all_but({0, 1, 2, channel.fileno(), memory.descriptor})
+            guard.install()
             for line in lines:
-                chunk = json.loads(line)
-                if "memory" in chunk:
-                    base = _peak()
-                    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-                    most = base + chunk["memory"]
-                    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-                    resource.setrlimit(resource.RLIMIT_AS, (most, most))
-                    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-                    alarm, suspicious = chunk["seconds"] + 1, base + chunk["memory"] // 2
-                    continue
-                channel.sendall(b"{}\n")  # it has arrived: who dies before is not killed by a completion
-                for job in chunk["jobs"]:
-                    # The caller keeps the limit. This is for when it cannot: the kernel's default for SIGALRM is death,
-                    # even inside a C function that never returns to Python.
-                    signal.setitimer(signal.ITIMER_REAL, alarm)
-                    result = verdict(job)
-                    # sympy turns a MemoryError into an answer that is not equal, or none; the peak tells.
-                    result["spent"] = result.get("reason") == "memory" or _peak() > suspicious
-                    if result["spent"] and result.get("reason") in ("wrong", "no answer"):
-                        result.update(reason="memory", reward=0.0)
-                    signal.setitimer(signal.ITIMER_REAL, 0)
-                    channel.sendall(json.dumps(result).encode() + b"\n")
-                    if result["spent"]:  # the next one starts with all of its memory, in another worker
-                        return
+                if not _judge(json.loads(line), channel, memory, suspicious, guard):
+                    break
+        code = 0
     finally:
-        os._exit(0)
+        os._exit(code)
 
 
-def verdict(job: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a verdict, or a `problem` with the gold answer."""
+def _judge(chunk: dict[str, Any], channel: socket.socket, memory: _Memory, suspicious: int, guard: Guard) -> bool:
+    """Answers for a chunk of jobs; returns whether there is memory for another."""
+    nonce = chunk["nonce"]
+    # It has arrived: who dies before is not killed by a completion.
+    channel.sendall(Answer(nonce, -1, time.process_time(), False, None).encoded())
+    for place, job in enumerate(chunk["jobs"]):
+        # The caller keeps the limit. This is for when it cannot: the kernel's default for SIGALRM is death, even inside
+        # a C function that never returns to Python.
+        signal.setitimer(signal.ITIMER_REAL, chunk["seconds"] + 1)
+        result = verdict(job, guard)
+        # sympy turns a MemoryError into an answer that is not equal, or none; the peak tells.
+        spent = result.get("reason") == "memory" or memory.peak() > suspicious
+        if spent and result.get("reason") in ("wrong", "no answer"):
+            result.update(reason="memory", reward=0.0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        channel.sendall(Answer(nonce, place, time.process_time(), spent, result).encoded())
+        if spent:  # the next one starts with all of its memory, in another worker
+            return False
+    return True
+
+
+def _limit_memory(most: int) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def _close_all_but(kept: set[int]) -> None:
+    """What the parent had open is no business of a worker's."""
+    edges = [-1, *sorted(kept), resource.getrlimit(resource.RLIMIT_NOFILE)[0]]
+    for low, high in itertools.pairwise(edges):
+        os.closerange(low + 1, high)
+
+
+def verdict(job: dict[str, Any], guard: Guard | None = None) -> Result:
+    """The fields of a verdict, or a `problem` with the gold answer.
+
+    Where a scorer stumbles, a known-good answer to the same question tells who is at fault: if it is judged, the
+    completion is, and its reward is 0; else nobody is, and its reward is None.
+    """
     began = time.perf_counter()
-    name = job["verifier"]
     if "problem" in job:
         return {"problem": job["problem"]}
     reward: float | None = 0.0
     extracted = None
     try:
-        if job.get(FIELDS[name]) is None:
+        if job.get(FIELDS[job["verifier"]]) is None:
             raise GoldError("it is neither text nor a number")
-        if name == "check":
-            importlib.import_module(MODULES[name]).parse_gold(job["solution"])
-            reward = 1.0
-        else:
-            reward, extracted = importlib.import_module(MODULES[name]).score(job["completion"], job)
+        reward, extracted = _score(job, guard)
         reason = "no answer" if reward is None else "right" if reward > 0 else "wrong"
+        reward = reward or 0.0
     except MemoryError:
-        reason, reward = "memory", 0.0
+        reason = "memory"
     except GoldError as error:
-        shown = str(job.get(FIELDS[name]))
+        field = FIELDS[job["verifier"]]
+        shown = str(job.get(field))
         shown = shown if len(shown) <= 80 else shown[:80] + "…"
-        return {"problem": f"{FIELDS[name]!r} is {shown!r}: {error}"}
-    except Exception:  # a scorer that stumbles over an untrusted answer
-        reason, reward = "crash", 0.0
+        return {"problem": f"{field!r} is {shown!r}: {error}"}
+    except Exception:  # whatever a scorer raises over an untrusted answer
+        reason, reward = "crash", 0.0 if _judges_known_good(job, guard) else None
     return {
-        "reward": reward or 0.0,
+        "reward": reward,
         "extracted": extracted[:EXTRACTED_CHARACTERS] if extracted else None,
         "reason": reason,
         "milliseconds": round(1000 * (time.perf_counter() - began), 3),
     }
 
 
-def _peak() -> int:
-    """Bytes of address space that this process has had at most."""
-    with open("/proc/self/status", "rb") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(b"VmPeak"))
+def _score(job: dict[str, Any], guard: Guard | None) -> tuple[float | None, str | None]:
+    module = importlib.import_module(MODULES[job["verifier"]])
+    if job["verifier"] == "check":
+        module.parse_gold(job["solution"])
+        return 1.0, None
+    before = guard.refused if guard else 0
+    scored: tuple[float | None, str | None] = module.score(job["completion"], job)
+    if guard and guard.refused > before:
+        raise CodeRefused("The scorer went on without what it wanted to run.")
+    return scored
+
+
+def _judges_known_good(job: dict[str, Any], guard: Guard | None) -> bool:
+    text = known_good(job)
+    try:
+        return text is not None and _score({**job, "completion": text}, guard) is not None
+    except Exception:
+        return False
 
 
 if __name__ == "__main__":
-    main(socket.socket(fileno=int(sys.argv[1])))
+    main(socket.socket(fileno=int(sys.argv[1])), [Path(folder) for folder in sys.argv[2:]])

@@ -1,4 +1,4 @@
-"""What a run's metric stream says, as curves. Pure."""
+"""Curves from a run's metric stream. Pure."""
 
 import math
 from collections import defaultdict

@@ -1,0 +1,164 @@
+"""Options of `p2o eval` and `p2o evolve`: a frozen model, its sampling, the questions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from p2o.cli.defaults import EMBEDDED, EMBEDDED_RECIPE
+from p2o.cli.errors import InputError
+from p2o.cli.options import DataArguments, Parser, option_types, refuse_unknown
+from p2o.cli.settings import checked, read_settings
+from p2o.cli.words import spelled, take_option
+from p2o.completions import Sampling
+from p2o.engines.endpoint import check_base_url
+from p2o.options import check_least
+from p2o.verifiers import VERIFIERS
+
+TRUTH_VALUES = ("true", "false", "yes", "no", "t", "f", "y", "n", "1", "0")
+
+Arguments = TypeVar("Arguments", bound="FrozenArguments")
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class ModelArguments:
+    """A frozen model: a checkpoint, a name on the hub, 'pico', or what is served."""
+
+    model: str = field(init=False, default="")  # positional
+    use_vllm: bool = _option(False, "Whether vLLM in this process runs the model instead of transformers.")
+    base_url: str | None = _option(
+        None, "Where MODEL is served; it is openai/NAME then, for an OpenAI-compatible server."
+    )
+    served: bool = _option(False, "Whether MODEL is a name for litellm, with its key in the environment.")
+    concurrency: int = _option(16, "Requests to a served model at once.")
+    timeout: float = _option(600.0, "Seconds that a request to a served model may take.")
+    max_retries: int = _option(3, "Further attempts at a request to a served model.")
+    dtype: str = _option("auto", "Of the weights; 'auto' is the checkpoint's own, and float32 on a CPU.")
+    attn_implementation: str | None = _option(None, "Attention of transformers.")
+    model_revision: str | None = _option(None, "Branch, tag or commit of a model on the hub.")
+    trust_remote_code: bool = _option(False, "Whether to run code that comes with the model.")
+    batch_size: int = _option(32, "Completions that transformers generates at once.")
+    vllm_max_model_length: int | None = _option(None, "Tokens of prompt and completion; the model's own when not set.")
+    vllm_gpu_memory_utilization: float = _option(0.9, "Share of the GPU's memory for vLLM.")
+    vllm_tensor_parallel_size: int = _option(1, "GPUs that share the model.")
+
+
+@dataclass
+class SamplingArguments:
+    """How answers are sampled. The defaults are the paper's."""
+
+    max_completion_length: int = _option(12_288, "Longest completion, in tokens.")
+    temperature: float = _option(0.6, "Sampling temperature; 0 is greedy.")
+    top_p: float = _option(1.0, "Share of probability that is kept, in (0, 1].")
+    top_k: int = _option(0, "Most probable tokens that are kept; 0 keeps all.")
+    seed: int = _option(0, "Seed of sampling.")
+
+    def sampling(self) -> Sampling:
+        return Sampling(self.max_completion_length, self.temperature, self.top_p, self.top_k)
+
+
+@dataclass
+class QuestionArguments(DataArguments):
+    """The questions: named tasks, or data of the user's."""
+
+    tasks: str | None = _option(None, "Names such as math500,aime24,gym:chain_sum,pico:hard; see p2o.tasks.named.")
+    dataset_split: str = _option("train", "Split of the data.")
+    solution_column: str = _option("solution", "Column with the gold answers.")
+    verifier: str | None = field(
+        default=None, metadata={"help": "Verifier for --dataset; 'math' when not set.", "choices": VERIFIERS}
+    )
+    reward_func: str | None = _option(
+        None, "Reward function as `module:function` in place of the verifier; more than 0 is right."
+    )
+    limit: int | None = _option(None, "The first so many questions of each task.")
+    data_seed: int = _option(0, "Seed of questions that are drawn.")
+
+
+@dataclass
+class FrozenArguments(ModelArguments, SamplingArguments, QuestionArguments):
+    """What `p2o eval` and `p2o evolve` have in common."""
+
+    output_dir: str | None = _option(None, "Where the work is kept; the same command goes on there.")
+
+    def check(self) -> None:
+        """
+        Raises:
+            ValueError: an option out of its range, or options that do not go together.
+        """
+        least = {"max_completion_length": 1, "temperature": 0, "top_k": 0, "batch_size": 1, "concurrency": 1}
+        check_least(self, {**least, "max_retries": 0, "limit": 1})
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} must be greater than 0 and at most 1.")
+        if not self.timeout > 0:
+            raise ValueError(f"timeout={self.timeout} must be greater than 0.")
+        if bool(self.tasks) == bool(self.dataset_name):
+            raise ValueError("Name the questions: either --tasks, such as math500,aime24, or --dataset with your own.")
+        if self.verifier is not None and self.verifier not in VERIFIERS:
+            raise ValueError(f"verifier={self.verifier!r} is unknown; choose one of {', '.join(VERIFIERS)}.")
+        if self.verifier and not self.dataset_name:
+            raise ValueError("--verifier is for --dataset; a task brings its own.")
+        if self.base_url:
+            check_base_url("base_url", self.base_url)
+            self.served = True
+        if self.served and (self.use_vllm or self.top_k):
+            raise ValueError("A served model goes with neither --use_vllm nor --top_k.")
+
+
+def parse(
+    kind: type[Arguments], argv: Sequence[str], *, prog: str, description: str, takes_dataset: bool = False
+) -> Arguments:
+    """The options of a command, over those of `--config`, a training configuration whose names they share.
+
+    The embedded model brings its recipe where there is no configuration.
+
+    Args:
+        kind: dataclass of the options.
+        takes_dataset: whether the configuration's data is taken where the command line names no tasks.
+
+    Raises:
+        InputError: an unknown option, a value that no option can have, a configuration that cannot be read.
+    """
+    argv = [spelled(word) for word in argv]
+    path = take_option(argv, "--config")
+    parser = Parser(
+        kind,
+        prog=prog,
+        allow_abbrev=False,
+        description=f"{description} --config FILE.yaml, a configuration of training, sets options of the same name.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="a checkpoint, a name on the hub, 'pico', or what is served")
+    argv = _with_truth(argv, parser)
+    named, rest = parser.parse_known_args(argv)
+    refuse_unknown(rest, {action.dest for action in parser._actions})
+    path = path or (str(EMBEDDED_RECIPE) if named.model == EMBEDDED else None)
+    if path is not None:
+        _set_defaults(parser, path, own_data=takes_dataset and not named.tasks)
+    try:
+        arguments, positional = parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
+        arguments.model = positional.model
+        arguments.check()
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    return arguments
+
+
+def _with_truth(argv: list[str], parser: Parser) -> list[str]:
+    """The words with a value for flags that have none: argparse would take the next word, MODEL perhaps, for it."""
+    flags = {name for action in parser._actions if action.nargs == "?" for name in action.option_strings}
+    words = []
+    for word, following in zip(argv, [*argv[1:], "--"], strict=True):
+        words.append(word)
+        if word in flags and not following.startswith("-") and following.lower() not in TRUTH_VALUES:
+            words.append("true")
+    return words
+
+
+def _set_defaults(parser: Parser, path: str, own_data: bool) -> None:
+    """Takes the options that a training configuration sets for defaults, all but those that only training has."""
+    names = {action.dest for action in parser._actions}
+    settings = checked(read_settings(path), {**dict.fromkeys(names, Any), **option_types()}, path)
+    left_out = {"seed", "output_dir", *(() if own_data else ("dataset_name",))}
+    parser.set_defaults_with_config(**{k: v for k, v in settings.items() if k in names - left_out})

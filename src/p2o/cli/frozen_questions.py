@@ -1,0 +1,92 @@
+"""The questions of `p2o eval` and `p2o evolve`: named tasks or data of the user's, with their scorers."""
+
+from typing import Any, cast
+
+from p2o.cli.arguments import limit_verifiers
+from p2o.cli.data import gold_checks, split_of
+from p2o.cli.defaults import EMBEDDED
+from p2o.cli.errors import InputError
+from p2o.cli.frozen_options import FrozenArguments
+from p2o.cli.functions import load_function
+from p2o.evaluation.scorers import reward_scorer, scorer
+from p2o.evaluation.types import QuestionSet, ScoreFn
+from p2o.pico import world
+from p2o.tasks import DataError, load_splits, load_task, questions
+from p2o.tasks.named import Verifier
+from p2o.verifiers import check_solutions
+from p2o.verifiers.rewards import ANSWER_FORMATS
+
+
+def load_questions(arguments: FrozenArguments, say: Any) -> list[QuestionSet]:
+    """The questions that the options name, each task with its scorer.
+
+    Args:
+        say: called with a line about what was dropped.
+
+    Raises:
+        InputError: no such task or data, or data that cannot be used.
+    """
+    limit_verifiers(arguments)
+    own = None
+    if arguments.reward_func:
+        own = reward_scorer(load_function(arguments.reward_func, "reward_funcs"), arguments.reward_func)
+    try:
+        if arguments.dataset_name:
+            loaded = [_own_questions(arguments, own, say)]
+        else:
+            loaded = []
+            for name in dict.fromkeys(part.strip() for part in str(arguments.tasks).split(",") if part.strip()):
+                task = load_task(
+                    name, seed=arguments.data_seed, limit=arguments.limit, answer_format=arguments.answer_format
+                )
+                rows = list(task.dataset)
+                if task.verifier == "math" and own is None:
+                    rows = _readable(task.name, rows, say)
+                loaded.append(QuestionSet(task.name, rows, own or scorer(task.verifier), _format(own, task.verifier)))
+    except DataError as error:
+        raise InputError(str(error)) from error
+    if not loaded:
+        raise InputError(f"--tasks {arguments.tasks!r} names none.")
+    return loaded
+
+
+def _format(own: ScoreFn | None, verifier: Verifier) -> str:
+    return "" if own is not None else ANSWER_FORMATS.get(verifier, "")
+
+
+def _own_questions(arguments: FrozenArguments, own: ScoreFn | None, say: Any) -> QuestionSet:
+    """The questions of `--dataset`."""
+    name = str(arguments.dataset_name)
+    if name == EMBEDDED:
+        rows = list(world.train_dataset(arguments.data_seed))
+        return QuestionSet(EMBEDDED, rows[: arguments.limit], own or scorer("pico"))
+    verifier = cast(Verifier, arguments.verifier or "math")
+    splits = load_splits(name, arguments.dataset_config, arguments.dataset_revision)
+    dataset, report = questions(
+        split_of(splits, arguments.dataset_split, name),
+        prompt_column=arguments.prompt_column,
+        solution_column=arguments.solution_column,
+        system_prompt=arguments.system_prompt,
+        answer_format=arguments.answer_format,
+        as_chat=arguments.prompts_as_chats,
+        cut_last_answer=arguments.cut_last_answer,
+        conflicts=arguments.conflicts or "stop",
+        name=name,
+        **gold_checks([verifier] if own is None else [], name),
+    )
+    if problem := report.problem():
+        raise InputError(problem)
+    for line in (*report.notes, *([report.line()] if report.findings else [])):
+        say(line)
+    if own is None and "solution" not in dataset.column_names:
+        raise InputError(f"{name} has no gold answers to verify by; name them with --solution_column.")
+    return QuestionSet(name, list(dataset)[: arguments.limit], own or scorer(verifier), _format(own, verifier))
+
+
+def _readable(name: str, rows: list[dict[str, Any]], say: Any) -> list[dict[str, Any]]:
+    """The rows whose gold answers can be verified against; `say` is called with which others are left out."""
+    bad = set(check_solutions([row["solution"] for row in rows]))
+    if bad:
+        shown = ", ".join(map(str, sorted(bad)[:5])) + (", …" if len(bad) > 5 else "")
+        say(f"{name}: {len(bad)} of {len(rows)} questions left out, their answers are unreadable (rows {shown}).")
+    return [row for index, row in enumerate(rows) if index not in bad]

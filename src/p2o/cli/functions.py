@@ -1,0 +1,95 @@
+"""Functions of the user's by name, and what they ask for."""
+
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import trl.rewards
+
+from p2o.cli.errors import InputError
+from p2o.verifiers import COLUMNS, VERIFIERS
+
+EMBEDDED_FUNCTIONS = {
+    "reward_funcs": "p2o.pico.world:accuracy_reward",
+    "feedback_func": "p2o.pico.world:feedback",
+    "reflection_func": "p2o.pico.teacher:reflect",
+}
+EMBEDDED = "pico"
+# What TRL hands to every reward function beside the columns of the data.
+HANDED = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
+
+
+def load_function(name: str, option: str) -> Any:
+    """A function by `module:function`; for rewards also a verifier's, by its name in `trl.rewards`, or 'pico'.
+
+    Raises:
+        InputError: it cannot be imported, or is no function.
+    """
+    if name == EMBEDDED:
+        name = EMBEDDED_FUNCTIONS[option]
+    if name in VERIFIERS and option == "reward_funcs":
+        name = f"p2o.verifiers.rewards:{name}"
+    if ":" not in name and "." not in name:
+        if option == "reward_funcs" and not hasattr(trl.rewards, name):
+            raise InputError(f"reward_funcs: there is no {name!r}{_like(name)}")
+        name = f"trl.rewards:{name}"
+    module, _, function = name.replace(":", ".").rpartition(".")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except Exception as error:  # a user's module can fail in any way
+        raise InputError(f"{option}: cannot import {name!r} ({type(error).__name__}: {error}).") from error
+    if not callable(found):
+        raise InputError(f"{option}: {name!r} is not a function.")
+    return found
+
+
+def _like(name: str) -> str:
+    known = [*VERIFIERS, EMBEDDED, *(n for n in trl.rewards.__all__ if n.endswith("_reward"))]
+    near = [f"{name}_reward"] if f"{name}_reward" in known else difflib.get_close_matches(name, known, 1)
+    hint = f" (perhaps {near[0]})" if near else ""
+    return f"{hint}; there are {', '.join(known)}, and module:function for one of your own."
+
+
+def refuse_missing_columns(functions: Sequence[Any], names: Sequence[str], columns: Sequence[str]) -> None:
+    """
+    Args:
+        functions: the rewards.
+        names: theirs, as they were asked for.
+        columns: of the data, as it is trained on.
+
+    Raises:
+        InputError: a reward that needs a column that is not there, which its first batch would fail of.
+    """
+    for function, name in zip(functions, names, strict=True):
+        missing = [column for column in needed_columns(function, name) if column not in columns]
+        if not missing:
+            continue
+        has = ", ".join(columns)
+        if missing == ["solution"]:
+            raise InputError(
+                f"The reward {name} needs gold answers, and there are none: the data has {has}. Name their column with "
+                "--solution_column, or another reward with --reward_funcs."
+            )
+        raise InputError(f"The reward {name} needs the column {', '.join(missing)}; the data has {has}.")
+
+
+def needed_columns(function: Any, name: str) -> list[str]:
+    """The columns without which a reward fails: its parameters without a default that TRL does not hand over itself."""
+    if name in COLUMNS:
+        return list(COLUMNS[name])
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (ValueError, TypeError):  # a callable that tells nothing
+        return []
+    return [
+        p.name
+        for p in parameters
+        if p.default is p.empty
+        and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+        and p.name not in {*HANDED, "prompt"}
+    ]

@@ -1,0 +1,199 @@
+"""The options of `p2o train`, and what is said on its command line."""
+
+import argparse
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal, NoReturn
+
+from trl import ModelConfig, TrlParser
+
+from p2o.cli.errors import InputError
+from p2o.cli.settings import Settings, nearest
+from p2o.config import P2OConfig
+from p2o.methods import METHODS
+from p2o.tasks import NAMED_SETS
+from p2o.verifiers import Limits
+
+
+@dataclass
+class DataArguments:
+    """Which data the questions come from, how they are read, and the limits of verifiers."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hub name, a .json/.jsonl/.csv/.tsv/.parquet file or pattern, a folder, a directory of "
+            f"`save_to_disk`, a named set ({', '.join(named.name for named in NAMED_SETS)}, "
+            "gym:FAMILY@LEVEL+FAMILY for reasoning-gym), or 'pico' for the embedded tasks."
+        },
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the hub."})
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "Commit, tag or branch of a dataset on the hub; named sets have their own."}
+    )
+    prompt_column: str = field(
+        default="prompt",
+        metadata={
+            "help": "Column with the questions, texts or chats. The answers' is `solution_column`. A part of a column "
+            "of mappings is `column.part`, such as reward_model.ground_truth."
+        },
+    )
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "Put in front of chats that have none; makes chats of texts."}
+    )
+    answer_format: str | None = field(
+        default=None, metadata={"help": "What is expected of the answer's form, put behind each question."}
+    )
+    prompts_as_chats: bool = field(
+        default=False,
+        metadata={"help": "Whether prompts that are texts become chats. As they are, they meet no chat template."},
+    )
+    cut_last_answer: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether the assistant's words that a chat ends with are cut off: true, or false to let the model "
+            "go on from them. When not set, such chats are not trained on."
+        },
+    )
+    conflicts: Literal["stop", "first", "drop"] | None = field(
+        default=None,
+        metadata={
+            "help": "What happens to a prompt that comes with unequal gold answers: 'stop' the run, go on with the "
+            "'first', or 'drop' it. When not set: 'drop' in a named set, 'stop' in other data."
+        },
+    )
+    verifier_timeout: float = field(
+        default=Limits.seconds,
+        metadata={"help": "Seconds that the rewards 'math', 'exact' and 'gym' give one completion."},
+    )
+    verifier_memory: int = field(
+        default=Limits.memory_mb, metadata={"help": "Memory in MiB that one of their worker processes may take."}
+    )
+    verifier_workers: int | None = field(
+        default=None, metadata={"help": "Their worker processes; as many as there are cores if unset."}
+    )
+
+
+@dataclass
+class FunctionArguments:
+    """Functions of the user's in place of our feedback and of a reflection model."""
+
+    feedback_func: str | None = field(
+        default=None,
+        metadata={
+            "help": "Feedback for the reflection model, as `module:function`. By default that of the reward 'math', "
+            "'exact' or 'gym', if one of them decides success."
+        },
+    )
+    reflection_func: str | None = field(
+        default=None,
+        metadata={
+            "help": "Reflection model as `module:function`, see `P2OTrainer(reflect=…)`; 'pico' is a teacher that "
+            "knows the embedded world. It takes the place of `reflection_model`."
+        },
+    )
+
+
+@dataclass
+class RunArguments(DataArguments, FunctionArguments):
+    """What is trained on what; the options of training are those of [`P2OConfig`]."""
+
+    method: str = field(
+        default="p2o",
+        metadata={"help": f"What is trained by, each a few settings over the same trainer: {', '.join(METHODS)}."},
+    )
+    dataset_path: str | None = field(
+        default=None, metadata={"help": "Folder with a copy of a named set, in place of the hub."}
+    )
+    dataset_size: int | None = field(
+        default=None, metadata={"help": "Questions of a named set, when not all; of a reasoning-gym one, how many."}
+    )
+    strict_data: bool = field(
+        default=False, metadata={"help": "Whether a row that would be dropped stops the run instead."}
+    )
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_test_split: str | None = field(
+        default=None, metadata={"help": "Split to evaluate on, before, during and after. None when not set."}
+    )
+    evaluate_before_and_after: bool = field(
+        default=True,
+        metadata={"help": "Whether to evaluate in full before and after training, beside the curve during it."},
+    )
+    reward_funcs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Reward functions: 'math' (math-verify), 'exact' or 'gym' (reasoning-gym's scorers), which verify "
+            "in worker processes with limits; names from `trl.rewards`; `module:function`; or 'pico'. A file in the "
+            "working directory is a module too. When not set: the verifier of a named set, 'math' for other data."
+        },
+    )
+    num_threads: int | None = field(default=None, metadata={"help": "CPU threads for torch; its own choice if unset."})
+
+
+class Parser(TrlParser):
+    """A parser of options, by default of those of `p2o train`, which raises instead of printing how it is used.
+
+    Args:
+        kinds: dataclasses whose fields are the options.
+        settings: of `argparse.ArgumentParser`.
+
+    Raises:
+        InputError: an unknown option, with what was probably meant; a value that does not fit.
+    """
+
+    def __init__(self, *kinds: type, **settings: Any) -> None:
+        if not kinds:
+            kinds = (RunArguments, P2OConfig, ModelConfig)
+            settings = {
+                "prog": "p2o train",
+                "description": "Trains a model; without options, the embedded world. --config FILE.yaml sets any of "
+                "the options below, which override it. --resume goes on with the run in --output_dir, or with the "
+                "newest under runs/.",
+            }
+        super().__init__(list(kinds), conflict_handler="resolve", **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message[0].upper()}{message[1:]}.")
+
+
+def option_types() -> dict[str, Any]:
+    """The type of every option by name."""
+    return {
+        name: kind
+        for owner in (ModelConfig, P2OConfig, RunArguments)
+        for name, kind in typing.get_type_hints(owner).items()
+    }
+
+
+def explicit(argv: list[str]) -> Settings:
+    """Only what the command line itself says.
+
+    Raises:
+        InputError: as [`Parser`].
+    """
+    parser = Parser()
+    for action in parser._actions:
+        action.required = False
+        if action.dest != "help":
+            action.default = argparse.SUPPRESS
+    said, rest = parser.parse_known_args(argv)
+    refuse_unknown(rest, option_types())
+    return vars(said)
+
+
+def refuse_unknown(rest: list[str], known: Iterable[str]) -> None:
+    """
+    Args:
+        rest: words of a command line that are neither options nor their values.
+        known: the options.
+
+    Raises:
+        InputError: there are such words; each unknown option is named with what was probably meant.
+    """
+    names = dict.fromkeys(known)
+    unknown = [word for word in rest if word.startswith("-")]
+    if unknown:
+        raise InputError(f"Unknown option(s): {'; '.join('--' + nearest(word, names) for word in unknown)}.")
+    if rest:
+        raise InputError(f"Not an option nor the value of one: {' '.join(rest)}.")

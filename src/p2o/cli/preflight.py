@@ -1,0 +1,88 @@
+"""What training would say before its first step, without the model's weights."""
+
+import copy
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from trl import get_peft_config, get_quantization_config
+
+from p2o.cli.arguments import Run
+from p2o.cli.errors import InputError
+from p2o.engines import vllm
+from p2o.pico import model_path
+from p2o.state import P2OState
+from p2o.trainer import P2OTrainer
+
+
+def make_trainer(run: Run, **parts: Any) -> P2OTrainer:
+    """The trainer of a run.
+
+    Args:
+        parts: arguments of the trainer in place of the run's.
+
+    Raises:
+        InputError: options, data or packages that it refuses.
+    """
+    try:
+        arguments = {
+            "model": run.model.model_name_or_path,
+            "reward_funcs": run.rewards,
+            "args": run.training,
+            "train_dataset": run.train_dataset,
+            "eval_dataset": run.eval_datasets or None,
+            "feedback_func": run.feedback,
+            "reflect": run.reflect,
+            "peft_config": get_peft_config(run.model),
+            "quantization_config": get_quantization_config(run.model),
+        }
+        return P2OTrainer(**{**arguments, **parts})
+    except (ValueError, OSError, ImportError) as error:
+        raise InputError(str(error)) from error
+
+
+def rehearse(run: Run, checkpoint: Path | None) -> None:
+    """Makes the trainer of a run with the embedded model standing in for the run's, and lets it look at a checkpoint.
+
+    Args:
+        checkpoint: that training would go on from.
+
+    Raises:
+        InputError: what training would say.
+    """
+    name = run.model.model_name_or_path
+    known = {"revision": run.model.model_revision, "trust_remote_code": run.training.trust_remote_code}
+    with tempfile.TemporaryDirectory() as scratch:
+        training = copy.copy(run.training)
+        training.output_dir, training.report_to, training.model_init_kwargs = scratch, [], None
+        training.push_to_hub = False
+        try:
+            vllm.check(training, name)
+            model = AutoModelForCausalLM.from_pretrained(
+                model_path(), attn_implementation=run.model.attn_implementation
+            )
+            config = AutoConfig.from_pretrained(name, **known).get_text_config()
+            # What the model's own positions leave for prompts is checked.
+            model.config.max_position_embeddings = getattr(config, "max_position_embeddings", None)
+            tokenizer = AutoTokenizer.from_pretrained(name, **known)
+            get_peft_config(run.model)
+        except (ValueError, OSError, ImportError) as error:
+            raise InputError(str(error)) from error
+        training.use_vllm = False
+        parts = {"model": model, "args": training, "peft_config": None, "quantization_config": None}
+        trainer = make_trainer(run, processing_class=tokenizer, **parts)
+        refuse_other_checkpoint(trainer, checkpoint)
+
+
+def refuse_other_checkpoint(trainer: P2OTrainer, checkpoint: Path | None) -> None:
+    """
+    Raises:
+        InputError: a checkpoint that was made under other settings, or is damaged.
+    """
+    if checkpoint is None:
+        return
+    try:
+        P2OState.load(checkpoint, trainer.fingerprint())
+    except ValueError as error:
+        raise InputError(str(error)) from error

@@ -1,0 +1,146 @@
+"""Instructions of the embedded world: what they ask for, and how it is worded."""
+
+import random
+from dataclasses import dataclass, field
+
+from p2o.pico.world import Method
+
+HOW: dict[Method, list[str]] = {
+    "left to right": [
+        "go from left to right",
+        "keep a running total",
+        "add up term by term",
+        "take one number at a time from the left",
+        "carry the total along",
+        "combine the first two and go on to the right",
+        "update the sum after each number",
+    ],
+    "products first": [
+        "do the products first",
+        "multiply before you add",
+        "work out the multiplications first",
+        "resolve each * before + and -",
+        "compute all products and then sum",
+        "mind the order of operations",
+        "give multiplication precedence",
+    ],
+    "four parts": [
+        "multiply all four parts",
+        "form the four partial products",
+        "expand into four products",
+        "multiply each part with each part",
+        "use the four cross products",
+        "split it in four parts",
+        "combine the partial products",
+    ],
+    "legs each": [
+        "multiply each count by its legs",
+        "turn each animal into legs",
+        "give every animal its legs",
+        "find the legs of each kind",
+        "count legs kind by kind",
+        "take count times legs",
+        "use the legs per animal",
+    ],
+    "rounded": [
+        "round the numbers",
+        "estimate with round numbers",
+        "use rounded tens",
+        "approximate everything",
+        "round to tens and add",
+        "make a rough estimate",
+        "work with round figures",
+    ],
+}
+WHEN: dict[str, list[str]] = {
+    "chain_sum": [
+        "For sums",
+        "In long sums",
+        "When numbers are added up",
+        "For chains of + and -",
+        "If only + and - occur",
+    ],
+    "basic_arithmetic": [
+        "For mixed expressions",
+        "When * occurs",
+        "For calculations with products",
+        "If there are * signs",
+        "In expressions with *",
+    ],
+    "complex_arithmetic": [
+        "For complex numbers",
+        "With complex numbers",
+        "When i occurs",
+        "If numbers are complex",
+        "For numbers with i",
+    ],
+    "leg_counting": [
+        "For animals",
+        "When counting legs",
+        "With lists of animals",
+        "If animals are listed",
+        "For questions about legs",
+    ],
+}
+CARE = [
+    "Write every step.",
+    "Do not skip a step.",
+    "Show every line to the end.",
+    "Work line by line to the end.",
+    "Never jump to the answer.",
+    "Write down each result.",
+    "Go on until all steps are done.",
+]
+VAGUE = [
+    "Think hard.",
+    "Do your best.",
+    "Be careful.",
+    "Read the question well.",
+    "Make sure the answer is right.",
+    "Give the correct answer.",
+    "Answer well.",
+    "Take your time.",
+]
+
+
+def named_as(family: str) -> str:
+    """The family that instructions name for questions of this one: decimal sums are sums."""
+    return "chain_sum" if family == "decimal_chain_sum" else family
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """An instruction before it is worded.
+
+    Args:
+        unqualified: a method for whatever comes.
+        qualified: methods for named families.
+        care: whether it asks to write every step.
+        vague: whether it contains a sentence without content.
+    """
+
+    unqualified: Method | None = None
+    qualified: dict[str, Method] = field(default_factory=dict)
+    care: bool = False
+    vague: bool = False
+
+    def method_for(self, family: str) -> Method | None:
+        return self.qualified.get(named_as(family), self.unqualified)
+
+    def text(self, rng: random.Random) -> str:
+        sentences = []
+        if self.unqualified:
+            sentences.append(_sentence(rng.choice(HOW[self.unqualified])))
+        families = list(self.qualified)
+        rng.shuffle(families)
+        for family in families:
+            sentences.append(f"{rng.choice(WHEN[family])}, {rng.choice(HOW[self.qualified[family]])}.")
+        if self.vague:
+            sentences.append(rng.choice(VAGUE))
+        if self.care:
+            sentences.append(rng.choice(CARE))
+        return " ".join(sentences)
+
+
+def _sentence(words: str) -> str:
+    return words[0].upper() + words[1:] + "."

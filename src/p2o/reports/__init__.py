@@ -1,0 +1,1 @@
+"""Pages and tables about runs: one HTML page about some of them, methods compared."""

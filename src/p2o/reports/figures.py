@@ -1,0 +1,123 @@
+"""Figures of a report, for plotly."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import plotly.graph_objects as go
+
+from p2o.evaluation.statistics import interval
+from p2o.reports.metrics import accuracy_curves, by_epoch
+from p2o.reports.run_data import RunData, fate
+
+COLOURS = ("#4c78a8", "#e07b39", "#3a9d6e", "#b4518f", "#7f6dc6", "#a08a2c", "#5aa5b8", "#c94f4f", "#777777")
+
+
+Curve = Sequence[tuple[float, float]]
+
+
+def _by_method(runs: list[RunData], curve: Callable[[RunData], Curve]) -> Iterator[tuple[str, str, list[Curve]]]:
+    """Method, colour, and its runs' curves, without those that are empty."""
+    for number, method in enumerate(dict.fromkeys(run.method for run in runs)):
+        curves = [curve(run) for run in runs if run.method == method]
+        yield method, COLOURS[number % len(COLOURS)], [c for c in curves if c]
+
+
+def _add_curves(figure: go.Figure, method: str, colour: str, curves: list[Curve], top: float = math.inf) -> None:
+    """One run as it is; two and their mean; from three on mean and 95 % interval, within [0, top]."""
+    if len(curves) < 3:
+        for curve in curves:
+            x, y = zip(*curve, strict=True)
+            alone = len(curves) == 1
+            style = {"mode": "lines+markers", "name": method} if alone else {"opacity": 0.4, "showlegend": False}
+            figure.add_scatter(x=x, y=y, line={"color": colour, "width": 2 if alone else 1}, **style)
+        if len(curves) < 2:
+            return
+    points = min(map(len, curves))
+    places = [sum(c[i][0] for c in curves) / len(curves) for i in range(points)]
+    middle, half = zip(*(interval([c[i][1] for c in curves]) for i in range(points)), strict=True)
+    if len(curves) > 2:
+        high = [min(m + h, top) for m, h in zip(middle, half, strict=True)]
+        low = [max(m - h, 0.0) for m, h in zip(middle, half, strict=True)]
+        figure.add_scatter(
+            x=[*places, *reversed(places)],
+            y=[*high, *reversed(low)],
+            fill="toself",
+            mode="none",
+            fillcolor=colour,
+            opacity=0.15,
+            hoverinfo="skip",
+            showlegend=False,
+        )
+    figure.add_scatter(x=places, y=middle, name=f"{method} ({len(curves)} runs)", line={"color": colour})
+
+
+def accuracy_figure(runs: list[RunData], split: str) -> go.Figure:
+    figure = go.Figure()
+    for method, colour, curves in _by_method(runs, lambda run: accuracy_curves(run.metrics).get(split, [])):
+        _add_curves(figure, method, colour, curves, top=1)
+    figure.update_layout(xaxis_title="rollouts in all", yaxis={"range": [0, 1], "tickformat": ".0%"})
+    return figure
+
+
+# Metrics by epoch: section, name, caption, and whether the value is a share.
+BY_EPOCH = (
+    ("The collapse", "frac_reward_zero_std", "Share of questions whose rollouts all got the same reward.", True),
+    (
+        "Outside the context ratio's range",
+        "p2o/context_ratio/outside",
+        "Share of templated tokens that the bare policy would hardly write, or far more readily: they are masked.",
+        True,
+    ),
+    ("Templates in use", "p2o/templates", "Distinct templates that the epoch's rollouts draw on.", False),
+    (
+        "Similarity of templates",
+        "p2o/template_similarity",
+        "Mean share of words that two templates in use have in common: towards 1 they collapse into one.",
+        True,
+    ),
+    ("Response length", "completions/mean_length", "Mean tokens of a completion.", False),
+)
+
+
+def epoch_figure(runs: list[RunData], metric: str, is_share: bool) -> go.Figure:
+    figure = go.Figure()
+    for method, colour, curves in _by_method(runs, lambda run: by_epoch(run.metrics, metric)):
+        # Epochs that all of a method's runs have; a prompt phase may have been skipped in one of them.
+        common = set.intersection(*({epoch for epoch, _ in curve} for curve in curves)) if curves else set()
+        aligned: list[Curve] = [[point for point in curve if point[0] in common] for curve in curves]
+        _add_curves(figure, method, colour, aligned if common else curves[:1], top=1 if is_share else math.inf)
+    layout = {"range": [0, 1.02], "tickformat": ".0%"} if is_share else {"rangemode": "tozero"}
+    figure.update_layout(xaxis={"title": "epoch", "dtick": 1}, yaxis=layout)
+    return figure
+
+
+def fate_figure(run: RunData) -> go.Figure | None:
+    flows = fate(run)
+    if not flows:
+        return None
+    nodes = sorted({node for source, target, _ in flows for node in (source, target)}, key=_node_order)
+    place = {node: index for index, node in enumerate(nodes)}
+    colours = {"hard": "#c94f4f", "solved with template": "#e0a339", "solved bare": "#3a9d6e"}
+    return go.Figure(
+        go.Sankey(
+            node={
+                # Names would overlap where epochs are many; the caption explains the colours, pointing shows the names.
+                "label": [""] * len(nodes),
+                "customdata": nodes,
+                "hovertemplate": "%{customdata}: %{value}<extra></extra>",
+                "color": [colours.get(node.partition(" · ")[0], "#8892a6") for node in nodes],
+                "pad": 14,
+            },
+            link={
+                "source": [place[s] for s, _, _ in flows],
+                "target": [place[t] for _, t, _ in flows],
+                "value": [count for *_, count in flows],
+                "color": "rgba(128,140,165,0.35)",
+            },
+        )
+    )
+
+
+def _node_order(node: str) -> tuple[int, str]:
+    name, _, epoch = node.partition(" · ")
+    return int(epoch), name

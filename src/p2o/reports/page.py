@@ -1,0 +1,214 @@
+"""One self-contained HTML page about one run or several side by side."""
+
+import base64
+import gzip
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import plotly
+import plotly.graph_objects as go
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from p2o.ledger import PURPOSES
+from p2o.reports.figures import BY_EPOCH, accuracy_figure, epoch_figure, fate_figure
+from p2o.reports.metrics import accuracy_curves, by_epoch
+from p2o.reports.run_data import RunData, fate, load_run
+
+EVENTS = {
+    "accuracy_regression": "accuracy on an evaluation set fell by more than regression_margin",
+    "single_template": "an epoch had a single template in use",
+    "unscored_rollouts": "rollouts that no reward function scored",
+    "template_too_long_for_question": "rollouts whose template did not fit the prompt limit",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under headings; the first cell of a row is its name."""
+
+    headings: list[str]
+    rows: list[list[Any]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure by its number on the page, with its caption and the numbers that it shows."""
+
+    number: int
+    label: str
+    numbers: Table
+    height: int
+
+
+class Charts:
+    """The figures of a page, as JSON for plotly."""
+
+    def __init__(self) -> None:
+        self.figures: list[str] = []
+
+    def add(self, figure: go.Figure, label: str, numbers: Table, height: int = 340) -> Chart:
+        figure.update_layout(
+            template="none",
+            height=height,
+            margin={"l": 52, "r": 12, "t": 12, "b": 46},
+            legend={"orientation": "h", "y": -0.25},
+            paper_bgcolor="rgba(0,0,0,0)",
+            plot_bgcolor="rgba(0,0,0,0)",
+        )
+        self.figures.append(figure.to_json())
+        return Chart(len(self.figures) - 1, label, numbers, height)
+
+    def json(self) -> Markup:
+        """For a script element, which only a closing tag ends."""
+        return Markup(f"[{','.join(self.figures)}]".replace("</", "<\\/"))
+
+
+def write_report(runs: list[Path], output: Path) -> None:
+    """Writes the page about these run directories."""
+    output.write_text(render([load_run(path) for path in runs]))
+
+
+def render(runs: list[RunData]) -> str:
+    """The page as text; everything from a model, a user or a file is escaped on it."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+    )
+    charts = Charts()
+    script = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+    return environment.get_template("page.html.jinja").render(
+        title=" · ".join(run.name for run in runs),
+        problems=[(run.name, run.problems) for run in runs if run.problems],
+        outcome=_outcome(runs),
+        charts=[*_accuracies(runs, charts), *_by_epoch(runs, charts)],
+        warnings=Table(["run", "what", "times"], [row for run in runs for row in _warnings(run)]),
+        runs=[_run(run, charts) for run in runs],
+        ledger=_ledger(runs),
+        figures=charts.json(),
+        plotly=base64.b64encode(gzip.compress(script.read_bytes(), mtime=0)).decode(),
+    )
+
+
+def _outcome(runs: list[RunData]) -> Table:
+    rows = []
+    for run in runs:
+        accuracy = run.summary.get("bare_accuracy", {})
+        shown = [f"{split} {_share(v['before'])} → {_share(v['after'])}" for split, v in accuracy.items()]
+        total = run.summary.get("rollouts", {}).get("total")
+        rollouts = f"{total:,}" if total is not None else "not finished"
+        rows.append([run.name, run.method, run.config.get("seed", 0), "; ".join(shown) or "–", rollouts])
+    return Table(["run", "method", "seed", "bare accuracy before → after", "rollouts in all"], rows)
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def _accuracies(runs: list[RunData], charts: Charts) -> list[tuple[str, Chart]]:
+    """A chart for each evaluation set that has a curve."""
+    points = [(split, len(curve)) for run in runs for split, curve in accuracy_curves(run.metrics).items()]
+    # Sets that were evaluated only before and after are in the outcome; a line through two points shows no more.
+    splits = list(dict.fromkeys(split for split, count in points if count > 2 or max(c for _, c in points) <= 2))
+    made = []
+    for split in splits:
+        rows: list[list[Any]] = [
+            [run.name, f"{x:,}", f"{y:.1%}"] for run in runs for x, y in accuracy_curves(run.metrics).get(split, [])
+        ]
+        name = split.replace("_", " ")
+        label = f"Bare accuracy on {name} questions against rollouts spent in all."
+        chart = charts.add(accuracy_figure(runs, split), label, Table(["run", "rollouts", "accuracy"], rows))
+        made.append((f"Bare accuracy: {name}", chart))
+    return made
+
+
+def _by_epoch(runs: list[RunData], charts: Charts) -> list[tuple[str, Chart]]:
+    made = []
+    for title, metric, label, is_share in BY_EPOCH:
+        values = [(run.name, *point) for run in runs for point in by_epoch(run.metrics, metric)]
+        if values:
+            rows: list[list[Any]] = [[name, epoch, f"{y:.1%}" if is_share else f"{y:.1f}"] for name, epoch, y in values]
+            numbers = Table(["run", "epoch", "value"], rows)
+            made.append((title, charts.add(epoch_figure(runs, metric, is_share), f"{label} By epoch.", numbers)))
+    return made
+
+
+def _warnings(run: RunData) -> list[list[Any]]:
+    last: dict[str, Any] = {}
+    for record in run.metrics:
+        last.update((k.removeprefix("p2o/events/"), v) for k, v in record.items() if k.startswith("p2o/events/"))
+    last.update(run.summary.get("events", {}))
+    return [[run.name, EVENTS.get(name, name.replace("_", " ")), f"{count:.0f}"] for name, count in last.items()]
+
+
+def _run(run: RunData, charts: Charts) -> dict[str, Any]:
+    """The part of the page that is about one run alone."""
+    figure = fate_figure(run)
+    chart = None
+    if figure is not None:
+        label = (
+            f"{run.name}: what became of hard questions from epoch to epoch, left to right. Red: hard; amber: "
+            "solved with a template; green: solved bare."
+        )
+        numbers = Table(["from · epoch", "to · epoch", "questions"], [list(flow) for flow in fate(run)])
+        chart = charts.add(figure, label, numbers, height=380)
+    return {
+        "name": run.name,
+        "fate": chart,
+        "lineages": [_lineage(epoch, record) for epoch, record in run.templates.items()],
+        "answers": _answers(run),
+        "settings": Table(["setting", "value"], [[k, v] for k, v in sorted(run.config.items())]),
+        "versions": Table(["package", "version"], [[k, v] for k, v in run.versions.items()]),
+    }
+
+
+def _lineage(epoch: int, record: dict[str, Any]) -> dict[str, Any]:
+    """The candidates of one evolution by their first parent, None for the seed."""
+    evolution = record["evolution"]
+    in_use = {template["candidate"] for template in record["selected"]}
+    children = defaultdict(list)
+    for c in evolution.get("candidates", []):
+        children[c["parents"][0] if c["parents"] else None].append(
+            {
+                **{name: c[name] for name in ("index", "text", "parents", "iteration")},
+                "score": sum(c["dev_rewards"].values()) / max(len(c["dev_rewards"]), 1),
+                "solved": sum(c["dev_solved"].values()),
+                "questions": len(c["dev_solved"]),
+                "in_use": c["index"] in in_use,
+            }
+        )
+    return {
+        "epoch": epoch,
+        "children": dict(children),
+        "skipped": evolution.get("skipped") or "nothing evolved",
+        "ended_early": evolution.get("ended_early"),
+    }
+
+
+def _answers(run: RunData) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Three questions with their answers before and after: first hard ones that were gained, then any."""
+    after = {answer["question"]: answer for answer in run.answers.get("after", [])}
+    pairs = [(b, after[b["question"]]) for b in run.answers.get("before", []) if b["question"] in after]
+    pairs = [(b, a) for b, a in pairs if b["reward"] is not None and a["reward"] is not None]
+    pairs.sort(key=lambda p: (p[0]["dataset"] != "hard", p[0]["reward"] - p[1]["reward"]))
+    return pairs[:3]
+
+
+def _ledger(runs: list[RunData]) -> Table:
+    rows: list[list[Any]] = []
+    for run in runs:
+        tokens = run.summary.get("tokens", {})
+        for purpose in PURPOSES:
+            counts = [
+                run.summary.get("rollouts", {}).get(purpose),
+                *(tokens.get(unit, {}).get(purpose) for unit in ("prompt_tokens", "completion_tokens")),
+            ]
+            if any(counts):
+                rows.append([run.name, purpose.replace("_", " "), *(f"{c or 0:,}" for c in counts)])
+        if tokens:
+            passes = f"{tokens['forward_backward_tokens']:,} with a gradient, {tokens['forward_tokens']:,} without"
+            rows.append([run.name, "trainer's passes", "", "", passes])
+        if run.summary.get("reflection_cost"):
+            rows.append([run.name, "reflection, US dollars", "", "", f"{run.summary['reflection_cost']:.2f}"])
+    return Table(["run", "spent on", "rollouts", "prompt tokens", "completion tokens"], rows)

@@ -1,0 +1,125 @@
+"""A run directory read for a report."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+@dataclass
+class RunData:
+    """A run directory as far as it can be read; what is missing or damaged is named in `problems`.
+
+    Args:
+        hard_sets: rows that were hard before an epoch, by epoch.
+        templates: record of the evolution before an epoch, by epoch.
+        answers: "before" and "after" training.
+    """
+
+    path: Path
+    config: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    hard_sets: dict[int, list[int]] = field(default_factory=dict)
+    templates: dict[int, dict[str, Any]] = field(default_factory=dict)
+    answers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def method(self) -> str:
+        return str(self.config.get("method", "p2o"))
+
+
+def load_run(path: Path) -> RunData:
+    """Reads what is there; a file that is missing or damaged becomes a problem, not an exception."""
+    run = RunData(path)
+
+    def read(name: str, parse: Any, default: Any) -> Any:
+        try:
+            return parse((path / name).read_text())
+        except FileNotFoundError:
+            run.problems.append(f"{name} is missing")
+        except (ValueError, OSError, yaml.YAMLError) as error:
+            run.problems.append(f"{name} is damaged ({type(error).__name__})")
+        return default
+
+    def lines(name: str) -> Any:
+        def parse(text: str) -> list[dict[str, Any]]:
+            records, torn = [], 0
+            for line in text.splitlines():
+                try:
+                    records.append(json.loads(line))
+                except json.JSONDecodeError:
+                    torn += 1
+            if torn:
+                run.problems.append(f"{name} has {torn} damaged line(s)")
+            return records
+
+        return parse
+
+    run.config = read("config.yaml", yaml.safe_load, {}) or {}
+    run.versions = read("versions.json", json.loads, {})
+    run.summary = read("summary.json", json.loads, {})
+    run.metrics = read("metrics.jsonl", lines("metrics.jsonl"), [])
+    # Runs without evaluation questions have no answers to them.
+    for when in ("before", "after") if run.summary.get("bare_accuracy") else ():
+        run.answers[when] = read(f"answers-{when}.jsonl", lines("answers"), [])
+    for folder, kept, keys in (
+        ("hard_sets", run.hard_sets, ("epoch", "rows")),
+        ("templates", run.templates, ("epoch", "selected", "evolution")),
+    ):
+        for file in sorted(path.glob(f"{folder}/epoch-*.json")):
+            record = read(str(file.relative_to(path)), _with_keys(keys), None)
+            if record:
+                kept[record["epoch"]] = record["rows"] if folder == "hard_sets" else record
+    return run
+
+
+def _with_keys(keys: tuple[str, ...]) -> Callable[[str], dict[str, Any]]:
+    """Reads a JSON object that has these keys."""
+
+    def parse(text: str) -> dict[str, Any]:
+        record = json.loads(text)
+        if not isinstance(record, dict) or not set(keys) <= record.keys():
+            raise ValueError(f"no object with {', '.join(keys)}")
+        return record
+
+    return parse
+
+
+def fate(run: RunData) -> list[tuple[str, str, int]]:
+    """Flows of questions between states of successive epochs: hard, solved (templated then), and what became of them.
+
+    A question that is hard before epoch e is tried under a template in e; one that leaves the hard set then is tried
+    bare in e + 1, and is solved bare when it does not come back.
+    """
+    flows: dict[tuple[str, str], int] = defaultdict(int)
+    epochs = sorted(run.hard_sets)
+    state: dict[int, str] = {}
+    for epoch in epochs:
+        hard = set(run.hard_sets[epoch])
+        after = {}
+        for question in set(state) | hard:
+            was = state.get(question)
+            if question in hard:
+                now = "hard"
+            elif was == "hard":
+                now = "solved with template"
+            else:
+                now = "solved bare"
+            after[question] = now
+            if was is not None:
+                flows[f"{was} · {epoch - 1}", f"{now} · {epoch}"] += 1
+            elif now == "hard" and epoch != epochs[0]:
+                flows[f"not hard yet · {epoch - 1}", f"hard · {epoch}"] += 1
+        state = after
+    return [(source, target, count) for (source, target), count in flows.items()]

@@ -1,0 +1,129 @@
+"""Questions of any family of reasoning-gym, made here; each comes with its entry, by which its scorer judges."""
+
+import difflib
+import json
+from typing import Any
+
+from p2o.holdout import is_held_out
+from p2o.seeding import derive_seed
+from p2o.tasks.layouts import DataError
+
+PREFIX = "gym:"
+ANSWER = "Put the final answer in <answer></answer>."
+ROWS = 500
+# Some families have few different questions; after so many draws for each one wanted there are no more.
+PATIENCE = 50
+ANY_ANSWER = "any answer that fulfils the question"
+
+
+def gym_rows(name: str, seed: int, size: int, split: str, answer_format: str) -> list[dict[str, Any]]:
+    """Questions of the families and levels that a name such as `gym:chain_sum@2+gcd` lists, in equal shares.
+
+    Args:
+        name: with its prefix.
+        seed: of the questions.
+        size: how many in all.
+        split: one question in eight, by its own hash, is for `test`, the others for `train`.
+        answer_format: goes behind every question; "" for none.
+
+    Raises:
+        DataError: no such family or level, or too few different questions.
+    """
+    parts = [_part(name, part) for part in name.removeprefix(PREFIX).split("+")]
+    if len(set(parts)) < len(parts):
+        raise DataError(f"{name}: a family at one level is named twice.")
+    shares = [size // len(parts) + (index < size % len(parts)) for index in range(len(parts))]
+    made = [
+        _rows(name, family, level, share, derive_seed(seed, split, family, level or 0), split, answer_format)
+        for (family, level), share in zip(parts, shares, strict=True)
+    ]
+    # Taking turns, so that the first rows are a mixture as well.
+    return [row for turn in range(max(shares)) for part in made for row in part[turn : turn + 1]]
+
+
+def _part(name: str, part: str) -> tuple[str, int | None]:
+    """`family` or `family@level`, checked."""
+    from reasoning_gym.factory import CURRICULA, DATASETS
+
+    family, at, text = part.strip().partition("@")
+    families = set(DATASETS) - {"composite"}  # a mixture is what "+" is for
+    if family not in families:
+        near = difflib.get_close_matches(family, sorted(families), 1)
+        raise DataError(
+            f"{name}: reasoning-gym has no family {family!r}{f'; {near[0]}?' if near else '.'} They are "
+            "listed at https://github.com/open-thought/reasoning-gym/blob/main/GALLERY.md."
+        )
+    if not at:
+        return family, None
+    if not text.isdecimal():
+        raise DataError(f"{name}: the level in {part!r} must be a whole number from 0.")
+    if family not in CURRICULA:
+        raise DataError(f"{name}: {family} has no curriculum in reasoning-gym; leave @{text} out.")
+    highest = max(len(attribute.levels) for attribute in CURRICULA[family]().attributes.values()) - 1
+    if int(text) > highest:
+        raise DataError(f"{name}: {family} has levels 0 to {highest}.")
+    return family, int(text)
+
+
+def _rows(
+    name: str, family: str, level: int | None, count: int, seed: int, split: str, answer_format: str
+) -> list[dict[str, Any]]:
+    import reasoning_gym
+    from reasoning_gym.factory import CURRICULA
+
+    from p2o.verifiers.answers import GoldError
+    from p2o.verifiers.gym import check_gold
+
+    # Some families hand the seed to NumPy, which takes 32 bits, and reasoning-gym adds the item's number.
+    settings: dict[str, Any] = {"seed": seed % 2**31, "size": PATIENCE * 8 * count}
+    try:
+        if level is None:
+            gym = reasoning_gym.create_dataset(family, **settings)
+        else:
+            curriculum = CURRICULA[family]()
+            curriculum.set_global_level(level)
+            gym = reasoning_gym.create_dataset(family, **vars(curriculum.generate_configuration(settings)))
+    except (AssertionError, ValueError) as error:
+        raise DataError(f"{name}: reasoning-gym cannot make {family} at level {level}: {error}") from error
+    rows: dict[str, dict[str, Any]] = {}
+    failure = ""
+    for index in range(settings["size"]):
+        if len(rows) == count:
+            break
+        try:
+            entry = gym[index]
+        except Exception as error:  # some families do not manage every item; the others are questions all the same
+            failure = f" The last item that it failed to make: {type(error).__name__}: {error}."
+            continue
+        question = entry["question"].strip()
+        if is_held_out(question) is not (split == "test") or question in rows:
+            continue
+        text, solution = json.dumps(entry, default=str), _solution(entry)
+        if solution != ANY_ANSWER:
+            try:
+                check_gold(solution or '""', {"entry": text, "family": family})
+            except GoldError as error:  # nobody could be paid for it
+                failure = f" The last item that could not be used: {error}."
+                continue
+        rows[question] = {
+            "prompt": [{"role": "user", "content": f"{question}\n\n{answer_format}" if answer_format else question}],
+            "solution": solution,
+            "family": family,
+            "level": level,
+            "entry": text,
+        }
+    if len(rows) < count:
+        raise DataError(
+            f"{name}: {family}{'' if level is None else f'@{level}'} has only {len(rows)} different questions for "
+            f"{split} in {settings['size']} draws, and {count} are wanted. "
+            f"Ask for fewer, or for another level.{failure}"
+        )
+    return list(rows.values())
+
+
+def _solution(entry: dict[str, Any]) -> str:
+    """The answer; where many are right, reasoning-gym's example, if it has one."""
+    if entry["answer"] is not None:
+        return str(entry["answer"])
+    examples = [value for key, value in entry["metadata"].items() if key.startswith(("example_", "possible_answer"))]
+    return next((e if isinstance(e, str) else json.dumps(e) for e in examples if e), ANY_ANSWER)

@@ -1,0 +1,231 @@
+"""Questions and gold answers where people keep them: in columns of any name, in parts of them, in known layouts.
+
+| layout | question | gold answer |
+|---|---|---|
+| TRL | `prompt` | `solution` |
+| verl, DAPO | `prompt`, a chat | `reward_model.ground_truth` |
+| Alpaca | `instruction`, and `input` where there is one | `output` |
+| ShareGPT | `conversations` of `from` and `value` | |
+| chats | `messages` | |
+
+A layout is taken where the column of the first line is missing and no other is named. Every departure from the text of
+the file is counted and told.
+"""
+
+import ast
+import difflib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+
+from p2o.tasks.files import is_chat, number_text
+
+PROMPT, SOLUTION = "prompt", "solution"
+USUAL = {
+    PROMPT: ("question", "problem", "query", "instruction", "input", "messages", "conversations"),
+    SOLUTION: ("answer", "final_answer", "gold", "target", "output", "ground_truth", "label", "expected_answer"),
+}
+ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "observation": "tool"}
+# What GSM8K ends its worked answers with.
+_FINAL_LINE = re.compile(r"(?:\A|\n)[ \t]*####[ \t]*(\S[^\n]*?)\s*\Z")
+
+
+class DataError(ValueError):
+    """Data that cannot be used: what is wrong, where, and what to do."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What was found in a data set.
+
+    Args:
+        prompts: texts or chats where they could be read as such, one a row; anything else as it was.
+        solutions: texts in the same way; None where there is no such column.
+        notes: what was read in another way than it is written.
+    """
+
+    prompts: list[Any]
+    solutions: list[Any] | None
+    notes: tuple[str, ...]
+
+
+def read_columns(dataset: Dataset, prompt_column: str, solution_column: str, name: str) -> Columns:
+    """Questions and gold answers of a data set.
+
+    Args:
+        dataset: as loaded.
+        prompt_column, solution_column: as in [`p2o.tasks.loading.questions`].
+        name: of the data, for people.
+
+    Raises:
+        DataError: no such column, or no such part of one.
+    """
+    notes: list[str] = []
+    names = dataset.column_names
+    prompts = _prompts(dataset, prompt_column, name, notes)
+    if solution_column != SOLUTION or SOLUTION in names:
+        solutions = _values(dataset, solution_column, SOLUTION, name)
+    elif "reward_model" in names and any(isinstance(v, dict) and "ground_truth" in v for v in dataset["reward_model"]):
+        solutions = _values(dataset, "reward_model.ground_truth", SOLUTION, name)
+        notes.append("Gold answers are those of `reward_model.ground_truth`, as in verl's layout.")
+    elif {"instruction", "output"} <= set(names) and prompt_column in (PROMPT, "instruction"):
+        solutions = _values(dataset, "output", SOLUTION, name)
+        notes.append("Gold answers are those of `output`, as in Alpaca's layout.")
+    else:
+        usual = _usual(names, SOLUTION)
+        hint = f" (perhaps --solution_column {usual})" if usual else ""
+        notes.append(f"There is no `solution` column{hint}: rewards and reflection have no gold answers.")
+        return Columns(_read(prompts, chat_of, "prompts", notes), None, tuple(notes))
+    prompts = _read(prompts, chat_of, "prompts", notes)
+    return Columns(prompts, _read(solutions, gold_of, "solutions", notes), tuple(notes))
+
+
+def _prompts(dataset: Dataset, column: str, name: str, notes: list[str]) -> list[Any]:
+    names = set(dataset.column_names)
+    if column != PROMPT or PROMPT in names:
+        return _values(dataset, column, PROMPT, name)
+    if {"instruction", "output"} <= names:
+        notes.append("Questions are `instruction` with `input` below it, as in Alpaca's layout.")
+        asked = _values(dataset, "instruction", PROMPT, name)
+        given = _values(dataset, "input", PROMPT, name) if "input" in names else [None] * len(asked)
+        return [
+            f"{a}\n\n{i}" if isinstance(a, str) and a.strip() and isinstance(i, str) and i.strip() else a
+            for a, i in zip(asked, given, strict=True)
+        ]
+    for chats in ("conversations", "messages"):
+        if chats in names and any(map(is_chat, dataset[chats])):
+            notes.append(f"Questions are the chats of `{chats}`.")
+            return _values(dataset, chats, PROMPT, name)
+    return _values(dataset, column, PROMPT, name)
+
+
+def _values(dataset: Dataset, column: str, what: str, name: str) -> list[Any]:
+    """A column, or of a column of mappings the part that dots lead to."""
+    names = dataset.column_names
+    first, *path = [column] if column in names else column.split(".")
+    if first not in names:
+        option = f"--{what}_column"
+        near = next(iter(difflib.get_close_matches(column, names, 1)), None) or _usual(names, what)
+        hint = f", perhaps {near}" if near else ""
+        raise DataError(
+            f"{name} has no `{column}` column; it has {', '.join(names) or 'none'}. Name the right one with "
+            f"{option}{hint}."
+        )
+    values = list(dataset.select_columns([first])[:][first])
+    for depth, part in enumerate(path):
+        values = [_mapping(value) for value in values]
+        if not any(isinstance(value, dict) and part in value for value in values):
+            parts = dict.fromkeys(key for value in values if isinstance(value, dict) for key in value)
+            where = ".".join([first, *path[:depth]])
+            raise DataError(
+                f"{name}: `{where}` has no part `{part}`; "
+                + (f"it has {', '.join(parts)}." if parts else "it holds no mappings.")
+                + f" Name the right one with --{what}_column."
+            )
+        values = [value.get(part) if isinstance(value, dict) else None for value in values]
+    return values
+
+
+def part_of(row: Mapping[str, Any], column: str) -> Any:
+    """The value of a column of one row, or of the part of one that dots lead to; None where there is none."""
+    if column in row:
+        return row[column]
+    value: Any = row
+    for part in column.split("."):
+        value = _mapping(value)
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _mapping(value: Any) -> Any:
+    """A mapping that is written as text as what it stands for; anything else as it is."""
+    return (_loads(value) or value) if isinstance(value, str) and value[:1] == "{" else value
+
+
+def _usual(names: Sequence[str], what: str) -> str | None:
+    """The column that is likely meant."""
+    return next((column for column in USUAL[what] if column in names), None)
+
+
+def _read(values: list[Any], read: Callable[[Any], tuple[Any, str]], what: str, notes: list[str]) -> list[Any]:
+    """The values as `read` takes them; what it did to how many goes into the notes."""
+    found = [read(value) for value in values]
+    for done, count in Counter(done for _, done in found if done).items():
+        notes.append(f"{count} {what} {done}.")
+    return [value for value, _ in found]
+
+
+# -- single values -----------------------------------------------------------------------------------------------------
+
+
+def chat_of(value: Any) -> tuple[Any, str]:
+    """A prompt with the wrappings of other layouts off, and what was done to it ("" for nothing)."""
+    done = ""
+    if isinstance(value, bytes):
+        value, done = _utf8(value), "were bytes and became texts"
+    if isinstance(value, str):
+        loaded = _loads(value) if re.match(r"\s*[\[{]", value) and ("content" in value or "value" in value) else None
+        if not (is_chat(loaded) or is_chat([loaded])):
+            return value, done
+        value, done = loaded, "were chats written as text and became chats"
+    if is_chat([value]):
+        value, done = [value], done or "were single messages and became chats"
+    elif isinstance(value, list) and len(value) == 1 and is_chat(value[0]):
+        value, done = value[0], done or "were chats in a list of one and were taken out of it"
+    if not is_chat(value):
+        return value, done
+    chat = []
+    for message in value:
+        if "role" not in message:
+            message = {"role": message["from"], "content": message["value"], **message}
+            message = {key: item for key, item in message.items() if key not in ("from", "value")}
+            message["role"] = ROLES.get(message["role"], message["role"])
+            done = done or "were of `from` and `value` and became chats of `role` and `content`"
+        # Arrow gives every message the keys of all others, and templates ask whether `tool_calls` is there.
+        chat.append({key: item for key, item in message.items() if item is not None or key in ("role", "content")})
+    return chat, done
+
+
+def gold_of(value: Any) -> tuple[Any, str]:
+    """A gold answer as text where it is one in some wrapping, and what was done to it ("" for nothing)."""
+    done = ""
+    if isinstance(value, dict) and "ground_truth" in value:
+        value, done = value["ground_truth"], "were mappings, of which `ground_truth` was taken"
+    if isinstance(value, bytes):
+        value, done = _utf8(value), "were bytes and became texts"
+    if isinstance(value, str) and value.lstrip()[:2] in ('["', "['"):
+        loaded = _loads(value)
+        if isinstance(loaded, list) and len(loaded) == 1 and isinstance(loaded[0], str):
+            value, done = loaded[0], "were lists of one, written as text, and were taken out of them"
+    while isinstance(value, list) and len(value) == 1:
+        value, done = value[0], "were lists of one and were taken out of them"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        text = number_text(value)
+        return text, "" if text is None else done or "are numbers and became texts"
+    if isinstance(value, str) and (final := _FINAL_LINE.search(value)):
+        return final[1], "end in `#### …`, of which that was taken"
+    return value, done
+
+
+def _utf8(value: bytes) -> str | bytes:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value
+
+
+def _loads(text: str) -> Any:
+    """What a text stands for as JSON, or as Python writes it (pandas writes chats to CSV so); None for neither."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+        return None

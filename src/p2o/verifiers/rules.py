@@ -1,0 +1,235 @@
+"""The rules around math-verify's verdict: what is paid although it says no, and what is not although it says yes.
+
+For the workers only. Cheap looks at the text come first; math-verify is asked again only where a rule of notation,
+units or sets has changed something.
+"""
+
+import re
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+from latex2sympy2_extended import NormalizationConfig
+from math_verify import LatexExtractionConfig, parse
+from math_verify import verify as equal
+
+from p2o.verifiers import sets
+from p2o.verifiers.choices import choice, is_letters, unstyled, words
+from p2o.verifiers.magnitude import far_apart
+from p2o.verifiers.notation import spelled
+from p2o.verifiers.numbers import based, clock, is_time, same_time, value
+from p2o.verifiers.units import changes_value, conflicting, percentage, quantity
+
+MOST_CHARACTERS = 1000
+"""Of an answer that rules are tried on."""
+
+# Units are ours: math-verify would strike out any words at the end, "or more" as well.
+_READ = [
+    LatexExtractionConfig(
+        boxed_match_priority=0,
+        try_extract_without_anchor=False,
+        normalization_config=NormalizationConfig(units=False, malformed_operators=True, boxed="last"),
+    )
+]
+
+
+def pays(gold: str, answer: str) -> bool:
+    """Whether the answer is right, asked where math-verify found the two different."""
+    if not answer or max(len(gold), len(answer)) > MOST_CHARACTERS:
+        return False
+    wanted, said = spelled(gold), spelled(answer)
+    if not wanted or not said:
+        return False
+    for rule in (_times, _bases, _choices, _words, _percentages, _systems, _sets):
+        verdict = rule(wanted, said)
+        if verdict is not None:
+            return verdict
+    core, core_said = quantity(wanted), quantity(said)
+    if core.unit and core_said.unit and core.unit != core_said.unit:
+        return False
+    if _squeezed(core.core) == _squeezed(core_said.core):
+        return True
+    if (one := value(core.core)) is not None and (other := value(core_said.core)) is not None and one == other:
+        return True
+    if _squeezed(core.core) == _squeezed(gold) and _squeezed(core_said.core) == _squeezed(answer):
+        return False  # no rule had anything to change
+    return _same(core.core, core_said.core)
+
+
+def refuses(gold: str, answer: str, parsed: list[Any], found: list[Any]) -> bool:
+    """Whether the answer is wrong, asked where math-verify found the two equal."""
+    if gold == answer or max(len(gold), len(answer)) > MOST_CHARACTERS:
+        return False
+    if re.fullmatch(r"[-+]?\d+", gold) and re.fullmatch(r"[-+]?\d+", answer):
+        return False
+    wanted, said = spelled(gold), spelled(answer)
+    if wanted == said:
+        return False
+    for rule in (_times, _bases):
+        if rule(wanted, said) is False:
+            return True
+    if changes_value(said) and not changes_value(wanted):
+        return True
+    if conflicting(quantity(wanted).unit, quantity(said).unit):
+        return True
+    return any(
+        far_apart(one, other)
+        for one in parsed
+        for other in found
+        if not isinstance(one, str) and not isinstance(other, str)
+    )
+
+
+def readable(gold: str) -> bool:
+    """Whether a rule can read a gold answer that math-verify cannot parse."""
+    if len(gold) > MOST_CHARACTERS:
+        return False
+    text = spelled(gold)
+    if not text:
+        return False
+    if clock(text) or based(text) or choice(text) or words(text) or sets.intervals(text) or sets.assignments(text):
+        return True
+    parts = [percentage(part) or quantity(part).core for part in sets.answers(text)]
+    return bool(parts) and all(value(part) is not None or _expressions(part) for part in parts)
+
+
+def _times(gold: str, answer: str) -> bool | None:
+    wanted, said = clock(gold), clock(answer)
+    if wanted is None or said is None or not is_time(wanted):
+        return None
+    return same_time(wanted, said)
+
+
+def _bases(gold: str, answer: str) -> bool | None:
+    wanted, said = based(gold), based(answer)
+    return None if wanted is None or said is None else wanted == said
+
+
+def _choices(gold: str, answer: str) -> bool | None:
+    wanted, said = choice(gold), choice(answer)
+    if wanted is None:
+        # The gold answer is an option's value, the letter before it the completion's own.
+        return _same_value(gold, said.behind) or None if said is not None and said.behind else None
+    if said is not None:
+        if wanted.letters != said.letters:
+            return False
+        return not (wanted.behind and said.behind) or _same_value(wanted.behind, said.behind)
+    return _same_value(wanted.behind, answer) if wanted.behind else None
+
+
+def _same_value(gold: str, answer: str) -> bool:
+    return _squeezed(gold) == _squeezed(answer) or (not is_letters(gold) and pays(gold, answer)) or _same(gold, answer)
+
+
+def _words(gold: str, answer: str) -> bool | None:
+    if gold.isdigit() or answer.isdigit():
+        return None
+    wanted, said = words(gold), words(answer)
+    return True if wanted is not None and wanted == said else None
+
+
+def _percentages(gold: str, answer: str) -> bool | None:
+    """Source: #61. A percentage is a hundredth of its number, or the number where the question asked for per cent; the
+    latter not below 1, since 0.5 may be a half."""
+    wanted, said = percentage(gold), percentage(answer)
+    if wanted is None and said is None:
+        return None
+    one, other = _exact(wanted or gold), _exact(said or answer)
+    if one is not None and other is not None:
+        if one == other:
+            return (wanted is None) == (said is None) or abs(one) >= 1
+        return one / 100 == other if said is None else one == other / 100 if wanted is None else False
+    if wanted is not None and said is not None:
+        return _same(wanted, said)
+    if wanted is not None:
+        return _same(rf"\frac{{{wanted}}}{{100}}", answer)
+    return _same(gold, rf"\frac{{{said}}}{{100}}")
+
+
+def _exact(text: str) -> Fraction | None:
+    return value(quantity(text).core)
+
+
+def _systems(gold: str, answer: str) -> bool | None:
+    """Source: MATH's golds and open-r1 style wrappers. A tuple gives the unknowns in alphabetical order."""
+    wanted, said = sets.assignments(gold), sets.assignments(answer)
+    if wanted is None and said is None:
+        return None
+    ordered = [_by_name(read) if read else sets.coordinates(text) for read, text in ((wanted, gold), (said, answer))]
+    if ordered[0] is None or ordered[1] is None or len(ordered[0]) != len(ordered[1]):
+        return None
+    if wanted and said and wanted.keys() != said.keys():
+        return False
+    return all(_equal_parts(one, other) for one, other in zip(ordered[0], ordered[1], strict=True))
+
+
+def _by_name(values: dict[str, str]) -> list[str]:
+    return [values[name] for name in sorted(values)]
+
+
+def _equal_parts(gold: str, answer: str) -> bool:
+    one, other = value(gold), value(answer)
+    return one == other if one is not None and other is not None else _same(gold, answer)
+
+
+def _sets(gold: str, answer: str) -> bool | None:
+    wanted, said = sets.intervals(gold), sets.intervals(answer)
+    if wanted is not None and said is not None:
+        if wanted[1] and said[1] and wanted[1] != said[1]:
+            return False
+        if (_squeezed(wanted[0]), _squeezed(said[0])) == (_squeezed(gold), _squeezed(answer)):
+            return None
+        return _squeezed(wanted[0]) == _squeezed(said[0]) or _same(wanted[0], said[0])
+    if not re.search(r"\\[pm][mp]|,|;|\bor\b|\band\b|\\\{", gold + answer):
+        return None
+    several, several_said = sets.answers(gold), sets.answers(answer)
+    if len(several) < 2 and len(several_said) < 2:
+        return None
+    if len(several) != len(several_said):
+        return False
+    return _same_members(several, several_said)
+
+
+def _same_members(gold: list[str], answer: list[str]) -> bool | None:
+    """Whether each answer has its own counterpart; at most six, since each is compared with each."""
+    if len(gold) > 6:
+        return None
+    left = list(answer)
+    for one in gold:
+        match = next((other for other in left if _equal_parts(quantity(one).core, quantity(other).core)), None)
+        if match is None:
+            return False
+        left.remove(match)
+    return True
+
+
+def _squeezed(text: str) -> str:
+    """Without blanks, except between digits: 2 3/8 is not 23/8."""
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)|\\(?:left|right)(?![a-zA-Z])", "", text)
+
+
+@lru_cache(maxsize=4096)
+def _parsed(text: str) -> list[Any]:
+    if not text:
+        return []
+    try:
+        return list(
+            parse(rf"\boxed{{{text}}}", _READ, extraction_mode="first_match", parsing_timeout=None, raise_on_error=True)
+        )
+    except MemoryError:
+        raise
+    except Exception:  # as in p2o.verifiers.math
+        return []
+
+
+def _expressions(text: str) -> list[Any]:
+    # math-verify sees the imaginary unit in "3 i" and not in "3i".
+    return [item for item in _parsed(re.sub(r"(?<=\d)i(?![a-zA-Z])", " i", text)) if not isinstance(item, str)]
+
+
+def _same(gold: str, answer: str) -> bool:
+    """What math-verify says about text of which our rules have made TeX."""
+    one, other = _expressions(gold), _expressions(answer)
+    if not one or not other:
+        return _squeezed(unstyled(gold)) == _squeezed(unstyled(answer))
+    return equal(one, other, timeout_seconds=None) and not far_apart(one[0], other[0])
