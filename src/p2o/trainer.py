@@ -347,9 +347,8 @@ class P2OTrainer(GRPOTrainer):
         """As TRL's, with what P²O did: epochs, prompt phases, templates with their scores, the ledger."""
         super().create_model_card(model_name, *args, **kwargs)
         if self.is_world_process_zero():
-            model_card.add_section(
-                self.args, model_name, self.p2o, self.state, phase.reflector(self.args, self.reflect)
-            )
+            reflector = phase.reflector(self.args, self.reflect)
+            model_card.add_section(self.args, model_name, self.p2o, self.state, reflector)
 
     # -- checkpoints, and going on from one --------------------------------------------------------------------------
 
@@ -386,7 +385,6 @@ class P2OTrainer(GRPOTrainer):
             super()._push_from_checkpoint(str(checkpoint.final))
 
     def fingerprint(self) -> dict[str, Any]:
-        """Settings and data that a checkpoint of this run is only continued under."""
         return checkpointing.fingerprint(self.args, self.train_dataset["prompt"], self.accelerator.num_processes)
 
     def _get_output_dir(self, trial: Any) -> str:
