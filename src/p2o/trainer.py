@@ -164,7 +164,7 @@ class P2OTrainer(GRPOTrainer):
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         (plan, rewards), self._batch = self._batch.scored(), None
         sampled = self._policy.count(self.p2o, plan, output)
-        self._tell_of_rollouts(plan, rewards)
+        self._report_rollouts(plan, rewards)
         if questions:
             self._policy.mine(self.p2o, plan, rewards, sampled)
         elif self._evaluation is not None:
@@ -310,7 +310,7 @@ class P2OTrainer(GRPOTrainer):
 
     # -- evaluation, always bare and from a random stream of its own; what watchers see ------------------------------
 
-    def _tell_of_rollouts(self, plan: RolloutPlan, rewards: Rewards) -> None:
+    def _report_rollouts(self, plan: RolloutPlan, rewards: Rewards) -> None:
         templates = gather_object(list(plan.templates))
         self._logs["extra"]["template"].extend(templates)
         rollouts = sampled_rollouts(self._logs, templates, rewards.total.tolist())

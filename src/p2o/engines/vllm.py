@@ -136,7 +136,7 @@ def _check_server(args: Any) -> None:
 
 
 def _wait_for(url: str, timeout: float, start: str) -> None:
-    begun, told = time.monotonic(), False
+    begun, warned = time.monotonic(), False
     while True:
         try:
             _get(f"{url}/health")
@@ -147,14 +147,14 @@ def _wait_for(url: str, timeout: float, start: str) -> None:
                     f"No vLLM server answers at {url} ({error}), after {timeout:g} seconds (vllm_server_timeout). "
                     f"Start one with: {start}"
                 ) from None
-            if not told:
+            if not warned:
                 logger.warning(
                     "No vLLM server answers at %s yet; waiting up to %g seconds. Start one with: %s",
                     url,
                     timeout,
                     start,
                 )
-                told = True
+                warned = True
             time.sleep(1)
 
 
