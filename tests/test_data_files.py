@@ -4,17 +4,23 @@
 `P2O_FIELD_CASES` names its folder, or where it lies beside the checkout.
 """
 
+import csv
 import gzip
 import io
 import json
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas
 import pytest
 from datasets import Dataset, DatasetDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from p2o import P2OConfig
 from p2o.tasks import DataError, equal_golds, load_splits, questions
+from p2o.trainer import number_questions
 from p2o.verifiers import check_solutions, unpayable
 
 FIELD_CASES = Path(os.environ.get("P2O_FIELD_CASES", Path(__file__).parents[2] / "shared" / "field")) / "data"
@@ -455,3 +461,67 @@ def test_golds_that_nobody_can_be_paid_for_are_told_whatever_the_reward_is(tmp_p
     assert not questions(loaded, unpayable=unpayable, strict=True)[1].stops, "a function of the user's may know better"
     data, report = questions(loaded, unpayable=unpayable, unparsable=lambda golds: [])
     assert data["solution"][:] == ["43"] and "3 of 4 questions dropped" in report.line()
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["007", "[1]", "null", '{"role": "user", "content": "x"}', "2020-01-01", "#### 4", "['x']"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "from", "value", "ground_truth", "text"]), inner, max_size=4
+        )
+    ),
+    max_leaves=6,
+)
+MESSAGE = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system", 3, None]), "content": JSON})
+COLUMN = st.sampled_from(["prompt", "solution", "extra", "reward_model"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.dictionaries(COLUMN, JSON | st.lists(MESSAGE, max_size=3), max_size=4), min_size=1, max_size=4),
+    st.sampled_from([None, True, False]),
+    st.booleans(),
+)
+def test_whatever_stands_in_a_file_has_a_verdict(made, cut, chat):
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "a.jsonl"
+        path.write_bytes(lines(*made))
+        try:
+            data, report = questions(
+                load_splits(str(path))["train"],
+                cut_last_answer=cut,
+                system_prompt="S" if chat else None,
+                answer_format="F",
+                unpayable=unpayable,
+            )
+        except DataError:
+            return
+    assert report.stops == bool(report.problem())
+    if not report.stops:
+        assert [row["prompt"] for row in data] and len(data) == len(report.kept)
+        assert all(isinstance(row.get("solution", ""), str) for row in data)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.text(alphabet='a0.5-e,"\n; ', min_size=1, max_size=6), min_size=1, max_size=5))
+def test_a_cell_of_csv_stays_as_it_is_written(cells):
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "a.csv"
+        with open(path, "w", newline="") as file:
+            csv.writer(file).writerows([["prompt", "solution"], *([f"q{n}", cell] for n, cell in enumerate(cells))])
+        data, report = questions(load_splits(str(path))["train"]) if any(map(str.strip, cells)) else ([], None)
+        kept = [cell for cell in cells if cell.strip()]
+        assert report is None or data["solution"][:] == kept
+
+
+def test_a_script_is_told_of_columns_that_trl_takes(tmp_path):
+    config = P2OConfig(str(tmp_path), use_cpu=True, bf16=False, num_generations=2, per_device_train_batch_size=2)
+    data = Dataset.from_dict({"prompt": ["a", "b"], "completions": ["c", "d"]})
+    with pytest.raises(ValueError, match="a column completions, which is what TRL hands"):
+        number_questions(data, config)

@@ -1,5 +1,6 @@
 """`p2o eval` on the embedded world: whole evaluations in small, killed and continued, compared, and given bad input."""
 
+import errno
 import json
 import os
 import re
@@ -325,3 +326,24 @@ def test_weights_are_told_apart(tmp_path):
 def test_one_question_has_no_error(tmp_path, finished):
     found = run(tmp_path, "--limit", "1")["tasks"]["pico:easy"]
     assert found["standard_error"] is None and found["questions"] == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+def test_a_disk_that_takes_no_more_is_a_message(tmp_path, monkeypatch, capsys, number):
+    """The file system fails at the fourth write; when it is mended, the same command goes on behind what is there."""
+    batches = []
+
+    def sync(descriptor):
+        batches.append(descriptor)
+        if len(batches) > 3:  # the settings come first
+            raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", sync)
+        assert main([*COMMAND, "--output_dir", str(tmp_path)]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"Cannot write: {os.strerror(number)}" in said and "goes on from there" in said
+    kept = lines(tmp_path / "transcripts.jsonl")
+    assert len(kept) >= 6
+    run(tmp_path)
+    assert lines(tmp_path / "transcripts.jsonl")[: len(kept)] == kept

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections import deque
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from reasoning_gym.dataset import ProceduralDataset
 from reasoning_gym.factory import DATASETS
 from reasoning_gym.games.rush_hour import Board
 
-from p2o.tasks.named import ANY_ANSWER, _gym_solution
+from p2o.tasks.loading import DataError
+from p2o.tasks.named import ANY_ANSWER, _gym_solution, load_task
 from p2o.verifiers.answers import GoldError
 from p2o.verifiers.gym import check_gold, score
 from p2o.verifiers.gym_audit import evaluating_calls
@@ -181,16 +183,41 @@ def test_a_family_whose_scorer_evaluates_text_has_a_reader_and_a_new_one_is_refu
     found = {family: calls for family in FAMILIES if (calls := evaluating_calls(family))}
     assert set(found) == set(EVALUATING) and set(EVALUATING) <= set(READERS)
 
+    @dataclass
+    class Config:
+        seed: int = 0
+        size: int = 10
+
     class Careless(ProceduralDataset):
+        def __getitem__(self, index):
+            return {"question": f"{index}?", "answer": "1", "metadata": {"source_dataset": "careless"}}
+
         def score_answer(self, answer, entry):
             return float(self.read(answer) == entry["answer"])
 
         def read(self, answer):
             return eval(answer)
 
-    monkeypatch.setitem(DATASETS, "careless", (Careless, object))
+    monkeypatch.setitem(DATASETS, "careless", (Careless, Config))
     with pytest.raises(GoldError, match=r"careless runs text as code \(eval\)"):
-        score("<answer>1</answer>", {"entry": {"answer": 1, "metadata": {"source_dataset": "careless"}}})
+        score("<answer>1</answer>", {"entry": {"answer": "1", "metadata": {"source_dataset": "careless"}}})
+    with pytest.raises(DataError, match=r"gym:gcd\+careless: .*careless runs text as code \(eval\).*another family"):
+        load_task("gym:gcd+careless", limit=4)
+
+
+def test_questions_whose_own_answer_would_not_be_right_are_left_out(monkeypatch):
+    family = type(dataset("chain_sum"))
+    made = family.__getitem__
+
+    def with_some_wrong(self, index):
+        entry = made(self, index)
+        return {**entry, "answer": "none"} if index % 2 else entry
+
+    monkeypatch.setattr(family, "__getitem__", with_some_wrong)
+    assert all(row["solution"] != "none" for row in load_task("gym:chain_sum", limit=12).dataset)
+    monkeypatch.setattr(family, "__getitem__", lambda self, index: {**made(self, index), "answer": "none"})
+    with pytest.raises(DataError, match=r"only 0 different questions.*'none' would not be scored as right"):
+        load_task("gym:chain_sum", limit=2)
 
 
 def test_calls_that_evaluate_text_stand_in_the_modules_that_were_read():
@@ -305,6 +332,8 @@ SUM = made("chain_sum", "24680", "State the result: 20000 + 4680 =")
 EQUATION = made("simple_equations", "17", "Solve for k: 3*k = 51", equation="3*k = 51", variable="k")
 LEGS = made("leg_counting", "96", "How many legs are there if you have 12 spiders?")
 NEGATIVE = made("decimal_chain_sum", "-12.75", "State the result: 1 - 13.75 =")
+LETTERS = made("letter_counting", "3", 'How many times does the letter "e" appear in the text: "we see"?')
+TOKENS = made("ab", "B# #A")
 GREATEST = made("gcd", "12", "Find the Greatest Common Divisor of these numbers: 24, 36.")
 FRACTION = made(
     "fraction_simplification",
@@ -370,7 +399,9 @@ RIGHT = [
     (SUM, ["20000 + 4680 = 24680", r"2.468 \times 10^{4}", "```\n24680\n```", "$$24680$$", r"\[24680\]", "*24680*"]),
     (EQUATION, ["k = 17", "x = 17", "$k = 17$", r"\text{k} = 17", "k=17.", "**k = 17**", "17.00"]),
     (LEGS, ["96 legs", r"96\text{ legs}", r"96 \text{ legs}", "**96 legs**", "96 legs.", "total legs = 96"]),
-    (NEGATIVE, ["-12.75", "−12.75", "$-12.75$", "-12.750", "-12.75."]),
+    (NEGATIVE, ["-12.75", "−12.75", r"\approx -12.75", "x ≈ -12.75", "$-12.75$", "-12.750", "-12.75."]),
+    (LETTERS, ["3", "3 times", "**3 times**"]),
+    (TOKENS, ["B# #A", r"B\# \#A", "`B# #A`"]),
     (GREATEST, ["gcd(24, 36) = 12", "GCD = 12"]),
     (FRACTION, ["3/7", "$3/7$", r"\frac{3}{7}", r"\dfrac{3}{7}", r"\tfrac{3}{7}", r"$\dfrac{3}{7}$", r"\frac37"]),
     (FRACTION, ["**3/7**", "30/70 = 3/7", r"\frac{30}{70} = \frac{3}{7}", r"\boxed{\frac{3}{7}}", "3 / 7", "3/7."]),
@@ -379,7 +410,7 @@ RIGHT = [
     (FACTORS, ["2*2*3*7", r"2 \times 2 \times 3 \times 7", r"$2^2 \cdot 3 \cdot 7$", "7 x 3 x 2 x 2"]),
     (FACTORS, ["84 = 2 × 2 × 3 × 7", r"2^{2} \times 3 \times 7", "2·2·3·7", "2**2 * 3 * 7"]),
     (COMPLEX, ["-3 + 4.5i", "-3.0+4.5j", "$-3 + 4.5i$", "(-3 + 4.5i)", "−3 + 4.5i", "-3 + 4.5*i", r"-3 + 4.5\,i"]),
-    (COMPLEX, ["z = -3 + 4.5i", "**-3.0 + 4.5i**"]),
+    (COMPLEX, ["z = -3 + 4.5i", "4.5i - 3", "**-3.0 + 4.5i**"]),
     (ANGLE, ["41.19°", "41.19", r"41.19^\circ", r"$41.19^{\circ}$", "41.19 degrees", r"\angle ABC = 41.19^\circ"]),
     (POINT, ["(1.5, -2.25)", r"\left(1.5, -2.25\right)", "$(1.500, -2.250)$", "H = (1.5, -2.25)", "(1.5, −2.25)"]),
     (LIST, ["[4,12,31]", "4, 12, 31", "**[4, 12, 31]**", "$[4, 12, 31]$", "[4, 12, 31]."]),
@@ -432,7 +463,7 @@ RIGHT = [
     (CRYPT, ["A=1, B=2, C=3", "A = 1, B = 2, C = 3", "**A=1,B=2,C=3**", r"A=1,\ B=2,\ C=3"]),
     (INTERVAL, ["3 days, 01:05:00", "3 days, 1:05:00", "**3 days, 01:05:00**"]),
     (CLOCK, ["07:45", "7:45", "`07:45`", "07:45:00"]),
-    (SORTING, ["[-4.0, 2.5]", '["-4.0", "2.5"]', "```\n['-4.0', '2.5']\n```"]),
+    (SORTING, ["[-4.0, 2.5]", "-4.0, 2.5", r"\left[-4.0, 2.5\right]", '["-4.0", "2.5"]', "```\n['-4.0', '2.5']\n```"]),
     (GSM, ["42", "**42**", "$42", "42 dollars", "42 apples", "x = 42"]),
     (BITS, ["0x1f", "31", "0x1F", "`0x1f`", "**0x1f**", "0b11111"]),
 ]
@@ -460,6 +491,8 @@ WRONG = [
     (EQUATION, ["k = -17", "k = 17/2", "3k = 17", "k ≠ 17", "k < 17", "17k", "k = 17 or k = 18", "k = 1, 7", "1 7"]),
     (LEGS, ["96 spiders more", "96 dozen", "96 hundred legs", "96 legs or 97 legs", "legs", "9 6 legs", "96 percent"]),
     (NEGATIVE, ["12.75", "-12,75", "-1275", "- 12.76", "(12.75)", "-12.75e1"]),
+    (LETTERS, ["3 letters e or so", "33", "3 times more", "3 times 2"]),
+    (TOKENS, ["#A B#", "B##A", "B A"]),
     (GREATEST, ["24, 36", "1, 2", "gcd = 21", "12, 24", "2^12"]),
     (FRACTION, ["30/70", "6/14", "7/3", "-3/7", r"\frac{30}{70}", "0.428571", "3/7 + 1", "3/7/1", "37", "3, 7"]),
     (DICE, ["1136", "22/72", "25/36", "11/36 + 1/36", "11", "0.31"]),
@@ -468,7 +501,23 @@ WRONG = [
         FACTORS,
         ["2 × 3 × 7", "4 × 3 × 7", "84", "2 + 2 + 3 + 7", "2 × 2 × 3 × 7 × 1", "2^3 × 3 × 7", "42 = 2 × 2 × 3 × 7"],
     ),
-    (COMPLEX, ["nan", "-3 - 4.5i", "3 + 4.5i", "-3", "4.5i", "-3 + 4.6i", "nan+nanj", "inf", "-3, 4.5", "-34.5i"]),
+    (
+        COMPLEX,
+        [
+            "nan",
+            "-3 - 4.5i",
+            "3 + 4.5i",
+            "-3",
+            "4.5i",
+            "4.5i + 3",
+            "-4.5i - 3",
+            "-3 + 4.6i",
+            "nan+nanj",
+            "inf",
+            "-3, 4.5",
+            "-34.5i",
+        ],
+    ),
     (ANGLE, ["41.19 radians", "-41.19°", "4119", "41.29°", "41.19, 2", "nan"]),
     (POINT, ["(-2.25, 1.5)", "(1.5, 2.25)", "1.5", "(1.5, -2.25, 7)", "(15, -2.25)", "(nan, nan)"]),
     (
@@ -532,3 +581,33 @@ def test_another_answer_stays_wrong_in_any_form(entry, answers):
     for answer, frame in itertools.product(answers, ("{}", "**{}**", r"\boxed{{{}}}", "${}$", "`{}`", "Answer: {}")):
         completion = f"<answer>{frame.format(answer)}</answer>"
         assert not score(completion, {"entry": json.loads(json.dumps(entry))})[0], completion
+
+
+@pytest.mark.parametrize(
+    "entry", [entry for entry, _ in RIGHT], ids=lambda entry: f"{entry['metadata']['source_dataset']}"
+)
+def test_long_repetitive_answers_are_wrong_and_not_searched_for_ever(entry):
+    parts = (
+        "a",
+        "1",
+        " ",
+        "-",
+        "(",
+        "{",
+        "[",
+        "$",
+        "*",
+        "\\",
+        "1a",
+        "1 ",
+        "a ",
+        "a=",
+        "1,",
+        "\\frac{",
+        "\\text{",
+        "x^",
+        "\n",
+    )
+    for part, frame in itertools.product(parts, ("{}", "1{}!", r"\frac{{{}}}!", "x = {}", "{}°")):
+        answer = frame.format(part * (4_000 // len(part)))
+        assert not score(f"<answer>{answer}</answer>", {"entry": json.loads(json.dumps(entry))})[0]

@@ -126,11 +126,20 @@ def test_whatever_a_file_says_is_text_on_the_page(run, name):
     assert "<img" not in page.split('id="charts"')[0]
 
 
-@pytest.mark.parametrize("content", ["[]", "7", '{"epoch": 1}', "null", '"x"'])
-def test_a_file_of_another_shape_is_named(run, content):
-    (run / "templates" / "epoch-001.json").write_text(content)
+@pytest.mark.parametrize("content", ["[]", "7", '{"epoch": 1}', '"x"'])
+@pytest.mark.parametrize("name", ["templates/epoch-001.json", "hard_sets/epoch-001.json", "answers-after.jsonl"])
+def test_a_record_of_another_shape_is_named(run, name, content):
+    (run / name).write_text(content)
     page = render([load_run(run)])
-    assert "templates/epoch-001.json is damaged" in page and "Ledger" in page
+    assert f"{name} is damaged" in page or f"{name} has 1 damaged line(s)" in page
+    assert "Ledger" in page
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "versions.json", "summary.json", "metrics.jsonl"])
+def test_a_file_that_holds_a_number_is_named(run, name):
+    (run / name).write_text("7")
+    page = render([load_run(run)])
+    assert f"{name} is damaged" in page or f"{name} has 1 damaged line(s)" in page
 
 
 def test_a_report_that_cannot_be_written_is_a_message(run, tmp_path, capsys):

@@ -260,6 +260,29 @@ def test_what_calls_anything_else_is_not(text):
     assert not is_harmless(compile(text, "<string>", "eval"))
 
 
+SERIES = r"""
+from p2o.verifiers.code_guard import Guard
+guard = Guard()
+guard.install()
+import sympy
+from sympy import Function, Sum, Symbol, oo, symbols
+n, x = symbols("n x")
+print(Sum(1 / n**3 / (n + 1), (n, 1, oo)).evalf(10), sympy.CRootOf(x**5 - x + 1, 0).evalf(5))
+print(sympy.gcd(*[sum(symbols("a:9")) * symbols("b:9")[i] for i in (1, 2)]))
+assert guard.refused == 0
+try:
+    sympy.lambdify(x, Function("__import__")(Symbol("x")))("os")
+except Exception as error:
+    print(type(error).__name__, guard.refused)
+"""
+
+
+def test_sympy_may_write_code_of_its_own_but_not_of_names_that_text_brings():
+    said = subprocess.run([sys.executable, "-c", SERIES], capture_output=True, text=True, check=True).stdout.split("\n")
+    assert said[0].startswith("0.55") and "a0" in said[1]
+    assert said[2] == "CodeRefused 1"
+
+
 def hostile_texts(folder, port):
     """Python expressions and statements that would leave a trace, and what a worker could break."""
     file, code = str(folder / "stolen"), f"__import__('socket').create_connection(('127.0.0.1',{port})).send(b'x')"
@@ -284,19 +307,6 @@ def hostile_texts(folder, port):
     return [*expressions, f"lambdify((), {expressions[2]!r})()", f"S({expressions[1]!r})", f"Symbol('x').func.{code}"]
 
 
-def entry_of(family):
-    """An entry that not just any answer solves."""
-    judge = reasoning_gym.get_score_answer_fn(family)
-    for seed in range(1, 30):
-        entry = reasoning_gym.create_dataset(family, size=1, seed=seed)[0]
-        try:
-            if judge("not this", entry) < 0.99:
-                return entry
-        except Exception:
-            return entry
-    raise AssertionError(f"{family}: any answer solves every entry")
-
-
 @pytest.fixture
 def trap(tmp_path, monkeypatch):
     """Keys in the environment, a secret at home and a listening socket; fails when anything has got anywhere."""
@@ -318,18 +328,19 @@ def trap(tmp_path, monkeypatch):
 def test_no_text_gets_anywhere_by_any_scorer_of_reasoning_gym(trap):
     folder, port, pool = trap
     texts = hostile_texts(folder, port)
-    rng = random.Random(0)
-    families = [
-        family for family in reasoning_gym.factory.DATASETS if family != "composite"
-    ]  # has no scorer of its own
-    cases = []
-    for family in families:
-        row = {"entry": json.dumps(entry_of(family), default=str), "family": family}
-        cases += [(f"<answer>{text}</answer>", row) for text in texts]
+    families = sorted(set(reasoning_gym.factory.DATASETS) - {"composite"})  # which has no scorer of its own
     assert len(families) > 100
-    rng.shuffle(cases)
-    verdicts = verify([text for text, _ in cases], [row for _, row in cases], "gym", pool=pool)
-    paid = {row["family"] for (_, row), verdict in zip(cases, verdicts, strict=True) if verdict.reward}
+    entries = {family: reasoning_gym.create_dataset(family, size=1, seed=5)[0] for family in families}
+    rows = {family: {"entry": json.dumps(e, default=str), "family": family} for family, e in entries.items()}
+    # There are scorers that pay for whatever is not empty.
+    junk = verify(["<answer>not this</answer>"] * len(rows), list(rows.values()), "gym", pool=pool)
+    sold = {family for family, verdict in zip(rows, junk, strict=True) if verdict.reward}
+    assert len(sold) <= 1
+    cases = [(text, row) for text in texts for family, row in rows.items() if family not in sold]
+    random.Random(0).shuffle(cases)
+    said = [f"<answer>{text}</answer>" for text, _ in cases]
+    verdicts = verify(said, [row for _, row in cases], "gym", pool=pool)
+    paid = {(text, row["family"]) for (text, row), verdict in zip(cases, verdicts, strict=True) if verdict.reward}
     assert not paid and not any(SECRET in (verdict.extracted or "") for verdict in verdicts)
 
 

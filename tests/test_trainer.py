@@ -741,6 +741,7 @@ def alternate(
     model=None,
     peft_config=None,
     rollout_func=None,
+    feedback_func=None,
     callbacks=(),
     **changes,
 ):
@@ -754,6 +755,7 @@ def alternate(
         processing_class=AutoTokenizer.from_pretrained(model_path()),
         peft_config=peft_config,
         rollout_func=rollout_func,
+        feedback_func=feedback_func,
         reflect=reflect
         or (lambda prompts, *, seed: [Reflection(f"```\nTry way {next(numbers)}.\n```") for _ in prompts]),
     )
@@ -961,6 +963,40 @@ def test_collapsed_groups_are_replaced_until_none_is_left_or_the_rounds_are_over
     assert output["num_items_in_batch"] == output["completion_mask"].sum()
     trainer.current_gradient_accumulation_steps = 1
     assert trainer._compute_loss(trainer.model, output).isfinite()
+
+
+def test_an_unscored_rollout_has_no_advantage_over_a_wrong_one(tmp_path):
+    def reward(completions, **kwargs):
+        return [None, -1.0, -1.0, 1.0, -1.0, -1.0, -1.0, None]
+
+    trainer = make(tmp_path, reward=reward)
+    advantages = generation_batch(trainer, assign={})["advantages"].view(2 * K, -1)[:, 0]
+    assert advantages[0] == advantages[7] == 0
+    assert (advantages[1:3] < 0).all() and advantages[3] > 0
+    # One was right, of three; of the others none, of three.
+    assert {q: (o.successes, o.rollouts) for q, o in trainer.p2o.outcomes.items()} == {0: (1, 3), 1: (0, 3)}
+
+
+def test_evolution_is_told_what_nobody_could_score(tmp_path):
+    told = []
+
+    def accuracy(completions, **kwargs):
+        return [None if value else -1.0 for value in coin(completions)]
+
+    def feedback(completion, row):
+        told.append(row["reward"])
+        return "Wrong."
+
+    trainer, events = alternate(
+        tmp_path,
+        reward=[accuracy, lambda completions, **kwargs: [0.5] * len(completions)],
+        success_reward="accuracy",
+        feedback_func=feedback,
+    )
+    # The other reward alone is none, and beats no wrong answer.
+    assert set(told) == {-0.5}
+    rewards = {r for _, found, _ in events.phases if found for c in found.candidates for r in c.dev_rewards.values()}
+    assert rewards == {-0.5} and trainer.p2o.events["unscored_rollouts"] > 0
 
 
 @given(st.data())

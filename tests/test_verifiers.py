@@ -162,9 +162,7 @@ def test_reasoning_gyms_own_scorers_judge_rows_that_went_through_json(pool):
         wanted += [(family, 1.0), (family, 0.0)]
         completions = [f"<answer>{answer}</answer>", "<answer>not this</answer>"]
         found += [(family, v.reward) for v in verify(completions, [row] * 2, "gym", pool=pool)]
-    # Its scorer takes everything that is not "True" for "False".
-    differ = {mine[0] for mine, theirs in zip(found, wanted, strict=True) if mine != theirs}
-    assert len(wanted) > 180 and differ <= {"game_of_life_halting"}
+    assert len(wanted) > 180 and found == wanted
 
 
 @given(st.text(), st.text(alphabet="ab {}\\"))

@@ -1,5 +1,6 @@
 """What `p2o eval` and `p2o evolve` share: a frozen model by options, the directory of the work, errors as messages."""
 
+import errno
 import hashlib
 import json
 import logging
@@ -23,6 +24,8 @@ from p2o.ledger import Ledger, Purpose
 from p2o.pico import model_path
 from p2o.state import differences, write_json
 from p2o.verifiers import SolutionError
+
+NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 # -- the model ---------------------------------------------------------------------------------------------------------
 
@@ -179,6 +182,15 @@ def run(command: Callable[[list[str], Console], int], argv: list[str]) -> int:
         return 2
     except GenerationError as error:
         errors.print(f"Error: {error}\nWhat is finished is kept. The same command goes on from there.")
+        return 1
+    except OSError as error:
+        if error.errno not in NO_WRITING:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        errors.print(
+            f"Error: Cannot write{where}: {error.strerror}.\nWhat is finished is kept. Make room, and give the "
+            "same command again: it goes on from there."
+        )
         return 1
     except KeyboardInterrupt:
         errors.print("Interrupted; nothing that was finished is lost. The same command goes on from there.")

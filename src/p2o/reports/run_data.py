@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,60 +40,55 @@ class RunData:
 
 
 def load_run(path: Path) -> RunData:
-    """Reads what is there; a file that is missing or damaged becomes a problem, not an exception."""
+    """Reads what is there; a file that is missing, damaged or of another shape is a problem, not an exception."""
     run = RunData(path)
 
-    def read(name: str, parse: Any, default: Any) -> Any:
+    def read(name: str, parse: Callable[[str], Any], default: Any) -> Any:
         try:
             return parse((path / name).read_text())
         except FileNotFoundError:
             run.problems.append(f"{name} is missing")
-        except (ValueError, OSError, yaml.YAMLError) as error:
+        except (ValueError, OSError, RecursionError, yaml.YAMLError) as error:
             run.problems.append(f"{name} is damaged ({type(error).__name__})")
         return default
 
-    def lines(name: str) -> Any:
-        def parse(text: str) -> list[dict[str, Any]]:
-            records, torn = [], 0
-            for line in text.splitlines():
-                try:
-                    records.append(json.loads(line))
-                except json.JSONDecodeError:
-                    torn += 1
-            if torn:
-                run.problems.append(f"{name} has {torn} damaged line(s)")
-            return records
+    def read_lines(name: str, *keys: str) -> list[dict[str, Any]]:
+        records, damaged = [], 0
+        for line in read(name, str.splitlines, []):
+            try:
+                records.append(_mapping(json.loads(line), keys))
+            except (ValueError, RecursionError):
+                damaged += 1
+        if damaged:
+            run.problems.append(f"{name} has {damaged} damaged line(s)")
+        return records
 
-        return parse
-
-    run.config = read("config.yaml", yaml.safe_load, {}) or {}
-    run.versions = read("versions.json", json.loads, {})
-    run.summary = read("summary.json", json.loads, {})
-    run.metrics = read("metrics.jsonl", lines("metrics.jsonl"), [])
+    run.config = read("config.yaml", lambda text: _mapping(yaml.safe_load(text) or {}), {})
+    run.versions = read("versions.json", lambda text: _mapping(json.loads(text)), {})
+    run.summary = read("summary.json", lambda text: _mapping(json.loads(text)), {})
+    run.metrics = read_lines("metrics.jsonl")
     # Runs without evaluation questions have no answers to them.
     for when in ("before", "after") if run.summary.get("bare_accuracy") else ():
-        run.answers[when] = read(f"answers-{when}.jsonl", lines("answers"), [])
-    for folder, kept, keys in (
-        ("hard_sets", run.hard_sets, ("epoch", "rows")),
-        ("templates", run.templates, ("epoch", "selected", "evolution")),
-    ):
+        run.answers[when] = read_lines(f"answers-{when}.jsonl", "dataset", "question", "completion", "reward")
+    for folder, keys in (("hard_sets", ("epoch", "rows")), ("templates", ("epoch", "selected", "evolution"))):
         for file in sorted(path.glob(f"{folder}/epoch-*.json")):
-            record = read(str(file.relative_to(path)), _with_keys(keys), None)
-            if record:
-                kept[record["epoch"]] = record["rows"] if folder == "hard_sets" else record
+            name = str(file.relative_to(path))
+            record = read(name, lambda text, keys=keys: _mapping(json.loads(text), keys), None)  # type: ignore[misc]
+            if record and folder == "hard_sets":
+                run.hard_sets[record["epoch"]] = record["rows"]
+            elif record:
+                run.templates[record["epoch"]] = record
     return run
 
 
-def _with_keys(keys: tuple[str, ...]) -> Callable[[str], dict[str, Any]]:
-    """Reads a JSON object that has these keys."""
-
-    def parse(text: str) -> dict[str, Any]:
-        record = json.loads(text)
-        if not isinstance(record, dict) or not set(keys) <= record.keys():
-            raise ValueError(f"no object with {', '.join(keys)}")
-        return record
-
-    return parse
+def _mapping(value: Any, keys: Sequence[str] = ()) -> dict[str, Any]:
+    """
+    Raises:
+        ValueError: the value is no mapping with these keys.
+    """
+    if not isinstance(value, dict) or not set(keys) <= value.keys():
+        raise ValueError(f"no mapping with {', '.join(keys)}")
+    return value
 
 
 def fate(run: RunData) -> list[tuple[str, str, int]]:

@@ -208,12 +208,12 @@ def _refuse_surrogates(path: Path, found: dict[str, list[Row]]) -> None:
 
 def is_chat(value: Any) -> bool:
     """Whether it is a list of messages, each with `role` and `content`, or as ShareGPT has them `from` and `value`."""
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(
-            isinstance(m, dict) and ({"role", "content"} <= m.keys() or {"from", "value"} <= m.keys()) for m in value
-        )
+    return isinstance(value, list) and bool(value) and all(map(_is_message, value))
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and any(
+        isinstance(value.get(who), str) and what in value for who, what in (("role", "content"), ("from", "value"))
     )
 
 

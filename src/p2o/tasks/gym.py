@@ -45,6 +45,8 @@ def _part(name: str, part: str) -> tuple[str, int | None]:
     """`family` or `family@level`, checked."""
     from reasoning_gym.factory import CURRICULA, DATASETS
 
+    from p2o.verifiers.gym_readers import why_refused
+
     family, at, text = part.strip().partition("@")
     families = set(DATASETS) - {"composite"}  # a mixture is what "+" is for
     if family not in families:
@@ -53,6 +55,8 @@ def _part(name: str, part: str) -> tuple[str, int | None]:
             f"{name}: reasoning-gym has no family {family!r}{f'; {near[0]}?' if near else '.'} They are "
             "listed at https://github.com/open-thought/reasoning-gym/blob/main/GALLERY.md."
         )
+    if reason := why_refused(family):
+        raise DataError(f"{name}: {reason}. Choose another family.")
     if not at:
         return family, None
     if not text.isdecimal():

@@ -31,6 +31,7 @@ USUAL = {
     SOLUTION: ("answer", "final_answer", "gold", "target", "output", "ground_truth", "label", "expected_answer"),
 }
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "observation": "tool"}
+TAKEN_KEYS = ("role", "content", "from", "value")
 # What GSM8K ends its worked answers with.
 _FINAL_LINE = re.compile(r"(?:\A|\n)[ \t]*####[ \t]*(\S[^\n]*?)\s*\Z")
 
@@ -181,10 +182,9 @@ def chat_of(value: Any) -> tuple[Any, str]:
         return value, done
     chat = []
     for message in value:
-        if "role" not in message:
-            message = {"role": message["from"], "content": message["value"], **message}
-            message = {key: item for key, item in message.items() if key not in ("from", "value")}
-            message["role"] = ROLES.get(message["role"], message["role"])
+        if not isinstance(message.get("role"), str) or "content" not in message:
+            role, content = ROLES.get(message["from"], message["from"]), message["value"]
+            message = {"role": role, "content": content, **{k: v for k, v in message.items() if k not in TAKEN_KEYS}}
             done = done or "were of `from` and `value` and became chats of `role` and `content`"
         # Arrow gives every message the keys of all others, and templates ask whether `tool_calls` is there.
         chat.append({key: item for key, item in message.items() if item is not None or key in ("role", "content")})

@@ -38,6 +38,7 @@ class Choice(NamedTuple):
 def choice(text: str) -> Choice | None:
     r"""`C`, `(C)`, `\textbf{(C) }12`, `C. 12`, `Option C`, and several as in `A, C` or `ACD`; None of anything else."""
     text = _SAID.sub("", unstyled(text)).strip()
+    text = re.sub(r"^\\\{(.*)\\\}$", r"\1", text).strip()
     if _SEVERAL.fullmatch(text):
         found = re.findall(r"[A-Ja-j](?![a-z])", re.sub(r"\band\b", " ", text))
         return Choice(frozenset(letter.upper() for letter in found), "")

@@ -17,7 +17,8 @@ from typing import Any
 from p2o.verifiers.gym_expressions import UnreadableError, arithmetic
 from p2o.verifiers.gym_tex import plain, plain_formula, unwrapped
 
-MOST_CHARACTERS = 8_192
+MOST_CHARACTERS = 4_096
+MOST_CHARACTERS_OF_A_NUMBER = 256
 
 _CLOSED_VOCABULARY = frozenset(
     "acre calendar_arithmetic color_cube_rotation course_schedule family_relationships game_of_life_halting "
@@ -44,15 +45,16 @@ _MATRICES = frozenset(
     "survo".split()
 )
 
+_BLANKS = re.compile(r"\s{64}")  # no answer has so many, and looking for where they end takes their number squared
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?")
 _GROUPED = re.compile(r"[+-]?\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)(?:\.\d+)?")
 _POWER_OF_TEN = re.compile(r"([+-]?\d+(?:\.\d+)?)\s*[×·*x]\s*10\s*(?:\^|\*\*)\s*\{?\s*([+-]?\d{1,3})\s*\}?")
-_WITH_UNIT = re.compile(r"(\S*\d)\s*((?:[^\W\d_]+[ -]?)+)")
+_WITH_UNIT = re.compile(r"(\S*\d)\s*([^\W\d_]+(?:[ -][^\W\d_]+)*)")
 # Words after a number that change it or what is said of it; no unit, even if the question has them.
 _NO_UNITS = frozenset(
     "hundred thousand thousands million millions billion billions trillion dozen half third quarter percent tenths "
     "squared cubed factorial and or to by of in at than more less fewer least most over under above below not no mod "
-    "modulo remainder base plus minus times divided multiplied negative each per about only exactly e i j k m b x "
+    "modulo remainder base plus minus divided multiplied negative each per about only exactly e i j k m b x "
     "first second th st nd rd".split()
 )
 _CURRENCIES = {"$": "dollar", "€": "euro", "£": "pound"}
@@ -60,7 +62,7 @@ _CURRENCIES = {"$": "dollar", "€": "euro", "£": "pound"}
 
 def other_forms(answer: str, family: str, entry: dict[str, Any]) -> Iterator[str]:
     """The same answer in the forms that the family's scorer may know; never the text itself, none twice."""
-    if len(answer) > MOST_CHARACTERS:
+    if len(answer) > MOST_CHARACTERS or _BLANKS.search(answer):
         return
     seen = {answer}
     for form in _forms(answer, family, entry):
@@ -72,6 +74,8 @@ def other_forms(answer: str, family: str, entry: dict[str, Any]) -> Iterator[str
 def _forms(answer: str, family: str, entry: dict[str, Any]) -> Iterator[str]:
     bare = unwrapped(answer)
     yield bare
+    if "\\" in bare:
+        yield plain(bare).strip()
     # Below, each kind of answer is read for what it says; a full stop behind says nothing.
     bare = unwrapped(bare.removesuffix("."))
     gold = entry.get("answer")
@@ -125,8 +129,10 @@ def read_number(text: str, question: str = "") -> str | None:
     Known are thousands separators, a power of ten, a name or an equal expression before `=`, a currency and a unit that
     the question has as well, degrees and a full stop at the end.
     """
+    if len(text) > MOST_CHARACTERS_OF_A_NUMBER:
+        return None
     text = plain(text).strip()
-    *before, value = text.split("=")
+    *before, value = text.removeprefix("≈").replace("≈", "=").split("=")
     value = value.strip()
     if value.endswith(".") and value[-2:-1].isalnum():
         value = value[:-1]
@@ -232,7 +238,7 @@ def _item(item: Any) -> Any:
 
 def _as_json(text: str) -> Iterator[str]:
     found = _literal(plain(text))
-    if isinstance(found, list | dict):
+    if isinstance(found, list | tuple | dict):
         try:
             yield json.dumps(found)
         except (TypeError, ValueError):
@@ -272,6 +278,7 @@ def _without_signs(text: str) -> Iterator[str]:
     text = re.sub(r"^(?:z|[∠]?\s*[A-Z]{1,3}|r|[a-z])\s*=(?!.*=)\s*", "", text).rstrip(".").rstrip()
     yield text
     yield re.sub(r"\s*(?:degrees?)$", "°", text)
+    text = re.sub(r"^([+-]?[\d.]+\s*\*?\s*[ij])\s*([+-])\s*([\d.]+)$", r"\2\3+\1", text).replace("+-", "-")
     yield text.replace("*", "").replace("·", "")
     yield text.replace("->", "→")
     if re.fullmatch(r"\d+(?:\.\d+)?", text):

@@ -37,7 +37,7 @@ EVALUATING = {
 }
 """By family, what reasoning-gym's scorer evaluates. Every one has a reader in [`READERS`]."""
 
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?"
+_NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?"
 _GROUPED = r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?"
 _WORDS = r"[^\W\d_]+(?:[ \t'’-]+[^\W\d_]+)*"
 
@@ -72,10 +72,19 @@ def scorer(family: str) -> Callable[[str, Entry], float]:
     Raises:
         GoldError: it evaluates text, and there is no reader of ours.
     """
-    calls = evaluating_calls(family)
-    if calls:
-        raise GoldError(f"reasoning-gym's scorer of {family} runs text as code ({', '.join(sorted(calls))})")
+    if calls := evaluating_calls(family):
+        raise GoldError(_refusal(family, calls))
     return get_score_answer_fn(family)
+
+
+def why_refused(family: str) -> str | None:
+    """Why answers to a family cannot be scored, None where they can: its scorer evaluates text, and has no reader."""
+    calls = set() if family in READERS else evaluating_calls(family)
+    return _refusal(family, calls) if calls else None
+
+
+def _refusal(family: str, calls: set[str]) -> str:
+    return f"reasoning-gym's scorer of {family} runs text as code ({', '.join(sorted(calls))}), and p2o has none for it"
 
 
 @cache
@@ -154,7 +163,7 @@ def _complex_arithmetic(answer: str, entry: Entry) -> bool:
     while len(text) > 1 and text[0] == "(" and text[-1] == ")":
         text = text[1:-1]
     text = re.sub(r"(?<![\d.])[ij]$", "1j", text.replace("i", "j"))
-    if not re.fullmatch(rf"{_NUMBER}j?|{_NUMBER}[+-](?:\d+\.?\d*|\.\d+)j", text):
+    if not re.fullmatch(rf"{_NUMBER}j?|{_NUMBER}[+-](?:\d+(?:\.\d*)?|\.\d+)j", text):
         return False
     return abs(complex(text) - complex(*entry["metadata"]["result"])) <= 0.01
 
@@ -171,6 +180,8 @@ def _polynomial_equations(answer: str, entry: Entry) -> bool:
 
 def _gsm_symbolic(answer: str, entry: Entry) -> bool:
     # Theirs takes the first number of any text; here there is one, with words or a currency around it.
+    if len(answer) > 200:
+        return False
     around = rf"(?:{_WORDS}|[$€£:=])?"
     found = re.fullmatch(rf"\s*{around}\s*{around}\s*(-?\d+(?:\.\d+)?)\s*(?:{_WORDS}|[%°€£])?\s*\.?\s*", answer)
     return found is not None and float(found[1]) == float(entry["answer"])

@@ -36,6 +36,7 @@ _SIGNS = {
     "vee": "∨",
     "neg": "¬",
     "lnot": "¬",
+    "approx": "≈",
     "circ": "°",
     "angle": "∠",
     "pi": "pi",
@@ -81,7 +82,7 @@ def plain(text: str) -> str:
     for _ in range(MOST_PASSES):
         before = text
         text = _GROUP.sub(r"\1", text)
-        text = re.sub(r"\\[dtc]?frac\s*\{\s*([^{}]*?)\s*\}\s*\{\s*([^{}]*?)\s*\}", _quotient, text)
+        text = re.sub(r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", _quotient, text)
         if text == before:
             break
     text = re.sub(r"\\[dtc]?frac\s*(\d)\s*(\d)", r"\1/\2", text).replace("{,}", ",")
@@ -92,7 +93,9 @@ def plain(text: str) -> str:
 
 
 def _quotient(found: re.Match[str]) -> str:
-    above, below = (part if re.fullmatch(r"\d+|[A-Za-z]", part) else f"({part})" for part in found.groups())
+    above, below = (
+        part if re.fullmatch(r"\d+|[A-Za-z]", part) else f"({part})" for part in map(str.strip, found.groups())
+    )
     return f"{above}/{below}" if f"{above}{below}".isdigit() else f"({above}/{below})"
 
 

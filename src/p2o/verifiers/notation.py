@@ -62,6 +62,8 @@ def wrappers(text: str) -> str:
     MATH's golds (`32,\!348`). An escaped dollar is a currency, which `units` reads.
     """
     text = re.sub(r"^\s*(\*\*|`)(.*)\1\s*$", r"\2", text)
+    text = re.sub(r"^\s*\\text(?:bf|rm|it)?\s*\{([^{}]*\d[^{}]*)\}\s*$", r"\1", text)
+    text = re.sub(r",?\s*\\text\s*\{\s*,?\s*(?:where|such that|since|because)\b.*$", "", text)
     if "$" in text:
         text = re.sub(r"(?<!\\)\$(?!\s*[\d.])|(?<!\\)\$(?=[^$]*(?<!\\)\$)", "", text)
     if "\\" not in text:
@@ -154,6 +156,7 @@ def numerals(text: str) -> str:
     text = scientific(text)
     text = repeating(text)
     text = re.sub(r"\^\s*(-\d+|\d{2,})", r"^{\1}", text)
+    text = re.sub(r"^(\d+)\s+(?:to|\\text\s*\{\s*to\s*\})\s+(\d+)$", r"\1:\2", text.strip())
     return re.sub(r"(\d)\.(?=\s*(?:$|[,;)\]}]))", r"\1", text)
 
 
@@ -234,7 +237,7 @@ def arguments(text: str) -> str:
         else:
             done = _with_arguments(text, start, 2, _ARGUMENT)
         text = text if done is None else done
-    return text
+    return re.sub(r"\\log_(\d)(\d+)", r"\\log_{\1}\2", text)
 
 
 def _with_arguments(text: str, start: int, count: int, single: re.Pattern[str]) -> str | None:

@@ -15,13 +15,16 @@ from math_verify import verify as equal
 
 from p2o.verifiers import sets
 from p2o.verifiers.choices import choice, is_letters, unstyled, words
-from p2o.verifiers.magnitude import far_apart
+from p2o.verifiers.magnitude import equal_where_positive, far_apart
 from p2o.verifiers.notation import spelled
 from p2o.verifiers.numbers import based, clock, is_time, same_time, value
 from p2o.verifiers.units import changes_value, conflicting, percentage, quantity
 
 MOST_CHARACTERS = 1000
 """Of an answer that rules are tried on."""
+
+_MISREAD = re.compile(r"\di(?![a-zA-Z])|[<>]|\\[lg]e|\\sqrt")
+"""What math-verify reads as another thing, or compares less well than asked for in `_same`."""
 
 # Units are ours: math-verify would strike out any words at the end, "or more" as well.
 _READ = [
@@ -51,8 +54,11 @@ def pays(gold: str, answer: str) -> bool:
         return True
     if (one := value(core.core)) is not None and (other := value(core_said.core)) is not None and one == other:
         return True
-    if _squeezed(core.core) == _squeezed(gold) and _squeezed(core_said.core) == _squeezed(answer):
-        return False  # no rule had anything to change
+    if {core.unit, core_said.unit} & {"degree"} and r"\pi" in core.core + core_said.core:
+        return _same(*(_radians(*side) for side in (core, core_said)))
+    unchanged = _squeezed(core.core) == _squeezed(gold) and _squeezed(core_said.core) == _squeezed(answer)
+    if unchanged and not _MISREAD.search(f"{gold} {answer}"):
+        return False
     return _same(core.core, core_said.core)
 
 
@@ -65,7 +71,7 @@ def refuses(gold: str, answer: str, parsed: list[Any], found: list[Any]) -> bool
     wanted, said = spelled(gold), spelled(answer)
     if wanted == said:
         return False
-    for rule in (_times, _bases):
+    for rule in (_times, _bases, _systems):
         if rule(wanted, said) is False:
             return True
     if changes_value(said) and not changes_value(wanted):
@@ -78,6 +84,11 @@ def refuses(gold: str, answer: str, parsed: list[Any], found: list[Any]) -> bool
         for other in found
         if not isinstance(one, str) and not isinstance(other, str)
     )
+
+
+def _radians(core: str, unit: str) -> str:
+    """Source: Khan/khan-exercises#75882."""
+    return rf"\frac{{({core})\pi}}{{180}}" if unit == "degree" else core
 
 
 def readable(gold: str) -> bool:
@@ -151,20 +162,21 @@ def _exact(text: str) -> Fraction | None:
 
 
 def _systems(gold: str, answer: str) -> bool | None:
-    """Source: MATH's golds and open-r1 style wrappers. A tuple gives the unknowns in alphabetical order."""
+    """Source: MATH's golds and open-r1 style wrappers. A tuple gives the unknowns in alphabetical order, or in
+    that of the system."""
     wanted, said = sets.assignments(gold), sets.assignments(answer)
     if wanted is None and said is None:
         return None
-    ordered = [_by_name(read) if read else sets.coordinates(text) for read, text in ((wanted, gold), (said, answer))]
-    if ordered[0] is None or ordered[1] is None or len(ordered[0]) != len(ordered[1]):
+    if wanted is not None and said is not None:
+        return wanted.keys() == said.keys() and all(_equal_parts(wanted[name], said[name]) for name in wanted)
+    values = wanted or said or {}
+    coordinates = sets.coordinates(answer if said is None else gold)
+    if coordinates is None or len(coordinates) != len(values):
         return None
-    if wanted and said and wanted.keys() != said.keys():
-        return False
-    return all(_equal_parts(one, other) for one, other in zip(ordered[0], ordered[1], strict=True))
-
-
-def _by_name(values: dict[str, str]) -> list[str]:
-    return [values[name] for name in sorted(values)]
+    orders = (list(values), sorted(values))
+    return any(
+        all(_equal_parts(values[name], part) for name, part in zip(order, coordinates, strict=True)) for order in orders
+    )
 
 
 def _equal_parts(gold: str, answer: str) -> bool:
@@ -232,4 +244,6 @@ def _same(gold: str, answer: str) -> bool:
     one, other = _expressions(gold), _expressions(answer)
     if not one or not other:
         return _squeezed(unstyled(gold)) == _squeezed(unstyled(answer))
-    return equal(one, other, timeout_seconds=None) and not far_apart(one[0], other[0])
+    if equal(one, other, allow_set_relation_comp=True, timeout_seconds=None):
+        return not far_apart(one[0], other[0])
+    return "sqrt" in gold and "sqrt" in answer and equal_where_positive(one[0], other[0])

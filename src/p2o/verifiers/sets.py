@@ -21,6 +21,10 @@ _SYSTEM = re.compile(
     r"(?:\\\{|\\left\\\{)?\s*\\begin\{(cases|array|aligned)\}(?:\{[lcr]*\})?(.*)\\end\{\1\}(?:\\right\.)?", re.DOTALL
 )
 _SUCH_THAT = re.compile(rf"\\\{{\s*({_NAME})\s*(?:\\in\s*\\mathbb\{{R\}}\s*)?(?:\\mid|\||:|\\vert)\s*(.+)\\\}}")
+_REALS_BUT = re.compile(
+    rf"(?:({_NAME})\s*\\in\s*)?(?:\\mathbb\{{R\}}|\(-\\infty\s*,\s*\+?\\infty\s*\))\s*(?:\\setminus|-)\s*\\\{{(.*)\\\}}|"
+    r"(?:\\text\s*\{\s*)?[Aa]ll (?:real numbers|reals)[^{}\d]*? except (?:for )?(?:[a-z] = )?\}?\s*([^{}]+)\}?"
+)
 EVERYTHING = r"(-\infty,\infty)"
 
 
@@ -38,6 +42,8 @@ def intervals(text: str) -> tuple[str, str | None] | None:
         text = match[2].strip()
     if _ALL.fullmatch(text):
         return EVERYTHING, None
+    if (excluded := _excluded(text)) is not None:
+        return excluded
     found: list[str] = []
     unknowns: set[str] = set()
     for part in _OR.split(text):
@@ -50,6 +56,25 @@ def intervals(text: str) -> tuple[str, str | None] | None:
     if len(unknowns) > 1:
         return None
     return r"\cup".join(found), (unknowns.pop() if unknowns else None)
+
+
+def _excluded(text: str) -> tuple[str, str | None] | None:
+    r"""All real numbers but some: `x \\neq 1, 2`, `\\mathbb{R} \\setminus \\{1, 2\\}`, "all real numbers except 1"."""
+    text = re.sub(rf"^(?:{_NAME}\s*\\in\s*)?\\mathbb\{{R\}}\s*,?\s*(?={_NAME}\s*≠)", "", text)
+    if match := _REALS_BUT.fullmatch(text):
+        name, points = match[1], split(match[2] or match[3])
+    else:
+        parts = [[piece.strip() for piece in part.split("≠")] for part in split(text)]
+        if len(parts[0]) != 2 or any(len(part) > 2 for part in parts) or not re.fullmatch(_NAME, parts[0][0]):
+            return None
+        name, points = parts[0][0], [part[-1] for part in parts]
+        if any(part[0] != name for part in parts if len(part) == 2):
+            return None
+    if not points or any(re.search(r"[<>≤≥=]", point) for point in points):
+        return None
+    if len(points) == 1:
+        return _ray("≠", points[0]), name
+    return rf"\mathbb{{R}}\setminus\{{{','.join(points)}\}}", name
 
 
 def _conjunction(text: str) -> tuple[str, str | None] | None:
@@ -74,6 +99,15 @@ def _interval(text: str) -> tuple[str, str | None] | None:
         return inner and (inner[0], match[1])
     if _ALL.fullmatch(text):
         return EVERYTHING, None
+    if match := re.fullmatch(r"\\mathbb\{R\}(?:\^\{?\s*([+-])\s*\}?|_\{?\s*([<>≤≥])\s*0\s*\}?)", text):
+        return _ray({"+": ">", "-": "<"}.get(match[1], match[2]), "0"), None
+    if match := re.fullmatch(rf"\\?\|\s*({_NAME})\s*\\?\|\s*([<>≤≥])\s*(\S.*)", text):
+        name, sign, bound = match.groups()
+        if sign in "<≤":
+            return ("(-{0},{0})" if sign == "<" else "[-{0},{0}]").format(bound), name
+        return (r"(-\infty,-{0})\cup({0},\infty)" if sign == ">" else r"(-\infty,-{0}]\cup[{0},\infty)").format(
+            bound
+        ), name
     if match := re.fullmatch(r"([\[\](])\s*([^,;\[\]<>≤≥≠=]+)[,;]\s*([^,;\[\]<>≤≥≠=]+?)\s*([\[\])])", text):
         opened = "[" if match[1] == "[" else "("
         closed = "]" if match[4] == "]" else ")"

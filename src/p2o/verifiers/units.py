@@ -40,7 +40,9 @@ _NOT_UNITS = frozenset(
     "trillion dozen half halves third thirds quarter quarters fourth fourths fifth fifths sixth sixths tenth tenths "
     "hundredth hundredths thousandth thousandths below above minus plus negative over mod modulo base to infinity not "
     "no at least most between except if where when with for is are but wait however maybe perhaps am pm sqrt sin cos "
-    "tan log ln exp pi theta alpha beta choose remainder divided either neither wrong incorrect".split()
+    "tan log ln exp pi theta alpha beta choose remainder divided either neither wrong incorrect monday "
+    "tuesday wednesday thursday friday saturday sunday january february march april may june july august september "
+    "october november december".split()
 )
 _CHANGING = re.compile(
     r"\\text\s*\{[^{}]*\b(?:hundred|thousand|million|billion|trillion|dozen|half|halves|thirds?|quarters?|fifths?|"

@@ -4,6 +4,7 @@ Forking is safe here and not in the caller: this process has one thread and neit
 sees no text but what says whom to fork and whom to end. It ends with its caller, and its workers end with it.
 """
 
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -152,6 +153,7 @@ def _work(channel: socket.socket, sandbox: Sandbox) -> None:
 def _judge(chunk: dict[str, Any], channel: socket.socket, memory: _Memory, suspicious: int, guard: Guard) -> bool:
     """Answers for a chunk of jobs; returns whether there is memory for another."""
     nonce = chunk["nonce"]
+    _prepare(chunk["jobs"])
     # It has arrived: who dies before is not killed by a completion.
     channel.sendall(Answer(nonce, -1, time.process_time(), False, None).encoded())
     for place, job in enumerate(chunk["jobs"]):
@@ -168,6 +170,16 @@ def _judge(chunk: dict[str, Any], channel: socket.socket, memory: _Memory, suspi
         if spent:  # the next one starts with all of its memory, in another worker
             return False
     return True
+
+
+def _prepare(jobs: list[dict[str, Any]]) -> None:
+    """Reading a family's word lists can take seconds, which are no completion's."""
+    for job in jobs:
+        if job["verifier"] == "gym":
+            with contextlib.suppress(Exception):  # a broken entry is told where it is judged
+                entry = json.loads(job["entry"]) if isinstance(job["entry"], str) else job["entry"]
+                family = job.get("family") or entry["metadata"]["source_dataset"]
+                importlib.import_module(MODULES["gym"]).scorer(family)
 
 
 def _limit_memory(most: int) -> None:
