@@ -32,10 +32,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from p2o.hard_samples import HardSamples
 from p2o.ledger import Ledger
 from p2o.prompt_phase.evolve import evolve
 from p2o.prompt_phase.guard import check_template, stock_runs
+from p2o.prompt_phase.hard_samples import HardSamples, Outcome
 from p2o.prompt_phase.journal import Journal
 from p2o.prompt_phase.types import EvolutionConfig, Question, Reflection, Rollout
 from p2o.state import P2OState
@@ -174,13 +174,13 @@ def trainer_of(output: str, questions: int, **changes: Any) -> Any:
 
 def apart(trainer: Any, seconds: Measured) -> None:
     """From now on, seconds of generation are counted by themselves."""
-    generate = trainer._generate_single_turn
+    complete = trainer._complete
 
-    def timed(*args: Any, **kwargs: Any) -> Any:
+    def timed(contexts: list[list[int]]) -> Any:
         with clock(seconds, "generation"):
-            return generate(*args, **kwargs)
+            return complete(contexts)
 
-    trainer._generate_single_turn = timed
+    trainer._complete = timed
 
 
 def step(questions: int, k: int, steps: int = 3) -> Measured:
@@ -227,9 +227,7 @@ def phase(questions: int, budget: int) -> Measured:
 
 def prompt_phase(trainer: Any) -> None:
     """A prompt phase for all of the questions: as if each of their rollouts had failed."""
-    trainer.mined.clear()
-    for question in range(len(trainer.train_dataset)):
-        trainer.mined.record(question, [0.0] * K)
+    trainer.p2o.outcomes = {question: Outcome(0, K) for question in range(len(trainer.train_dataset))}
     trainer._prompt_phase()
 
 

@@ -45,16 +45,16 @@ def chance(completions: list[Any], **kwargs: Any) -> list[float]:
 def run_to_the_end(directory: str, resume: bool) -> None:
     """Trains in `directory`; leaves a hash of weights and ledger in `end` and the phase under way in `phase`."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from p2o import P2OConfig, P2OTrainer
+    from p2o import P2OCallback, P2OConfig, P2OTrainer
+    from p2o.checkpointing import newest_checkpoint
     from p2o.pico import model_path, world
-    from p2o.trainer import newest_checkpoint
 
     torch.set_num_threads(1)
     path = Path(directory)
 
-    class Tell(TrainerCallback):
+    class Tell(P2OCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             (path / "phase").write_text("policy")
 
@@ -102,7 +102,7 @@ def run_to_the_end(directory: str, resume: bool) -> None:
     for name, tensor in sorted(trainer.model.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
     digest.update(json.dumps(asdict(trainer.p2o.ledger)).encode())
-    assert trainer.p2o.templates and trainer.kept, "a run without templates would show nothing"
+    assert trainer.p2o.templates and trainer.p2o.kept, "a run without templates would show nothing"
     (path / "end").write_text(digest.hexdigest())
 
 

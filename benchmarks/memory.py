@@ -25,10 +25,9 @@ from peft import LoraConfig
 from policy_step import TEMPLATE, model
 from rich.console import Console
 from rich.table import Table
-from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from p2o import P2OConfig, P2OTrainer
+from p2o import P2OCallback, P2OConfig, P2OTrainer
 from p2o.pico import world
 
 K = 4
@@ -50,7 +49,7 @@ def megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-class Instructs(TrainerCallback):
+class Instructs(P2OCallback):
     """Whatever a prompt phase finds, the next epoch's hard questions have an instruction."""
 
     def on_prompt_phase_end(self, args: Any, state: Any, control: Any, p2o: Any, **kwargs: Any) -> None:

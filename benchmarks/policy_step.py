@@ -23,7 +23,8 @@ from rich.table import Table
 from transformers import AutoTokenizer, PrinterCallback, Qwen3Config, Qwen3ForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from p2o import P2OConfig, P2OTrainer, engine
+from p2o import P2OConfig, P2OTrainer
+from p2o.engines.vllm import generation_backend
 from p2o.pico import model_path, world
 from p2o.templates import Template
 
@@ -137,7 +138,7 @@ def steps(arguments: argparse.Namespace, kind: str, collapsed: bool) -> list[tup
         }
         if kind == "GRPO":
             args = GRPOConfig(**settings)
-            with engine.generation_backend(args.device):  # TRL's own cannot send weights to vLLM on a CPU
+            with generation_backend(args.device):  # TRL's own cannot send weights to vLLM on a CPU
                 trainer = GRPOTrainer(args=args, **shared)
         else:
             trainer = P2OTrainer(args=P2OConfig(prompt_phase=False, **settings), **shared)

@@ -26,7 +26,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from p2o import P2OConfig, P2OTrainer
 from p2o.pico import model_path, world
+from p2o.policy_phase.rollouts import contexts_within
 from p2o.prompt_phase.evolve import evolve
+from p2o.prompt_phase.phase import question
 from p2o.prompt_phase.types import EvolutionConfig, Question, Reflection, Rollout
 
 PHASE = "prompt phase"
@@ -55,7 +57,7 @@ class Sequential:
     def evaluate(
         self, batch: list[Question], candidate: dict[str, str], capture_traces: bool = False
     ) -> EvaluationBatch[Any, Any]:
-        rollouts = self.trainer._rollouts([(question, candidate["template"]) for question in batch], self.spent)
+        rollouts = self.trainer.policy_rollouts([(question, candidate["template"]) for question in batch], self.spent)
         self.spent += len(batch)
         return EvaluationBatch(outputs=rollouts, scores=[r.reward for r in rollouts], trajectories=rollouts)
 
@@ -97,7 +99,7 @@ def main() -> None:
             processing_class=AutoTokenizer.from_pretrained(model_path()),
             reflect=lambda prompts, *, seed: [],
         )
-        questions = [trainer._question(index) for index in range(arguments.questions)]
+        questions = [question(trainer.train_dataset, index, "solution") for index in range(arguments.questions)]
         numbers = itertools.count()
 
         def forget() -> None:
@@ -107,9 +109,9 @@ def main() -> None:
 
         def bare(asked: list[tuple[Question, str]], size: int) -> float:
             """Rollouts per second of the engine alone, so many at once."""
-            contexts, _ = trainer._contextualise(
-                [trainer.train_dataset[question.id]["prompt"] for question, _ in asked], [text for _, text in asked]
-            )
+            prompts = [trainer.train_dataset[question.id]["prompt"] for question, _ in asked]
+            tokenize = lambda prompts: trainer._tokenize_prompts(prompts)[0]  # noqa: E731
+            contexts, _ = contexts_within(prompts, [text for _, text in asked], tokenize, None)
             forget()
             began = now()
             for start in range(0, len(contexts), size):
@@ -121,7 +123,7 @@ def main() -> None:
 
             def rollout(requests: list[tuple[Question, str]], *, seed: int) -> list[Rollout]:
                 asked.extend(requests)
-                return trainer._rollouts(requests, seed)
+                return trainer.policy_rollouts(requests, seed)
 
             def reflect(prompts: list[str], *, seed: int) -> list[Reflection]:
                 return [Reflection(f"```\n{instruction(next(numbers))}\n```") for _ in prompts]
@@ -158,7 +160,7 @@ def main() -> None:
             }
             return speeds, asked
 
-        trainer._rollouts([(question, "") for question in questions[:8]], 0)  # warms up
+        trainer.policy_rollouts([(question, "") for question in questions[:8]], 0)  # warms up
         turns = [turn(number) for number in range(arguments.turns)]
         asked = turns[0][1]
         alone = {size: bare(asked[: min(40 * size, len(asked))], size) for size in arguments.batches}

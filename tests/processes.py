@@ -15,9 +15,10 @@ import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from peft import LoraConfig
-from transformers import AutoTokenizer, TrainerCallback
+from transformers import AutoTokenizer
+from trl import GRPOTrainer
 
-from p2o import P2OConfig, P2OTrainer
+from p2o import P2OCallback, P2OConfig, P2OTrainer
 from p2o.pico import model_path, world
 from p2o.templates import question_text
 from test_trainer import brute_force_logps
@@ -32,7 +33,7 @@ phase = "policy"
 policy_tokens = 0
 
 
-class Tell(TrainerCallback):
+class Tell(P2OCallback):
     def on_prompt_phase_begin(self, *args, **kwargs):
         global phase
         phase = "prompt"
@@ -42,12 +43,15 @@ class Tell(TrainerCallback):
         phase = "policy"
 
 
+def two_contexts():
+    return bool(trainer.p2o.assignment or trainer.p2o.kept)
+
+
 def reward(prompts, completions, completion_ids, **kwargs):
     global policy_tokens
     texts = [completion[0]["content"] for completion in completions]
-    if phase == "policy":
-        sampled = zip(completion_ids, trainer._row_kept, strict=True)
-        policy_tokens += sum(len(ids) for ids, kept in sampled if kept is None)
+    if phase == "policy" and not two_contexts():
+        policy_tokens += sum(map(len, completion_ids))
     if trainer.p2o.epoch == 0:
         return [float(zlib.crc32(question_text(prompt).encode()) % 3 == 0) for prompt in prompts]
     if phase == fail and rank == processes - 1 and fail_at in (None, trainer.state.global_step):
@@ -113,31 +117,42 @@ def watch(name, batches):
     original = getattr(trainer, name)
 
     def watched(*args):
-        output = original(*args)
+        result = original(*args)
+        output = result[0] if isinstance(result, tuple) else result
         batches.append({"rows": list(rows_of(output)), "items": int(output["num_items_in_batch"])})
-        return output
+        return result
 
     setattr(trainer, name, watched)
 
 
 def count_rollouts_to_generate():
-    generate = trainer._generate_with_logps
-    trainer._generate_with_logps = lambda contexts: asked.append(len(contexts)) or generate(contexts)
+    """Those of batches of two contexts, some of whose rollouts may be kept ones and are not generated."""
+    complete = trainer._complete
+
+    def counted(contexts):
+        global policy_tokens
+        completions = complete(contexts)
+        if phase == "policy":
+            asked.append(len(contexts))
+            policy_tokens += sum(map(len, completions[0]))
+        return completions
+
+    trainer._complete = counted
 
 
 def compare_with_the_engine():
     """Whoever asks the engine is told about what it has asked: log-probabilities are those of that very context."""
-    ask = trainer._generate_single_turn
+    ask = GRPOTrainer._generate_single_turn
 
-    def compared(contexts, *args):
-        completions, told = ask(contexts, *args)
+    def compared(trainer, contexts, *args):
+        completions, told = ask(trainer, contexts, *args)
         for context, completion, logps in zip(contexts, completions, told, strict=True):
             with torch.no_grad():
                 expected = brute_force_logps(trainer.model, context, completion)
             gaps.append((expected - torch.tensor(logps)).abs().max().item())
         return completions, told
 
-    trainer._generate_single_turn = compared
+    GRPOTrainer._generate_single_turn = compared
 
 
 asked, gaps = [], []
@@ -162,7 +177,7 @@ state = trainer.p2o.to_dict()
     json.dumps(
         {
             **{name: state[name] for name in ("hard_set", "templates", "assignment", "ledger", "events")},
-            "kept": sorted(trainer.kept),
+            "kept": sorted(trainer.p2o.kept),
             "policy_tokens": policy_tokens,
             "sampled": sampled,
             "learnt": learnt,

@@ -57,7 +57,7 @@ def test_a_decision_is_reached_after_two_attempts_and_blames_only_with_evidence(
 def test_more_computing_never_acquits(limit, less, more):
     less, more = sorted((less, more))
     assert has_computed(more, limit) or not has_computed(less, limit)
-    assert wall_limit(1, limit) > wall_limit(0, limit) == limit
+    assert wall_limit(1, limit) >= max(4 * limit, 20) and wall_limit(0, limit) == limit
 
 
 def test_a_known_good_answer_of_every_verifier():

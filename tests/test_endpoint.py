@@ -549,7 +549,7 @@ def test_the_policy_itself_can_reflect(tmp_path):
         train_dataset=questions(),
         processing_class=AutoTokenizer.from_pretrained(model_path()),
     )
-    assert trainer._reference is None, "there is nothing to keep"
+    assert trainer.reflect.frozen is None, "there is nothing to keep"
     before = trainer.reflect(["Improve this."], seed=0)
     with torch.no_grad():
         for parameter in trainer.model.parameters():

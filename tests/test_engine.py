@@ -13,9 +13,10 @@ from trl import GRPOTrainer
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 
-from p2o import P2OConfig, engine
+from p2o import P2OConfig
 from p2o.cli.train import train
-from p2o.engine_worker import EXTENSION
+from p2o.engines import vllm as engine
+from p2o.engines.vllm_worker import EXTENSION
 from test_trainer import load, options
 
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2o.hard_samples import HardSamples
 from p2o.ledger import Ledger
+from p2o.prompt_phase.hard_samples import HardSamples
 from p2o.seeding import derive_seed, random_stream
 from p2o.state import P2OState
 

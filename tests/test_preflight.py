@@ -195,9 +195,14 @@ def test_values_become_what_the_option_takes(value, kind, wanted):
     assert found == wanted and type(found) is type(wanted)
 
 
-def test_a_word_that_yaml_takes_for_false(tmp_path):
-    (tmp_path / "my.yaml").write_text("\ufeffmodel_name_or_path: pico\ndataset_name: a.jsonl\neval_strategy: no\n")
-    assert parse(["--config", str(tmp_path / "my.yaml")], str(tmp_path / "run")).training.eval_strategy == "no"
+def test_what_recipes_write_and_yaml_takes_for_something_else(tmp_path):
+    (tmp_path / "my.yaml").write_text(
+        "\ufeffmodel_name_or_path: pico\ndataset_name: a.jsonl\neval_strategy: no\nscale_rewards: false\n"
+        "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 1e-7}\n"
+    )
+    training = parse(["--config", str(tmp_path / "my.yaml")], str(tmp_path / "run")).training
+    assert (training.eval_strategy, training.scale_rewards) == ("no", "none")
+    assert training.lr_scheduler_kwargs == {"min_lr": 1e-7}
 
 
 def test_unknown_options_of_the_command_line(said):

@@ -1,6 +1,6 @@
 """P2OTrainer against TRL's GRPOTrainer and against the definition written out."""
 
-import copy
+import inspect
 import itertools
 import random
 import zlib
@@ -8,20 +8,24 @@ import zlib
 import pytest
 import torch
 from accelerate import Accelerator
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from p2o import P2OConfig, P2OTrainer
+from p2o import P2OCallback, P2OConfig, P2OTrainer
 from p2o.pico import model_path, world
-from p2o.prompt_phase.types import Reflection, Success
+from p2o.policy_phase.context_distillation import ROLLOUT_LOGPS, TEMPLATED
+from p2o.policy_phase.dynamic_sampling import replace_rows
+from p2o.policy_phase.reuse import KeptRollout
+from p2o.prompt_phase import phase
+from p2o.prompt_phase.hard_samples import HardSamples
+from p2o.prompt_phase.types import Reflection
 from p2o.reflection.reference import Reference
-from p2o.state import CheckpointError
-from p2o.templates import Template, question_text
-from p2o.trainer import QUESTION_ID, replace_rows
+from p2o.state import CheckpointError, P2OState
+from p2o.templates import Template, apply_template, question_text
 
 K = 4
 LOSSES = ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"]
@@ -61,13 +65,14 @@ def questions(count=12):
     return world.train_dataset(hard=count, easy=0)
 
 
-def make(tmp_path, trainer=P2OTrainer, config=P2OConfig, reward=length_reward, data=None, **changes):
+def make(tmp_path, trainer=P2OTrainer, config=P2OConfig, reward=length_reward, data=None, rollout_func=None, **changes):
     return trainer(
         model=load(),
         reward_funcs=reward,
         args=config(**options(tmp_path, **changes)),
         train_dataset=questions() if data is None else data,
         processing_class=AutoTokenizer.from_pretrained(model_path()),
+        rollout_func=rollout_func,
     )
 
 
@@ -102,15 +107,61 @@ def test_plain_text_prompts_are_grpo_too(tmp_path):
     assert_same(weights(grpo), weights(p2o))
 
 
-def generation_batch(trainer, templates=(TEMPLATE,), assign=None):
-    """One scored generation batch of two questions, of which the first is templated in rollouts 1 to 3."""
-    trainer.p2o.templates = list(templates)
-    trainer.p2o.assignment = {0: [None, 0, 0, 0]} if assign is None else assign
-    rows = [trainer.train_dataset[i] for i in (0, 1) for _ in range(K)]
+class Watch(P2OCallback):
+    """Keeps what the trainer tells."""
+
+    def __init__(self):
+        self.batches, self.phases = [], []
+
+    def on_rollouts(self, args, state, control, p2o, rollouts, **kwargs):
+        self.batches.append((p2o.epoch, rollouts))
+
+    def on_prompt_phase_end(self, args, state, control, p2o, result, reason, **kwargs):
+        self.phases.append((p2o.epoch, result, reason))
+
+    @property
+    def rollouts(self):
+        return [rollout for _, rollouts in self.batches for rollout in rollouts]
+
+
+def drawn_batch(trainer, questions=2, **state):
+    """The rows of the first questions, from the trainer's own dataloader, and a watcher of what becomes of them."""
+    for name, value in state.items():
+        setattr(trainer.p2o, name, value)
+    trainer.shuffle_dataset = False
+    trainer.add_callback(watch := Watch())
     trainer.model.train()
+    return next(iter(trainer.get_train_dataloader()))[: questions * K], watch
+
+
+def watched_batch(trainer, templates=(TEMPLATE,), assign=None):
+    """One scored generation batch of two questions, of which the first is templated in rollouts 1 to 3."""
+    assign = {0: [None, 0, 0, 0]} if assign is None else assign
+    rows, watch = drawn_batch(trainer, templates=list(templates), assignment=assign)
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        return trainer._generate_and_score_completions(rows)
+        return trainer._generate_and_score_completions(rows), watch
+
+
+def generation_batch(trainer, *args, **kwargs):
+    return watched_batch(trainer, *args, **kwargs)[0]
+
+
+def logged(trainer):
+    """What the next log of a training step says."""
+    logs = {}
+    trainer.log(logs)
+    return logs
+
+
+def contexts_of(trainer, rollouts):
+    """Tokens of T(x, z) of each rollout."""
+    chats = [apply_template(prompt, template) for prompt, template, *_ in rollouts]
+    return [trainer.processing_class.apply_chat_template(c, add_generation_prompt=True)["input_ids"] for c in chats]
+
+
+def hard_set(trainer):
+    return HardSamples(trainer.args.near_hard, trainer.p2o.outcomes).hard_set()
 
 
 def brute_force_logps(model, prompt, completion):
@@ -129,18 +180,20 @@ def rows_of(output):
 
 def bare_tokens(trainer, question):
     chat = trainer.train_dataset[question]["prompt"]
-    return trainer._tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
+    return trainer.processing_class.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
 
 
-def test_rollouts_are_sampled_under_the_template_and_learnt_on_the_bare_question(tmp_path):
+def test_rollouts_are_sampled_under_the_template_and_learnt_on_the_bare_question(tmp_path, monkeypatch):
     trainer = make(tmp_path)
-    output = generation_batch(trainer)
-    assert trainer._row_templates == ["", *[TEMPLATE.text] * 3, *[""] * 4]
+    asked, generate = [], GRPOTrainer._generate_single_turn
+    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", lambda *args: asked.extend(args[1]) or generate(*args))
+    output, watch = watched_batch(trainer)
+    assert [template for _, template, *_ in watch.rollouts] == ["", *[TEMPLATE.text] * 3, *[""] * 4]
+    assert asked == contexts_of(trainer, watch.rollouts)
     for (prompt, _), question in zip(rows_of(output), [0] * K + [1] * K, strict=True):
         assert prompt == bare_tokens(trainer, question)
-    for row, context in enumerate(trainer._row_contexts):
-        text = trainer._tokenizer.decode(context)
-        assert (TEMPLATE.text in text) == (1 <= row < K)
+    for row, context in enumerate(asked):
+        assert (TEMPLATE.text in trainer.processing_class.decode(context)) == (1 <= row < K)
 
 
 @pytest.mark.parametrize("mode", ["hard", "soft", "off"])
@@ -156,20 +209,18 @@ def test_loss_and_gradient_equal_the_definition(tmp_path, loss_type, mode):
         context_ratio_max=high,
         importance_sampling_level="sequence" if loss_type == "luspo" else "token",
     )
-    output = generation_batch(trainer)
-    model = trainer.model
-    advantage = [a for a in (trainer._rewards().view(-1, K) - trainer._rewards().view(-1, K).mean(1, True))]
-    advantage = torch.cat(
-        [a / (g.std() + 1e-4) for a, g in zip(advantage, trainer._rewards().view(-1, K), strict=True)]
-    )
+    output, watch = watched_batch(trainer)
+    model, contexts = trainer.model, contexts_of(trainer, watch.rollouts)
+    groups = torch.tensor([reward for *_, reward in watch.rollouts]).view(-1, K)
+    advantage = ((groups - groups.mean(1, True)) / (groups.std(1, keepdim=True) + 1e-4)).flatten()
 
     terms, lengths, masked = [], [], 0
     for row, (prompt, completion) in enumerate(rows_of(output)):
         logps = brute_force_logps(model, prompt, completion)
         factor = torch.ones(len(completion))
-        if trainer._row_templates[row]:
+        if watch.rollouts[row].template:
             with torch.no_grad():
-                ratio = (logps - brute_force_logps(model, trainer._row_contexts[row], completion)).exp()
+                ratio = (logps - brute_force_logps(model, contexts[row], completion)).exp()
             outside = (ratio < low) | (ratio > high)
             masked += int(outside.sum())
             if mode == "hard":
@@ -219,9 +270,9 @@ def test_every_token_is_counted_by_what_it_was_for(tmp_path, mask_truncated):
     trainer.reward_funcs[0] = lambda completion_ids, **kwargs: [
         float(lengths.append(len(ids)) or i) for i, ids in enumerate(completion_ids)
     ]
-    output = generation_batch(trainer)
+    output, watch = watched_batch(trainer)
     assert 10 in lengths and min(lengths) < 10, "some are truncated, some are not"
-    ledger, read = trainer.p2o.ledger, sum(map(len, trainer._row_contexts))
+    ledger, read = trainer.p2o.ledger, sum(map(len, contexts_of(trainer, watch.rollouts)))
     assert ledger.rollouts["policy"] == 8
     assert ledger.prompt_tokens["policy"] == read > int(output["prompt_mask"].sum())
     assert ledger.completion_tokens["policy"] == sum(lengths)
@@ -233,33 +284,33 @@ def test_every_token_is_counted_by_what_it_was_for(tmp_path, mask_truncated):
 
 def test_mask_statistics_reach_the_metrics(tmp_path):
     trainer = make(tmp_path, context_ratio_min=0.6, context_ratio_max=1.4)
-    output = generation_batch(trainer)
+    output, watch = watched_batch(trainer)
     trainer.current_gradient_accumulation_steps = 1
     trainer._compute_loss(trainer.model, output)
-    metrics = trainer._metrics["train"]
-    assert metrics["p2o/templated_rollouts"] == [3 / 8]
+    metrics, contexts = logged(trainer), contexts_of(trainer, watch.rollouts)
+    assert metrics["p2o/templated_rollouts"] == 3 / 8
     below = above = tokens = 0
     for row, (prompt, completion) in enumerate(rows_of(output)):
-        if trainer._row_templates[row]:
+        if watch.rollouts[row].template:
             bare = brute_force_logps(trainer.model, prompt, completion)
-            ratio = (bare - brute_force_logps(trainer.model, trainer._row_contexts[row], completion)).exp()
+            ratio = (bare - brute_force_logps(trainer.model, contexts[row], completion)).exp()
             below, above = below + int((ratio < 0.6).sum()), above + int((ratio > 1.4).sum())
             tokens += len(completion)
-    assert metrics["p2o/context_ratio/below"] == [pytest.approx(below / tokens)]
-    assert metrics["p2o/context_ratio/above"] == [pytest.approx(above / tokens)] != [0.0]
+    assert metrics["p2o/context_ratio/below"] == pytest.approx(below / tokens)
+    assert metrics["p2o/context_ratio/above"] == pytest.approx(above / tokens) != 0.0
 
 
-def assert_sampled(trainer, output):
-    """`context_logps` of the templated rows are those of what was sampled, at the temperature of sampling."""
+def assert_sampled(trainer, output, contexts):
+    """The log-probabilities of the templated rows are those of what was sampled, at the temperature of sampling."""
     lengths = set()
     for row, (_, completion) in enumerate(rows_of(output)):
-        if not output["two_contexts"][row]:
+        if not output[TEMPLATED][row]:
             continue
-        ids = torch.tensor([trainer._row_contexts[row] + completion])
+        ids = torch.tensor([contexts[row] + completion])
         with torch.no_grad():
             logits = trainer.model(input_ids=ids).logits[0, -len(completion) - 1 : -1] / trainer.temperature
         expected = logits.log_softmax(-1)[torch.arange(len(completion)), torch.tensor(completion)]
-        torch.testing.assert_close(output["context_logps"][row][: len(completion)], expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(output[ROLLOUT_LOGPS][row][: len(completion)], expected, atol=1e-4, rtol=1e-4)
         lengths.add(len(completion))
     return lengths
 
@@ -280,74 +331,37 @@ def test_log_probabilities_are_taken_while_sampling(tmp_path, changes, adapter):
             processing_class=AutoTokenizer.from_pretrained(model_path()),
             peft_config=LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False),
         )
-    output = generation_batch(trainer, assign={0: [0] * K, 1: [None, 0, 0, 0]})
-    assert len(assert_sampled(trainer, output)) > 1, "some have ended before others"
+    output, watch = watched_batch(trainer, assign={0: [0] * K, 1: [None, 0, 0, 0]})
+    contexts = contexts_of(trainer, watch.rollouts)
+    assert len(assert_sampled(trainer, output, contexts)) > 1, "some have ended before others"
     assert trainer.p2o.ledger.forward_tokens == 0
 
 
-@pytest.mark.parametrize("changes", [{"generation_kwargs": {"prefill_chunk_size": 16}}, "rollout_func"])
-def test_what_nobody_told_while_sampling_takes_a_pass(tmp_path, changes):
-    if changes == "rollout_func":
-        trainer = make(tmp_path)
-        generate = trainer._generate_single_turn
+def answer_in_trls_place(prompts, trainer):
+    """A `rollout_func` that generates as TRL would, and does not say with which log-probabilities."""
+    ids = [trainer.processing_class.apply_chat_template(p, add_generation_prompt=True)["input_ids"] for p in prompts]
+    completions, _ = GRPOTrainer._generate_single_turn(trainer, ids, None, {}, 1)
+    return {"prompt_ids": ids, "completion_ids": completions, "logprobs": None, "words": [len(c) for c in completions]}
 
-        def rollout(prompts, trainer):
-            return {
-                "prompt_ids": None,
-                "completion_ids": generate(trainer._row_contexts, None, {}, 1)[0],
-                "logprobs": None,
-            }
 
-        trainer._users_rollout_func = rollout
-    else:
-        trainer = make(tmp_path, **changes)
-    output = generation_batch(trainer)
-    assert_sampled(trainer, output)
-    templated = sum(map(len, trainer._row_contexts[1:K])) + int(output["completion_mask"][1:K].sum())
+@pytest.mark.parametrize("rollout_func", [None, answer_in_trls_place])
+def test_log_probabilities_that_were_not_recorded_take_a_pass(tmp_path, rollout_func):
+    changes = {} if rollout_func else {"generation_kwargs": {"prefill_chunk_size": 16}}
+    trainer = make(tmp_path, rollout_func=rollout_func, **changes)
+    output, watch = watched_batch(trainer)
+    contexts = contexts_of(trainer, watch.rollouts)
+    assert_sampled(trainer, output, contexts)
+    templated = sum(map(len, contexts[1:K])) + int(output["completion_mask"][1:K].sum())
     assert trainer.p2o.ledger.forward_tokens == templated
-
-
-def test_engine_correction_leaves_the_context_ratio_to_the_mask(tmp_path):
-    """With an engine's log-probabilities TRL would weigh the loss by π(y|x)/π(y|T(x,z)); it must not."""
-    trainer = make(tmp_path)
-    output = generation_batch(trainer)
-    templated = torch.tensor([bool(z) for z in trainer._row_templates])
-    sampled = torch.randn(output["completion_ids"].shape) * 0.1 - 1.0
-    engine = {
-        **output,
-        "advantages": torch.arange(8.0),
-        "importance_sampling_ratio": torch.full(sampled.shape, 0.3),
-        "sampling_per_token_logps": sampled.clone(),
-        "old_per_token_logps": torch.full(sampled.shape, -1.0),
-    }
-    trainer._distil(engine)
-    assert (engine["importance_sampling_ratio"][templated] == 1).all()
-    assert (engine["importance_sampling_ratio"][~templated] == 0.3).all()
-    # The context ratio is taken from the engine's own log-probabilities, without a pass of the model.
-    ratio = (-1.0 - sampled).exp()
-    expected = torch.arange(8.0).unsqueeze(1) * torch.where((ratio >= 0.01) & (ratio <= 10), 1.0, 0.0)
-    torch.testing.assert_close(engine["advantages"][templated], expected[templated])
-    # Off-policy masking reads the sampling log-probabilities: they are of one context again.
-    assert (engine["sampling_per_token_logps"][templated] == -1).all()
-    assert torch.equal(engine["sampling_per_token_logps"][~templated], sampled[~templated])
-
-
-def test_sequence_level_correction_is_neutral_too(tmp_path):
-    trainer = make(tmp_path)
-    output = generation_batch(trainer)
-    output["advantages"] = torch.ones(8)
-    output["importance_sampling_ratio"] = torch.full((8, 1), 0.3)
-    output["sampling_per_token_logps"] = torch.full(output["completion_ids"].shape, -1.0)
-    trainer._distil(output)
-    assert output["importance_sampling_ratio"].flatten().tolist() == pytest.approx([0.3, 1, 1, 1, *[0.3] * 4])
 
 
 def test_old_logprobs_under_the_rollout_context(tmp_path):
     trainer = make(tmp_path, old_logprobs_context="rollout")
-    output = generation_batch(trainer)
+    output, watch = watched_batch(trainer)
+    contexts = contexts_of(trainer, watch.rollouts)
     for row, (_, completion) in enumerate(rows_of(output)):
         with torch.no_grad():
-            expected = brute_force_logps(trainer.model, trainer._row_contexts[row], completion)
+            expected = brute_force_logps(trainer.model, contexts[row], completion)
         actual = output["old_per_token_logps"][row][: len(completion)]
         torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
 
@@ -364,12 +378,15 @@ def test_failed_templated_rollouts_can_be_dropped(tmp_path):
 
 
 def test_a_template_that_does_not_fit_is_not_used(tmp_path):
-    trainer = make(tmp_path)
-    trainer.max_prompt_length = len(bare_tokens(trainer, 0)) + 3
-    generation_batch(trainer)
-    assert not any(trainer._row_templates)
+    tokenizer = AutoTokenizer.from_pretrained(model_path())
+    data = questions().select(range(2))
+    chats = [tokenizer.apply_chat_template(p, add_generation_prompt=True)["input_ids"] for p in data["prompt"]]
+    longest = max((0, 1), key=lambda row: len(chats[row]))
+    trainer = make(tmp_path, data=data, max_prompt_length=len(chats[longest]))
+    _, watch = watched_batch(trainer, assign={longest: [None, 0, 0, 0]})
+    assert not any(template for _, template, *_ in watch.rollouts)
     assert trainer.p2o.events == {"template_too_long_for_question": 3}
-    assert trainer._row_contexts[1] == bare_tokens(trainer, 0)
+    assert trainer.p2o.ledger.prompt_tokens["policy"] == K * len(chats[0]) + K * len(chats[1])
 
 
 def test_mining_counts_success_per_question(tmp_path):
@@ -378,8 +395,8 @@ def test_mining_counts_success_per_question(tmp_path):
 
     trainer = make(tmp_path, reward=by_row)
     generation_batch(trainer, assign={})
-    assert {q: (o.successes, o.rollouts) for q, o in trainer.mined.outcomes.items()} == {0: (1, 4), 1: (2, 4)}
-    assert trainer.mined.hard_set() == [0]
+    assert {q: (o.successes, o.rollouts) for q, o in trainer.p2o.outcomes.items()} == {0: (1, 4), 1: (2, 4)}
+    assert hard_set(trainer) == [0]
 
 
 def test_success_may_be_one_reward_among_several(tmp_path):
@@ -391,10 +408,10 @@ def test_success_may_be_one_reward_among_several(tmp_path):
 
     both = make(tmp_path / "a", reward=[accuracy, formatting])
     generation_batch(both, assign={})
-    assert both.mined.hard_set() == []
+    assert hard_set(both) == []
     one = make(tmp_path / "b", reward=[accuracy, formatting], success_reward="accuracy", reward_weights=[1.0, 0.2])
     generation_batch(one, assign={})
-    assert one.mined.hard_set() == [0, 1]
+    assert hard_set(one) == [0, 1]
 
 
 def test_unscored_rollouts_are_no_failures(tmp_path):
@@ -403,7 +420,7 @@ def test_unscored_rollouts_are_no_failures(tmp_path):
 
     trainer = make(tmp_path, reward=reward)
     generation_batch(trainer, assign={})
-    assert {q: (o.successes, o.rollouts) for q, o in trainer.mined.outcomes.items()} == {1: (2, 3)}
+    assert {q: (o.successes, o.rollouts) for q, o in trainer.p2o.outcomes.items()} == {1: (2, 3)}
     assert trainer.p2o.events == {"unscored_rollouts": 5}
 
 
@@ -437,7 +454,7 @@ def test_a_fall_in_accuracy_is_told(tmp_path, caplog):
     trainer = make(tmp_path, num_generations_eval=1, per_device_eval_batch_size=8)
     trainer.eval_dataset = questions(8)
     for accuracy, events in ((0.8, {}), (0.76, {}), (0.7, {"accuracy_regression": 1})):
-        trainer._watch_for_regression("eval_easy", accuracy)
+        trainer.p2o.watch_accuracy("eval_easy", accuracy, margin=0.05)
         assert trainer.p2o.events == events
     assert "eval_easy_accuracy fell from 0.800 to 0.700" in caplog.text
     trainer.reward_funcs[0] = lambda prompts, **kwargs: [1.0] * len(prompts)
@@ -445,15 +462,42 @@ def test_a_fall_in_accuracy_is_told(tmp_path, caplog):
     assert trainer.p2o.first_accuracy == {"eval_easy": 0.8, "eval": 1.0}
 
 
-def test_reward_functions_see_the_datasets_columns_only(tmp_path):
-    seen = {}
+@pytest.mark.parametrize("workers", [0, 2])
+def test_which_question_a_row_is_shows_nowhere(tmp_path, workers):
+    """Neither to subclasses nor collators, reward functions or whoever reads the dataset; mining knows all the same."""
+    seen = []
 
-    def reward(completions, **kwargs):
-        seen.update(kwargs)
-        return length_reward(completions)
+    class Subclass(P2OTrainer):
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            seen.extend(inputs)
+            return super().training_step(model, inputs, num_items_in_batch)
 
-    generation_batch(make(tmp_path, reward=reward))
-    assert QUESTION_ID not in seen and {"solution", "family", "entry"} <= seen.keys()
+        def _prepare_inputs(self, inputs):
+            seen.extend(inputs)
+            return super()._prepare_inputs(inputs)
+
+    def reward(prompts, completions, **kwargs):
+        given = {"prompt", *kwargs} - {"completion_ids", "trainer_state", "log_extra", "log_metric"}
+        seen.append(dict.fromkeys(given))
+        return [float(zlib.crc32(question_text(prompt).encode()) % 3 == 0) for prompt in prompts]
+
+    data = questions(12)
+    # A third of the questions stands in the data twice: each of the two is a question of its own.
+    data = concatenate_datasets([data, data.select(range(4))])
+    trainer = make(tmp_path, Subclass, reward=reward, data=data, max_steps=8, dataloader_num_workers=workers)
+    trainer.data_collator = lambda rows: seen.extend(rows) or rows
+    trainer.train()
+    assert trainer.train_dataset.column_names == data.column_names
+    assert {tuple(sorted(row)) for row in seen} == {tuple(sorted(data.column_names))}
+    expected = [float(zlib.crc32(question_text(prompt).encode()) % 3 == 0) * K for prompt in data["prompt"]]
+    assert {q: o.successes for q, o in trainer.p2o.outcomes.items()} == dict(enumerate(expected))
+
+
+def test_a_batch_of_unknown_origin_is_refused(tmp_path):
+    trainer = make(tmp_path)
+    trainer.model.train()
+    with pytest.raises(RuntimeError, match="not drawn by its sampler"):
+        trainer._generate_and_score_completions([trainer.train_dataset[i] for i in (0, 1) for _ in range(K)])
 
 
 def test_a_users_rollout_func_is_given_templated_prompts(tmp_path):
@@ -463,17 +507,50 @@ def test_a_users_rollout_func_is_given_templated_prompts(tmp_path):
         asked.extend(question_text(p) for p in prompts)
         return {"prompt_ids": [[5]] * len(prompts), "completion_ids": [[6, 7, 1]] * len(prompts), "logprobs": None}
 
-    trainer = P2OTrainer(
-        model=load(),
-        reward_funcs=length_reward,
-        args=P2OConfig(**options(tmp_path)),
-        train_dataset=questions(),
-        processing_class=AutoTokenizer.from_pretrained(model_path()),
-        rollout_func=rollout,
-    )
+    trainer = make(tmp_path, rollout_func=rollout)
     output = generation_batch(trainer)
     assert [text.startswith(TEMPLATE.text) for text in asked] == [False, True, True, True, *[False] * 4]
     assert next(iter(rows_of(output)))[0] == bare_tokens(trainer, 0)
+    assert trainer.p2o.ledger.prompt_tokens["policy"] == 8, "what the function says that it has read"
+
+
+def test_a_users_rollout_func_generates_in_the_prompt_phase_too(tmp_path):
+    """A reward that needs its further fields would otherwise fail there, after a whole epoch."""
+    asked = []
+
+    def rollout(prompts, trainer):
+        asked.extend(question_text(p) for p in prompts)
+        return answer_in_trls_place(prompts, trainer)
+
+    def reward(completions, words, **kwargs):
+        assert len(words) == len(completions)
+        return coin(completions)
+
+    trainer, watch = alternate(tmp_path, reward=reward, rollout_func=rollout)
+    ((_, result, _),) = watch.phases
+    assert result.metric_calls > 0 and trainer.p2o.templates
+    spent = trainer.p2o.ledger.rollouts
+    assert len(asked) == spent["policy"] + spent["evolution_dev"] + spent["evolution_feedback"]
+    assert {template.text for template in trainer.p2o.templates} <= {text.split("\n\n")[0] for text in asked}
+
+
+def test_a_rollout_func_that_returns_too_few_completions_is_told_in_the_prompt_phase(tmp_path):
+    def rollout(prompts, trainer):
+        output = answer_in_trls_place(prompts, trainer)
+        short = trainer.p2o.epoch > 0
+        return {name: values[:1] if short and values else values for name, values in output.items()}
+
+    with pytest.raises(ValueError, match=r"1 completions for \d+ prompts"):
+        alternate(tmp_path, reward=lambda completions, **kwargs: coin(completions), rollout_func=rollout)
+
+
+def test_the_signature_is_grpo_trainers_and_ours():
+    ours, theirs = (inspect.signature(t.__init__).parameters for t in (P2OTrainer, GRPOTrainer))
+    assert list(ours)[: len(theirs)] == list(theirs)
+    for name, parameter in theirs.items():
+        assert ours[name].default == parameter.default and ours[name].kind == parameter.kind
+    assert list(ours)[len(theirs) :] == ["feedback_func", "reflect"]
+    assert all(parameter.annotation is not parameter.empty for name, parameter in ours.items() if name != "self")
 
 
 # -- bad input -------------------------------------------------------------------------------------------------------
@@ -595,7 +672,7 @@ def test_resume_is_exact_at_every_step(tmp_path, changes):
 
 def test_order_of_questions_does_not_depend_on_having_lived_through_earlier_epochs(tmp_path):
     trainer = make(tmp_path)
-    lived = iter(make(tmp_path)._get_train_sampler())
+    lived = make(tmp_path)._get_train_sampler()
     epochs = []
     for epoch in range(3):
         trainer.p2o.epoch = epoch
@@ -609,16 +686,15 @@ def test_order_of_questions_does_not_depend_on_having_lived_through_earlier_epoc
 def test_checkpoints_appear_whole(tmp_path, monkeypatch):
     """Whatever fails while a checkpoint is written, what is called a checkpoint is complete."""
     trainer = make(tmp_path, save_strategy="steps", save_steps=1, max_steps=2)
-    save_state = trainer._save_state
-    calls = []
+    save, calls = P2OState.save, []
 
-    def fails_second(checkpoint):
-        calls.append(copy.copy(checkpoint))
+    def fails_second(state, *args):
+        calls.append(state)
         if len(calls) == 2:
             raise OSError(28, "No space left on device")
-        save_state(checkpoint)
+        save(state, *args)
 
-    monkeypatch.setattr(trainer, "_save_state", fails_second)
+    monkeypatch.setattr(P2OState, "save", fails_second)
     with pytest.raises(OSError, match="No space"):
         trainer.train()
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
@@ -628,26 +704,16 @@ def test_checkpoints_appear_whole(tmp_path, monkeypatch):
 def test_the_prompt_phase_leaves_the_policy_phases_generators_alone(tmp_path):
     trainer = make(tmp_path)
     states = random.getstate(), torch.random.get_rng_state()
-    requests = [(trainer._question(0), "Think."), (trainer._question(1), "")]
-    first = trainer._rollouts(requests, 1)
+    asked = [phase.question(trainer.train_dataset, row, "solution") for row in (0, 1)]
+    requests = list(zip(asked, ("Think.", ""), strict=True))
+    first = trainer.policy_rollouts(requests, 1)
     trainer.reflect(["Improve this."], seed=1)
     assert random.getstate() == states[0]
     assert torch.equal(torch.random.get_rng_state(), states[1])
-    assert trainer._rollouts(requests, 1) == first
+    assert trainer.policy_rollouts(requests, 1) == first
 
 
 # -- alternation ------------------------------------------------------------------------------------------------------
-
-
-class Events(TrainerCallback):
-    def __init__(self):
-        self.rollouts, self.phases = [], []
-
-    def on_rollouts(self, args, state, control, p2o, rollouts, **kwargs):
-        self.rollouts.append((p2o.epoch, rollouts))
-
-    def on_prompt_phase_end(self, args, state, control, p2o, result, reason, **kwargs):
-        self.phases.append((p2o.epoch, result, reason))
 
 
 def coin(completions, **kwargs):
@@ -668,7 +734,16 @@ ALTERNATE = {
 
 
 def alternate(
-    tmp_path, reward=coin, data=None, reflect=None, model=None, peft_config=None, feedback_func=None, **changes
+    tmp_path,
+    reward=coin,
+    data=None,
+    reflect=None,
+    model=None,
+    peft_config=None,
+    rollout_func=None,
+    feedback_func=None,
+    callbacks=(),
+    **changes,
 ):
     numbers = itertools.count()
     settings = {**ALTERNATE, **changes}
@@ -679,12 +754,14 @@ def alternate(
         train_dataset=questions(16) if data is None else data,
         processing_class=AutoTokenizer.from_pretrained(model_path()),
         peft_config=peft_config,
+        rollout_func=rollout_func,
         feedback_func=feedback_func,
         reflect=reflect
         or (lambda prompts, *, seed: [Reflection(f"```\nTry way {next(numbers)}.\n```") for _ in prompts]),
     )
-    events = Events()
-    trainer.add_callback(events)
+    events = Watch()
+    for callback in (events, *callbacks):
+        trainer.add_callback(callback)
     trainer.train()
     return trainer, events
 
@@ -698,7 +775,7 @@ def test_hard_questions_are_templated_in_the_next_epoch(tmp_path, plain):
     ((epoch, result, _),) = events.phases
     assert epoch == 1
     used = set()
-    for epoch, rollouts in events.rollouts:
+    for epoch, rollouts in events.batches:
         for prompt, template, _, _ in rollouts:
             assert template == "" or epoch == 1
             assert "Try way" not in question_text(prompt), "the loss is on the bare question"
@@ -722,7 +799,7 @@ def test_when_nothing_is_solved_the_next_epoch_is_bare_and_training_goes_on(tmp_
     assert trainer.p2o.templates == [] and trainer.p2o.assignment == {}
     assert "No template solved any dev question" in caplog.text
     assert trainer.state.global_step == trainer.state.max_steps
-    assert all(not template for _, rollouts in events.rollouts for _, template, _, _ in rollouts)
+    assert all(not template for _, rollouts in events.batches for _, template, _, _ in rollouts)
 
 
 def test_templates_collapsed_to_one_are_told(tmp_path, caplog):
@@ -774,7 +851,9 @@ def test_reflection_is_by_the_model_as_it_was_before_training(tmp_path, lora, be
         processing_class=AutoTokenizer.from_pretrained(model_path()),
         peft_config=peft,
     )
-    assert (trainer._reference is None) == (lora or beta > 0), "no copy where TRL has one, or the base is the reference"
+    assert (trainer.reflect.frozen is None) == (lora or beta > 0), (
+        "no copy where TRL has one, or the base is the reference"
+    )
     before = trainer.reflect(["Improve this."] * 2, seed=0)
     with torch.no_grad():
         for name, parameter in trainer.model.named_parameters():
@@ -823,7 +902,7 @@ def test_adapters_alternate_like_whole_models(tmp_path, given):
         num_iterations=2,
         reused_rollouts_per_group=1,
     )
-    assert any(template for _, rollouts in events.rollouts for _, template, _, _ in rollouts)
+    assert any(template for _, rollouts in events.batches for _, template, _, _ in rollouts)
     base = {f"base_model.model.{name}": value for name, value in load().state_dict().items()}
     moved = 0
     for name, value in weights(trainer).items():
@@ -836,9 +915,8 @@ def test_adapters_alternate_like_whole_models(tmp_path, given):
 
 def test_without_distillation_the_templated_question_is_learnt_on(tmp_path):
     trainer = make(tmp_path, context_distillation=False)
-    output = generation_batch(trainer)
-    for (prompt, _), context in zip(rows_of(output), trainer._row_contexts, strict=True):
-        assert prompt == context
+    output, watch = watched_batch(trainer)
+    assert [prompt for prompt, _ in rows_of(output)] == contexts_of(trainer, watch.rollouts)
     assert output["advantages"].dim() == 1, "there is one context, so there is nothing to mask"
 
 
@@ -847,7 +925,7 @@ def test_templates_of_the_last_prompt_phase_go_on_being_assigned(tmp_path):
     assert len(events.phases) == 1
     assert trainer.p2o.templates and trainer.p2o.epoch == 3
     assert set(trainer.p2o.assignment) == set(trainer.p2o.hard_set)
-    used = {template for epoch, rollouts in events.rollouts if epoch == 3 for _, template, _, _ in rollouts} - {""}
+    used = {template for epoch, rollouts in events.batches if epoch == 3 for _, template, _, _ in rollouts} - {""}
     assert used and used <= {template.text for template in trainer.p2o.templates}
 
 
@@ -856,35 +934,32 @@ def test_templates_of_the_last_prompt_phase_go_on_being_assigned(tmp_path):
 
 def test_collapsed_groups_are_replaced_until_none_is_left_or_the_rounds_are_over(tmp_path):
     trainer = make(tmp_path, reward=coin, data=questions(24), dynamic_sampling_rounds=3, per_device_train_batch_size=16)
-    trainer.p2o.templates = [TEMPLATE]
-    trainer.p2o.assignment = {i: [None, 0, 0, 0] for i in range(0, 24, 2)}  # some groups are templated, some are not
-    batches = []
-    trainer.add_callback(recorder := Events())
-    sample = trainer._sample
-    trainer._sample = lambda *args: batches.append(sample(*args)) or {k: v.clone() for k, v in batches[-1].items()}
-    rows = [trainer.train_dataset[i] for i in range(4) for _ in range(K)]
-    trainer.model.train()
+    assignment = {i: [None, 0, 0, 0] for i in range(0, 24, 2)}  # some groups are templated, some are not
+    rows, watch = drawn_batch(trainer, questions=4, templates=[TEMPLATE], assignment=assignment)
     torch.manual_seed(5)
     output = trainer._generate_and_score_completions(rows)
 
-    sizes = [len(batch["advantages"]) for batch in batches]
+    sizes = [len(rollouts) for _, rollouts in watch.batches]
     assert sizes[0] == 16 and all(a >= b for a, b in itertools.pairwise(sizes)) and len(sizes) > 1
     assert trainer.p2o.ledger.rollouts["policy"] == sum(sizes)
     assert len(output["advantages"]) == 16
     # Every row of the result is, without its padding, a row of one of the batches, and the first batch's where it had
     # variance.
-    flat = [row for batch in batches for row in rows_of(batch)]
-    for row in rows_of(output):
-        assert row in flat
-    rewards = [[r for *_, r in rollouts] for _, rollouts in recorder.rollouts]
-    kept = [g for g in range(4) if len(set(rewards[0][g * K : (g + 1) * K])) > 1]
+    decode = trainer.processing_class.decode
+    learnt = [(prompt, decode(completion, skip_special_tokens=True)) for prompt, completion in rows_of(output)]
+    bare = [rollout._replace(template="") for rollout in watch.rollouts]
+    sampled = [
+        (context, completion[0]["content"])
+        for context, (_, _, completion, _) in zip(contexts_of(trainer, bare), bare, strict=True)
+    ]
+    assert all(row in sampled for row in learnt)
+    rewards = [reward for *_, reward in watch.rollouts]
+    kept = [g for g in range(4) if len(set(rewards[g * K : (g + 1) * K])) > 1]
     for group in kept:
-        assert (
-            list(rows_of(output))[group * K : (group + 1) * K] == list(rows_of(batches[0]))[group * K : (group + 1) * K]
-        )
-    nonzero = output["advantages"].reshape(4, -1).abs().sum(1) > 0
-    assert nonzero.tolist() == (~trainer._collapsed).tolist()
-    assert nonzero.sum() > len(kept), "something was won"
+        assert learnt[group * K : (group + 1) * K] == sampled[group * K : (group + 1) * K]
+    with_advantage = output["advantages"].reshape(4, -1).abs().sum(1) > 0
+    assert with_advantage.sum() > len(kept), "something was won"
+    assert logged(trainer)["p2o/collapsed_after_resampling"] == 1 - with_advantage.float().mean()
     assert output["num_items_in_batch"] == output["completion_mask"].sum()
     trainer.current_gradient_accumulation_steps = 1
     assert trainer._compute_loss(trainer.model, output).isfinite()
@@ -899,7 +974,7 @@ def test_an_unscored_rollout_has_no_advantage_over_a_wrong_one(tmp_path):
     assert advantages[0] == advantages[7] == 0
     assert (advantages[1:3] < 0).all() and advantages[3] > 0
     # One was right, of three; of the others none, of three.
-    assert {q: (o.successes, o.rollouts) for q, o in trainer.mined.outcomes.items()} == {0: (1, 3), 1: (0, 3)}
+    assert {q: (o.successes, o.rollouts) for q, o in trainer.p2o.outcomes.items()} == {0: (1, 3), 1: (0, 3)}
 
 
 def test_evolution_is_told_what_nobody_could_score(tmp_path):
@@ -922,18 +997,6 @@ def test_evolution_is_told_what_nobody_could_score(tmp_path):
     assert set(told) == {-0.5}
     rewards = {r for _, found, _ in events.phases if found for c in found.candidates for r in c.dev_rewards.values()}
     assert rewards == {-0.5} and trainer.p2o.events["unscored_rollouts"] > 0
-
-
-def test_unscored_rollouts_do_not_make_variance(tmp_path):
-    def reward(completions, **kwargs):
-        return [None, 1.0, 1.0, 1.0, None, 1.0, 0.0, 1.0]
-
-    trainer = make(tmp_path, reward=reward)
-    generation_batch(trainer, assign={})
-    assert trainer._collapsed.tolist() == [True, False]
-    trainer.reward_funcs[0] = lambda completions, **kwargs: [None] * len(completions)
-    generation_batch(trainer, assign={})
-    assert trainer._collapsed.tolist() == [True, True]
 
 
 @given(st.data())
@@ -1008,22 +1071,24 @@ def perturb(trainer, scale=0.02):
 @pytest.mark.parametrize("changes", [{}, {"steps_per_generation": 2}, {"old_logprobs_context": "rollout"}])
 def test_a_reused_rollout_is_held_against_the_policy_that_sampled_it(tmp_path, changes, template):
     trainer = make(tmp_path, reused_rollouts_per_group=1, context_ratio_min=0.5, context_ratio_max=2.0, **changes)
-    before = load()
-    completion = trainer._tokenizer("1+1=2\nAnswer: 2")["input_ids"] + [trainer._tokenizer.eos_token_id]
-    trainer._keep([Success(0, template, completion), Success(0, template, completion)])
-    assert [len(kept) for kept in trainer.kept.values()] == [1], "the same one counts once"
+    before, tokenizer = load(), trainer.processing_class
+    completion = tokenizer("1+1=2\nAnswer: 2")["input_ids"] + [tokenizer.eos_token_id]
+    chat = trainer.train_dataset[0]["prompt"]
+    (context,) = contexts_of(trainer, [(chat, template)])
+    with torch.no_grad():
+        bare = brute_force_logps(before, bare_tokens(trainer, 0), completion)
+        told = brute_force_logps(before, context, completion)
+    trainer.p2o.kept = {0: [KeptRollout(template, completion, bare, told)]}
     perturb(trainer)
     counted = dict(trainer.p2o.ledger.rollouts)
-    output = generation_batch(trainer)
+    output, watch = watched_batch(trainer)
 
-    assert trainer._row_kept[K - 1] is trainer.kept[0][0] and sum(map(bool, trainer._row_kept)) == 1
+    assert watch.rollouts[K - 1].template == template
     prompt, learnt = list(rows_of(output))[K - 1]
     assert (prompt, learnt) == (bare_tokens(trainer, 0), completion)
     assert trainer.p2o.ledger.rollouts["policy"] == counted["policy"] + 2 * K - 1, "it was paid for in the prompt phase"
     assert trainer.p2o.outcomes[0].rollouts == K - 1, "it says nothing of the present policy"
     with torch.no_grad():
-        bare = brute_force_logps(before, prompt, completion)
-        told = brute_force_logps(before, trainer._row_contexts[K - 1], completion)
         now = brute_force_logps(trainer.model, prompt, completion)
         others = [brute_force_logps(trainer.model, *row) for row in list(rows_of(output))[K:]]
     assert (now - bare).abs().max() > 0.05, "the policy has moved"
@@ -1044,16 +1109,16 @@ def test_a_reused_rollout_is_held_against_the_policy_that_sampled_it(tmp_path, c
 def test_successes_of_the_prompt_phase_are_learnt_from_in_the_next_epoch(tmp_path):
     trainer, events = alternate(tmp_path, reused_rollouts_per_group=1)
     ((_, result, _),) = events.phases
-    assert set(trainer.kept) == {success.question for success in result.successes} != set()
+    assert set(trainer.p2o.kept) == {success.question for success in result.successes} != set()
     solved = {
         question for candidate in result.candidates for question, solved in candidate.dev_solved.items() if solved
     }
-    assert solved <= set(trainer.kept), "dev rollouts are reused as well"
-    assert trainer.p2o.ledger.rollouts["policy"] == 2 * 16 * K - len(trainer.kept)
-    texts = {trainer._tokenizer.decode(k.completion_ids, skip_special_tokens=True) for [k] in trainer.kept.values()}
-    learnt = {
-        completion[0]["content"] for epoch, rollouts in events.rollouts if epoch for *_, completion, _ in rollouts
+    assert solved <= set(trainer.p2o.kept), "dev rollouts are reused as well"
+    assert trainer.p2o.ledger.rollouts["policy"] == 2 * 16 * K - len(trainer.p2o.kept)
+    texts = {
+        trainer.processing_class.decode(k.completion_ids, skip_special_tokens=True) for [k] in trainer.p2o.kept.values()
     }
+    learnt = {completion[0]["content"] for epoch, rollouts in events.batches if epoch for *_, completion, _ in rollouts}
     assert texts <= learnt
     assert "successes" not in result.to_dict()
 
@@ -1074,7 +1139,7 @@ def test_reuse_resumes_exactly(tmp_path):
         **{**ALTERNATE, **settings},
     )
     resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{middle}"))
-    assert resumed.kept.keys() == straight.kept.keys() != set()
+    assert resumed.p2o.kept.keys() == straight.p2o.kept.keys() != set()
     assert_same(weights(straight), weights(resumed))
     assert resumed.p2o.ledger == straight.p2o.ledger
 
@@ -1118,21 +1183,21 @@ def test_rollouts_without_advantage_are_left_out_and_nothing_changes(tmp_path, l
     for skip in (False, True):
         trainer.args.skip_zero_advantages = skip
         before = trainer.p2o.ledger.forward_backward_tokens
-        trainer._metrics["train"].clear()
+        logged(trainer)
         loss = trainer._compute_loss(trainer.model, output)
         gradient = torch.autograd.grad(loss, parameters)
         spent = trainer.p2o.ledger.forward_backward_tokens - before
-        results[skip] = (loss, gradient, spent, dict(trainer._metrics["train"]))
+        results[skip] = (loss, gradient, spent, logged(trainer))
     torch.testing.assert_close(results[True][0], results[False][0], atol=1e-6, rtol=1e-5)
     for ours, theirs in zip(results[True][1], results[False][1], strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
     passed = live or [0]
     tokens = output["prompt_mask"][passed].sum() + output["completion_mask"][passed].sum()
     assert results[True][2] == tokens
-    assert results[True][3].pop("p2o/skipped_rollouts") == [pytest.approx(1 - len(live) / 8)]
-    for name, (value,) in results[False][3].items():
-        if name.startswith("clip_ratio"):
-            assert results[True][3][name] == [pytest.approx(value)]
+    assert results[True][3]["p2o/skipped_rollouts"] == pytest.approx(1 - len(live) / 8)
+    clipped = {name for name in results[False][3] if name.startswith("clip_ratio")}
+    for name in clipped:
+        assert results[True][3][name] == pytest.approx(results[False][3][name])
 
 
 def test_with_a_kl_term_all_rollouts_are_learnt_from(tmp_path):
@@ -1143,4 +1208,4 @@ def test_with_a_kl_term_all_rollouts_are_learnt_from(tmp_path):
     trainer._compute_loss(trainer.model, output)
     everything = output["prompt_mask"].sum() + output["completion_mask"].sum()
     assert trainer.p2o.ledger.forward_backward_tokens == everything
-    assert "p2o/skipped_rollouts" not in trainer._metrics["train"]
+    assert "p2o/skipped_rollouts" not in logged(trainer)

@@ -284,6 +284,7 @@ def test_workers_killed_from_outside_are_replaced():
     pool.close()
 
 
+@pytest.mark.slow
 def test_a_worker_that_gets_no_core_is_no_completions_fault():
     pool = Pool(Limits(seconds=1, workers=1))
     assert verify([r"\boxed{1}"], rows("1"), pool=pool)[0].reason == "right"

@@ -16,11 +16,13 @@ import torch
 from peft import LoraConfig
 from transformers import AutoTokenizer
 
-from p2o import P2OConfig, P2OTrainer, engine
+from p2o import P2OConfig, P2OTrainer
 from p2o.cli import main
 from p2o.completions import Sampling
+from p2o.engines import vllm as engine
 from p2o.engines.frozen import transformers_model
 from p2o.pico import model_path, world
+from p2o.policy_phase.context_distillation import ROLLOUT_LOGPS, TEMPLATED
 from p2o.prompt_phase.types import Question
 from p2o.templates import Template, question_text
 from test_processes import alike, fsdp2, launch, launched, zero3
@@ -29,13 +31,16 @@ from test_trainer import (
     K,
     bare_tokens,
     brute_force_logps,
+    contexts_of,
     generation_batch,
     length_reward,
     load,
+    logged,
     make,
     options,
     questions,
     rows_of,
+    watched_batch,
     weights,
 )
 
@@ -77,7 +82,7 @@ def server(tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "log"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model_path()]
     command += ["--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1", "--dtype", "float32"]
-    command += ["--worker-extension-cls", "p2o.engine_worker.TakesWeights"]
+    command += ["--worker-extension-cls", "p2o.engines.vllm_worker.TakesWeights"]
     # Half a minute less than compiled, as the colocated one is.
     command += ["--enforce-eager"]
     command += ["--max-model-len", "1024", "--host", "127.0.0.1", "--port", str(port)]
@@ -145,8 +150,8 @@ def in_prompt_phase(trainer):
     requests = [(Question(i, "", ""), z) for i in range(3) for z in ("", TEMPLATE.text)]
     said = []
     trainer.feedback_func = lambda completion, row: said.append(completion) or ""
-    rollouts = trainer._rollouts(requests, 1)
-    ids = [trainer._tokenizer(r.completion)["input_ids"] for r in rollouts]
+    rollouts = trainer.policy_rollouts(requests, 1)
+    ids = [trainer.processing_class(r.completion)["input_ids"] for r in rollouts]
     assert [r.completion for r in rollouts] == said
     return ids
 
@@ -253,7 +258,7 @@ def test_a_sleeping_engine_is_woken_in_order(tmp_path, colocated, monkeypatch):
     trainer._last_loaded_step = trainer.state.global_step  # asleep, with the weights of this step
     requests = [(Question(i, "", ""), "") for i in range(6)]
     trainer.args.prompt_phase_batch_size = 2
-    trainer._rollouts(requests, 1)
+    trainer.policy_rollouts(requests, 1)
     once = ["wake weights", "collective_rpc", "reset_prefix_cache", "wake kv_cache", "generate", "sleep"]
     assert told == once, "a batch of any size wakes it once"
 
@@ -271,22 +276,23 @@ def test_a_group_under_several_templates_is_one_call_with_a_completion_each(tmp_
     sent = []
     if ask:
         engine.vllm_client.generate = lambda prompts, **kw: sent.append((prompts, kw["n"])) or ask(prompts, **kw)
-    output = generation_batch(trainer, [TEMPLATE, OTHER], {0: [None, 0, 1, 1], 1: [0, 0, 0, 0]})
-    assert calls == [(trainer._row_contexts, 1)]
-    assert sent == ([(trainer._row_contexts, 1)] if ask else [])
-    assert len({tuple(context) for context in trainer._row_contexts[:K]}) == 3
+    output, watch = watched_batch(trainer, [TEMPLATE, OTHER], {0: [None, 0, 1, 1], 1: [0, 0, 0, 0]})
+    contexts = contexts_of(trainer, watch.rollouts)
+    assert calls == [(contexts, 1)]
+    assert sent == ([(contexts, 1)] if ask else [])
+    assert len({tuple(context) for context in contexts[:K]}) == 3
     # Who asks the same again does not get the same answer again: bare, the model guesses.
     guesses, _ = trainer._generate_single_turn([bare_tokens(trainer, 1)] * 16, None, {}, 1)
     assert len({tuple(guess) for guess in guesses}) > 1
     for row, (_, completion) in enumerate(rows_of(output)):
         with torch.no_grad():
-            expected = brute_force_logps(trainer.model, trainer._row_contexts[row], completion)
+            expected = brute_force_logps(trainer.model, contexts[row], completion)
             bare = brute_force_logps(trainer.model, bare_tokens(trainer, row // K), completion)
         logps = output["sampling_per_token_logps"][row][: len(completion)]
         if not output["advantages"][row].any():
             continue  # nothing is computed for what teaches nothing
         # Under the bare question where a template was in use (they were replaced), else what the engine said.
-        torch.testing.assert_close(logps, bare if trainer._row_templates[row] else expected, atol=2e-3, rtol=1e-3)
+        torch.testing.assert_close(logps, bare if watch.rollouts[row].template else expected, atol=2e-3, rtol=1e-3)
 
     calls.clear()
     sent.clear()
@@ -304,7 +310,7 @@ def test_bare_and_templated_rollouts_of_dynamic_sampling_fit_together(tmp_path, 
     trainer = make(tmp_path, reward=reward, dynamic_sampling_rounds=1, **colocated)
     output = generation_batch(trainer)
     shape = output["completion_ids"].shape
-    assert trainer._metrics["train"]["p2o/collapsed_after_resampling"] == [0.0]
+    assert logged(trainer)["p2o/collapsed_after_resampling"] == 0.0
     for name in ("sampling_per_token_logps", "old_per_token_logps"):
         assert output[name].shape == shape
     assert output["importance_sampling_ratio"].shape == (2 * K, 1)
@@ -328,11 +334,11 @@ def differing(trainer):
 
 
 @torch.no_grad()
-def log_ratios(trainer, sampler, output):
+def log_ratios(trainer, sampler, output, contexts):
     """For each row: log of trainer under x over engine under the context sampled from; log of the same within x."""
     for row, (prompt, completion) in enumerate(rows_of(output)):
         bare = brute_force_logps(trainer.model, prompt, completion)
-        yield bare - brute_force_logps(sampler, trainer._row_contexts[row], completion)
+        yield bare - brute_force_logps(sampler, contexts[row], completion)
 
 
 @pytest.mark.parametrize("correction", CORRECTIONS)
@@ -348,13 +354,14 @@ def test_both_ratios_equal_the_definition(tmp_path, colocated, correction):
         **colocated,
     )
     sampler = differing(trainer)
-    output = generation_batch(trainer)
+    output, watch = watched_batch(trainer)
+    contexts = contexts_of(trainer, watch.rollouts)
     masked = passed = corrected = 0
     ratios, differences = [], []
-    for row, log_ratio in enumerate(log_ratios(trainer, sampler, output)):
+    for row, log_ratio in enumerate(log_ratios(trainer, sampler, output, contexts)):
         length = len(log_ratio)
         correction_ratio = output["importance_sampling_ratio"][row]
-        if trainer._row_templates[row]:
+        if watch.rollouts[row].template:
             assert (correction_ratio == 1).all(), "the context ratio belongs in the mask alone"
             ratio = log_ratio.exp()
             clear = (ratio / low).log().abs().minimum((ratio / high).log().abs()) > 0.01
@@ -377,10 +384,10 @@ def test_both_ratios_equal_the_definition(tmp_path, colocated, correction):
     assert masked and passed and corrected, "all of it must bite for the test to mean anything"
 
     # What is logged about the engines leaves the rows with two contexts out.
-    metrics, ratios, differences = trainer._metrics["train"], torch.cat(ratios), torch.cat(differences)
-    assert metrics["sampling/importance_sampling_ratio/mean"] == pytest.approx([ratios.mean().item()])
-    assert metrics["sampling/importance_sampling_ratio/max"] == pytest.approx([ratios.max().item()])
-    assert metrics["sampling/sampling_logp_difference/max"] == pytest.approx([differences.max().item()])
+    metrics, ratios, differences = logged(trainer), torch.cat(ratios), torch.cat(differences)
+    assert metrics["sampling/importance_sampling_ratio/mean"] == pytest.approx(ratios.mean().item())
+    assert metrics["sampling/importance_sampling_ratio/max"] == pytest.approx(ratios.max().item())
+    assert metrics["sampling/sampling_logp_difference/max"] == pytest.approx(differences.max().item())
 
     trainer.current_gradient_accumulation_steps = 1
     trainer._compute_loss(trainer.model, output).backward()
@@ -398,7 +405,7 @@ def test_the_context_ratio_costs_no_pass(tmp_path, colocated):
 def test_a_batch_of_templated_rollouts_alone_logs_nothing_about_the_engines(tmp_path, colocated):
     trainer = make(tmp_path, **colocated)
     generation_batch(trainer, assign={0: [0] * K, 1: [0] * K})
-    assert not [name for name in trainer._metrics["train"] if name.startswith("sampling/")]
+    assert not [name for name in logged(trainer) if name.startswith("sampling/")]
 
 
 @pytest.mark.parametrize("logprobs", [True, False])
@@ -408,21 +415,22 @@ def test_without_the_correction_the_context_ratio_is_the_same(tmp_path, colocate
     if not logprobs:
         generate = trainer._generate_single_turn
         trainer._generate_single_turn = lambda *args: (generate(*args)[0], None)
-    output = generation_batch(trainer)
+    output, watch = watched_batch(trainer)
+    contexts = contexts_of(trainer, watch.rollouts)
     assert "importance_sampling_ratio" not in output and "old_per_token_logps" not in output
-    assert output["two_contexts"].tolist() == [bool(z) for z in trainer._row_templates]
+    assert output[TEMPLATED].tolist() == [bool(rollout.template) for rollout in watch.rollouts]
     for row, (_, completion) in enumerate(rows_of(output)):
-        if trainer._row_templates[row]:
+        if watch.rollouts[row].template:
             with torch.no_grad():
-                expected = brute_force_logps(trainer.model, trainer._row_contexts[row], completion)
-            actual = output["context_logps"][row][: len(completion)]
+                expected = brute_force_logps(trainer.model, contexts[row], completion)
+            actual = output[ROLLOUT_LOGPS][row][: len(completion)]
             torch.testing.assert_close(actual, expected, atol=2e-3, rtol=1e-3)
-    templated = [row for row, z in enumerate(trainer._row_templates) if z]
-    passes = sum(len(trainer._row_contexts[row]) for row in templated) + int(output["completion_mask"][templated].sum())
+    templated = [row for row, rollout in enumerate(watch.rollouts) if rollout.template]
+    passes = sum(len(contexts[row]) for row in templated) + int(output["completion_mask"][templated].sum())
     assert trainer.p2o.ledger.forward_tokens == (0 if logprobs else passes)
     trainer.current_gradient_accumulation_steps = 1
     assert trainer._compute_loss(trainer.model, output).isfinite()
-    assert trainer._metrics["train"]["p2o/context_ratio/mean_log"]
+    assert logged(trainer)["p2o/context_ratio/mean_log"]
 
 
 # -- randomness ------------------------------------------------------------------------------------------------------

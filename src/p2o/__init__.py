@@ -4,13 +4,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from p2o.callbacks import P2OCallback
     from p2o.config import P2OConfig
     from p2o.trainer import P2OTrainer
 
 __version__ = "0.1.0"
-__all__ = ["P2OConfig", "P2OTrainer", "__version__"]
+__all__ = ["P2OCallback", "P2OConfig", "P2OTrainer", "__version__"]
 
-_MODULES = {"P2OConfig": "p2o.config", "P2OTrainer": "p2o.trainer"}
+_MODULES = {"P2OCallback": "p2o.callbacks", "P2OConfig": "p2o.config", "P2OTrainer": "p2o.trainer"}
 
 
 def __getattr__(name: str) -> Any:

@@ -37,6 +37,13 @@ class Ledger:
         self.prompt_tokens[purpose] += prompt_tokens
         self.completion_tokens[purpose] += completion_tokens
 
+    def add_pass(self, tokens: int, *, backward: bool) -> None:
+        """A pass over existing tokens, that was learnt from if it went `backward`."""
+        if backward:
+            self.forward_backward_tokens += tokens
+        else:
+            self.forward_tokens += tokens
+
     def merge(self, other: "Ledger") -> None:
         for purpose in PURPOSES:
             self.add(purpose, other.rollouts[purpose], other.prompt_tokens[purpose], other.completion_tokens[purpose])

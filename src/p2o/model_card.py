@@ -1,11 +1,30 @@
-"""What P²O adds to TRL's model card: what was done, what was found, what it cost. Pure."""
+"""What P²O adds to TRL's model card: what was done, what was found, what it cost."""
 
 from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import ModelCard
+from transformers import TrainerState
 
 from p2o import __version__
+from p2o.config import P2OConfig
 from p2o.ledger import PURPOSES, Ledger
 from p2o.state import P2OState
 from p2o.templates import Template
+
+# What TRL's card says of the method.
+PAPER = {
+    "title": "P²O: Joint Policy and Prompt Optimization",
+    "id": "2603.21877",
+    "citation": (
+        "@article{lu2026p2o,\n"
+        "    title  = {{P²O: Joint Policy and Prompt Optimization}},\n"
+        "    author = {Lu and others},\n"
+        "    year   = 2026,\n"
+        "    eprint = {arXiv:2603.21877},\n"
+        "}"
+    ),
+}
 
 # Where TRL's card goes on to versions and citations; ours comes before. At the end, should TRL drop the heading.
 NEXT_HEADING = "### Framework versions"
@@ -21,6 +40,27 @@ def without_none(card: str, name: str) -> str:
     """The text of TRL's card without its links to `None`, where the base is on disk or `name` on no hub."""
     card = card.replace("[None](https://huggingface.co/None)", "a model on disk")
     return card.replace('model="None"', f'model="{name}"')
+
+
+def add_section(
+    args: P2OConfig, model_name: str | None, p2o: P2OState, state: TrainerState, reflector: str | None
+) -> None:
+    """Puts our section into the card that TRL has written into `output_dir`.
+
+    Args:
+        reflector: as `reflection` of [`p2o_section`].
+    """
+    path = Path(args.output_dir) / "README.md"
+    card = ModelCard.load(path)
+    section = p2o_section(
+        p2o,
+        epochs=round(state.epoch or 0.0, 2),
+        steps=state.global_step,
+        reflection=reflector,
+        distilled=args.context_distillation,
+    )
+    card.text = with_section(without_none(card.text, args.hub_model_id or model_name or ""), section)
+    card.save(path)
 
 
 def p2o_section(state: P2OState, *, epochs: float, steps: int, reflection: str | None, distilled: bool = True) -> str:

@@ -1,15 +1,21 @@
 """P²O's part of a checkpoint: everything the next step needs beside weights, optimizer and generators."""
 
+import contextlib
+import copy
 import json
+import logging
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from p2o.hard_samples import Outcome
 from p2o.ledger import Ledger
+from p2o.policy_phase.reuse import Kept, load_kept, save_kept
+from p2o.prompt_phase.hard_samples import HardSamples, Outcome
 from p2o.templates import Template
+
+logger = logging.getLogger(__name__)
 
 STATE_FILE = "p2o_state.json"
 STATE_VERSION = 1
@@ -21,7 +27,8 @@ class CheckpointError(ValueError):
 
 @dataclass
 class P2OState:
-    """
+    """Where a run stands: what was hard, which templates are in use and by whom, and what was spent.
+
     Args:
         epoch: index of the policy epoch the next step belongs to, or has just completed.
         epoch_complete: whether that epoch's last step is done, so that the prompt phase comes next.
@@ -36,6 +43,9 @@ class P2OState:
         first_accuracy: of each evaluation set, what later ones are held against.
         trainer_step: TRL's count of forward/backward passes, its place within a generation batch.
         pending_metrics: metrics gathered since the last log.
+        kept: successes of the last prompt phase that this epoch's groups reuse, by question.
+        phase_ledger: spent by the prompt phase under way; it enters `ledger` once, however often the phase was
+            interrupted, and is in no checkpoint.
     """
 
     epoch: int = 0
@@ -51,15 +61,73 @@ class P2OState:
     first_accuracy: dict[str, float] = field(default_factory=dict)
     trainer_step: int = 0
     pending_metrics: dict[str, list[float]] = field(default_factory=dict)
+    kept: Kept = field(default_factory=dict, compare=False)
+    phase_ledger: Ledger = field(default_factory=Ledger, compare=False)
+
+    @property
+    def ledgers(self) -> tuple[Ledger, Ledger]:
+        """All that the run has spent so far."""
+        return self.ledger, self.phase_ledger
+
+    def event(self, name: str, count: int = 1) -> None:
+        """Counts an incident that lost nothing; it shows in the metrics as `p2o/events/<name>`."""
+        if count:
+            self.events[name] = self.events.get(name, 0) + count
+
+    def begin_next_epoch(self, *, near_hard: bool) -> None:
+        """From the outcomes of the epoch just completed to its hard set; nobody has a template any more."""
+        self.hard_set = HardSamples(near_hard, self.outcomes).hard_set()
+        self.outcomes, self.assignment, self.kept = {}, {}, {}
+        self.epoch += 1
+        self.epoch_complete = False
+
+    def watch_accuracy(self, evaluation: str, accuracy: float, margin: float) -> None:
+        """Warns, and counts it, when a set's accuracy is more than `margin` below the first one measured on it."""
+        first = self.first_accuracy.setdefault(evaluation, accuracy)
+        if accuracy < first - margin:
+            self.event("accuracy_regression")
+            logger.warning(
+                "%s_accuracy fell from %.3f to %.3f, by more than regression_margin=%g.",
+                evaluation,
+                first,
+                accuracy,
+                margin,
+            )
+
+    def note_progress(self, trainer_step: int, metrics: Mapping[str, list[float]]) -> None:
+        """Takes over what a checkpoint has to know of the trainer."""
+        self.trainer_step = trainer_step
+        self.pending_metrics = {name: list(values) for name, values in metrics.items()}
+
+    def metrics(self, *, near_hard: bool) -> dict[str, float]:
+        """The state in numbers, as it is logged with every training step."""
+        logs: dict[str, float] = {
+            "p2o/hard_set": len(self.hard_set),
+            "p2o/hard_so_far": len(HardSamples(near_hard, self.outcomes).hard_set()),
+            "p2o/questions_so_far": len(self.outcomes),
+            "p2o/templated_questions": len(self.assignment),
+        }
+        for unit in ("rollouts", "prompt_tokens", "completion_tokens"):
+            for purpose, count in getattr(self.ledger, unit).items():
+                logs[f"p2o/{unit}/{purpose}"] = count
+        logs["p2o/rollouts/total"] = self.ledger.total_rollouts
+        if self.ledger.reflection_cost:
+            logs["p2o/reflection_cost"] = self.ledger.reflection_cost
+        logs["p2o/trained_tokens/forward"] = self.ledger.forward_tokens
+        logs["p2o/trained_tokens/forward_backward"] = self.ledger.forward_backward_tokens
+        return logs | {f"p2o/events/{name}": count for name, count in self.events.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            **asdict(self),
+        data = {
+            **asdict(replace(self, kept={})),
             "outcomes": {str(q): [o.successes, o.rollouts] for q, o in self.outcomes.items()},
             "templates": [t.to_dict() for t in self.templates],
             "selected": {str(epoch): [t.to_dict() for t in found] for epoch, found in self.selected.items()},
             "assignment": {str(q): draws for q, draws in self.assignment.items()},
         }
+        # One is in a file of its own, the other is counted again from the journal of an interrupted phase.
+        del data["kept"], data["phase_ledger"]
+        return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "P2OState":
@@ -68,7 +136,7 @@ class P2OState:
                 **data,
                 "outcomes": {int(q): Outcome(*o) for q, o in data["outcomes"].items()},
                 "templates": [Template.from_dict(t) for t in data["templates"]],
-                # Checkpoints of 0.1 from before the model card told of them have none.
+                # Early checkpoints of 0.1 have none.
                 "selected": {int(e): [Template.from_dict(t) for t in f] for e, f in data.get("selected", {}).items()},
                 "assignment": {int(q): draws for q, draws in data["assignment"].items()},
                 "ledger": Ledger(**data["ledger"]),
@@ -80,6 +148,7 @@ class P2OState:
             checkpoint / STATE_FILE,
             {"version": STATE_VERSION, "fingerprint": fingerprint, "state": self.to_dict()},
         )
+        save_kept(self.kept, checkpoint)
 
     @classmethod
     def load(cls, checkpoint: Path, fingerprint: dict[str, Any]) -> "P2OState":
@@ -100,13 +169,33 @@ class P2OState:
                 f"{path} has version {data.get('version')}, this P²O reads version {STATE_VERSION}; continue it with "
                 "the release that wrote it."
             )
-        changed = differences(data["fingerprint"], fingerprint)
+        # An option that is gone, and was off: a checkpoint from before continues the same.
+        recorded = {n: v for n, v in data["fingerprint"].items() if (n, v) != ("fill_iterations", False)}
+        changed = differences(recorded, fingerprint)
         if changed:
             raise CheckpointError(
                 f"{checkpoint} was made under another configuration and cannot be continued under this one: "
                 f"{changed}. Resume with the old values or start a new run."
             )
-        return cls.from_dict(data["state"])
+        state = cls.from_dict(data["state"])
+        state.kept = load_kept(checkpoint)
+        return state
+
+
+@contextlib.contextmanager
+def uncounted_on_failure(state: P2OState, metrics: dict[str, list[float]]) -> Iterator[None]:
+    """What is counted inside stays counted unless it ends in an exception: the batch will be tried again."""
+    counted = copy.deepcopy((state.ledger, state.events))
+    outcomes = dict(state.outcomes)  # one a question of the epoch, and none ever changes
+    logged = {name: list(values) for name, values in metrics.items()}
+    try:
+        yield
+    except Exception:
+        state.ledger, state.events = counted
+        state.outcomes = outcomes
+        metrics.clear()
+        metrics.update(logged)
+        raise
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:

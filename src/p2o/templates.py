@@ -9,11 +9,15 @@ import heapq
 import itertools
 import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 Prompt = str | list[dict[str, Any]]
+"""A text, or the messages of a chat."""
+
+Tokenize = Callable[[list[Prompt]], list[list[int]]]
+"""Prompts to the tokens that completions are generated from."""
 
 
 @dataclass(frozen=True)

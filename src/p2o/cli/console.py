@@ -1,7 +1,7 @@
 """What a watcher sees: a live panel in a terminal, one line a happening elsewhere."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,8 +12,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
-from transformers import TrainerCallback
 
+from p2o.callbacks import P2OCallback
 from p2o.prompt_phase.types import EvolutionProgress, EvolutionResult
 from p2o.state import P2OState
 
@@ -52,7 +52,7 @@ class Pace:
         return steps * means["step"] + prompt_phases * means["prompt phase"]
 
 
-class Watch(TrainerCallback):
+class Watch(P2OCallback):
     """Follows a run by the trainer's own events; knows nothing that a tracker could not know.
 
     Args:
@@ -125,13 +125,15 @@ class Watch(TrainerCallback):
             self.accuracy.setdefault(split, []).append(value)
             self.say(f"bare accuracy {split} {value:.1%}")
 
-    def on_prompt_phase_begin(self, args: Any, state: Any, control: Any, hard_set: list[int], **kwargs: Any) -> None:
+    def on_prompt_phase_begin(
+        self, args: Any, state: Any, control: Any, *, hard_set: Sequence[int], **kwargs: Any
+    ) -> None:
         self.begin("prompt")
         self.evolution = None
         self.say(f"prompt phase · {len(hard_set)} hard questions")
 
     def on_prompt_phase_progress(
-        self, args: Any, state: Any, control: Any, progress: EvolutionProgress, **kwargs: Any
+        self, args: Any, state: Any, control: Any, *, progress: EvolutionProgress, **kwargs: Any
     ) -> None:
         before, self.evolution = self.evolution, progress
         self.template = progress.best_template
@@ -143,6 +145,7 @@ class Watch(TrainerCallback):
         args: Any,
         state: Any,
         control: Any,
+        *,
         p2o: P2OState,
         result: EvolutionResult | None,
         reason: str | None,

@@ -8,9 +8,9 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl import get_peft_config, get_quantization_config
 
-from p2o import engine
 from p2o.cli.arguments import Run
 from p2o.cli.errors import InputError
+from p2o.engines import vllm
 from p2o.pico import model_path
 from p2o.state import P2OState
 from p2o.trainer import P2OTrainer
@@ -58,8 +58,7 @@ def rehearse(run: Run, checkpoint: Path | None) -> None:
         training.output_dir, training.report_to, training.model_init_kwargs = scratch, [], None
         training.push_to_hub = False
         try:
-            if training.use_vllm:
-                engine.check(training, name)
+            vllm.check(training, name)
             model = AutoModelForCausalLM.from_pretrained(
                 model_path(), attn_implementation=run.model.attn_implementation
             )

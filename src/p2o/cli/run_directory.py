@@ -7,15 +7,15 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import TrainerCallback
 
+from p2o.callbacks import P2OCallback, SampledRollout
 from p2o.prompt_phase.types import EvolutionResult
 from p2o.state import P2OState, write_json
 from p2o.templates import Prompt, question_text
@@ -44,7 +44,7 @@ To go on after an interruption: `p2o train --resume --output_dir {path}`
 SAMPLES_PER_EPOCH = 8
 
 
-class RunDirectory(TrainerCallback):
+class RunDirectory(P2OCallback):
     """Writes what happens. On resume, lines of steps that will run again are cut off first."""
 
     def __init__(self, path: Path) -> None:
@@ -70,7 +70,7 @@ class RunDirectory(TrainerCallback):
             self._answers = None
 
     def on_evaluation_rollouts(
-        self, args: Any, state: Any, control: Any, rollouts: list[Any], dataset: str, **kwargs: Any
+        self, args: Any, state: Any, control: Any, *, rollouts: Sequence[SampledRollout], dataset: str, **kwargs: Any
     ) -> None:
         if self._answers is not None and state.is_world_process_zero:
             name, samples = self._answers
@@ -119,7 +119,9 @@ class RunDirectory(TrainerCallback):
             seconds = round(time.monotonic() - self.started, 2)
             self.append("metrics.jsonl", {"step": state.global_step, "seconds": seconds, **logs})
 
-    def on_rollouts(self, args: Any, state: Any, control: Any, p2o: P2OState, rollouts: Any, **kwargs: Any) -> None:
+    def on_rollouts(
+        self, args: Any, state: Any, control: Any, *, p2o: P2OState, rollouts: Sequence[SampledRollout], **kwargs: Any
+    ) -> None:
         if state.is_world_process_zero and p2o.epoch != self._sampled_epoch:
             self._sampled_epoch = p2o.epoch
             stride = max(len(rollouts) // SAMPLES_PER_EPOCH, 1)
@@ -133,6 +135,7 @@ class RunDirectory(TrainerCallback):
         args: Any,
         state: Any,
         control: Any,
+        *,
         p2o: P2OState,
         result: EvolutionResult | None,
         reason: str | None,

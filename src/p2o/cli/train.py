@@ -18,6 +18,7 @@ from rich.markup import escape
 from transformers import PrinterCallback, ProgressCallback
 from transformers.utils.logging import disable_progress_bar
 
+from p2o.checkpointing import newest_checkpoint
 from p2o.cli.arguments import Run, prepare
 from p2o.cli.console import Watch, bare_accuracies, clock, outcome_table
 from p2o.cli.data import hub_name
@@ -30,7 +31,7 @@ from p2o.cli.upload import take_upload
 from p2o.cli.words import spelled, take_option
 from p2o.reports.page import write_report
 from p2o.state import CheckpointError, write_json
-from p2o.trainer import P2OTrainer, newest_checkpoint
+from p2o.trainer import P2OTrainer
 
 RUNS = Path("runs")
 

@@ -234,7 +234,7 @@ def vllm_model(
     Raises:
         ImportError: no vLLM; the message says how to get it.
     """
-    from p2o.engine import HOW_TO_INSTALL
+    from p2o.engines.vllm import HOW_TO_INSTALL
 
     try:
         from vllm import LLM

@@ -12,8 +12,8 @@ from p2o.evaluation.evaluate import evaluate
 from p2o.evaluation.results import success
 from p2o.evaluation.statistics import paired_bootstrap
 from p2o.evaluation.types import RIGHT, Judgement, QuestionSet, Sample
-from p2o.hard_samples import HardSamples
 from p2o.prompt_phase.feedback import rollout_feedback
+from p2o.prompt_phase.hard_samples import HardSamples
 from p2o.prompt_phase.types import Question, Rollout
 from p2o.templates import Prompt, Template, apply_template, question_text
 

@@ -15,7 +15,10 @@ _THOUGHTS = (
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<seed:think>", "</seed:think>"),
 )
-_MARKS = re.compile("|".join(re.escape(mark) for marks in _THOUGHTS for mark in marks), re.IGNORECASE)
+# Begins with a set of characters, for which regular expressions are quick.
+_MARKS = re.compile(
+    rf"(?=[<\[◁])(?:{'|'.join(re.escape(mark) for marks in _THOUGHTS for mark in marks)})", re.IGNORECASE
+)
 _OPENING = frozenset(opening.lower() for opening, _ in _THOUGHTS)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _STATED = re.compile(r"(?i:\banswer(?:\s+is)?):?\s+(\S[^\n]*?)[.\s]*$")
@@ -46,6 +49,9 @@ def without_thoughts(text: str) -> str:
     A thought that is not closed goes on to the end, and one that is closed only began before the text: chat templates
     open it in the prompt. Text without marks is left as it is.
     """
+    # Looking for one character is a hundred times faster than for marks, and there may be megabytes.
+    if not any(sign in text for sign in "<[◁"):
+        return text
     kept, start, inside = [], 0, False
     for mark in _MARKS.finditer(text):
         opens = mark[0].lower() in _OPENING

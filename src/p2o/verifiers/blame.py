@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 FAULT_SECONDS = 1.0
 MORE_TIME = 4
+LEAST_RETRY_SECONDS = 20.0
 
 Ending = Literal["time-out", "killed", "died"]
 Decision = Literal["completion", "nobody", "retry", "probe"]
@@ -42,9 +43,10 @@ def decide(attempts: tuple[Attempt, ...], limit: float) -> Decision:
     | killed | retry | nobody |
     | died | retry | probe, where the first died as well; else nobody |
 
-    A second is thirty times what an ordinary completion takes. A retry has a fresh worker for itself and four times
-    the limit, in which the rule for time-outs stays what it is. A probe is a known-good answer to the same question:
-    if it is judged, what the workers died of is the completion, and otherwise nobody is at fault.
+    A second is thirty times what an ordinary completion takes. A retry has a fresh worker for itself and, until it has
+    computed for that long, four times the limit and at least 20 seconds: hundreds of completions that hang share the
+    cores with each other. A probe is a known-good answer to the same question: if it is judged, what the workers died
+    of is the completion, and otherwise nobody is at fault.
 
     Args:
         limit: seconds for one completion.
@@ -64,7 +66,7 @@ def has_computed(cpu_seconds: float, limit: float) -> bool:
 
 def wall_limit(attempts: int, limit: float) -> float:
     """Seconds of wall-clock time for the next attempt, after so many."""
-    return limit * (MORE_TIME if attempts else 1)
+    return max(limit * MORE_TIME, LEAST_RETRY_SECONDS) if attempts else limit
 
 
 def known_good(job: dict[str, Any]) -> str | None:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import secrets
+import select
 import socket
 import time
 from collections import deque
@@ -131,3 +132,12 @@ class Worker:
             # It is gone, or has half a message: that it is of no use is seen where it should answer.
             with contextlib.suppress(OSError):
                 self.channel.shutdown(socket.SHUT_RDWR)
+
+
+def ready(workers: set[Worker]) -> set[Worker]:
+    """Workers with something to read. Wakes up in time for limits."""
+    poll = select.poll()
+    by_descriptor = {worker.channel.fileno(): worker for worker in workers}
+    for descriptor in by_descriptor:
+        poll.register(descriptor, select.POLLIN)
+    return {by_descriptor[descriptor] for descriptor, _ in poll.poll(1000 * SLOW_SECONDS / 2)}

@@ -10,7 +10,6 @@ import itertools
 import json
 import logging
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -24,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from p2o.verifiers.blame import Attempt, Ending, decide, known_good
-from p2o.verifiers.connection import SLOW_SECONDS, START_SECONDS, Task, Worker
+from p2o.verifiers.connection import SLOW_SECONDS, START_SECONDS, Task, Worker, ready
 from p2o.verifiers.protocol import Job, Result
 
 logger = logging.getLogger(__name__)
@@ -231,9 +230,9 @@ class _Batch:
                 self._hand_out()
                 if not self.busy:
                     return
-                ready = _ready(self.busy)
+                answering = ready(self.busy)
                 for worker in list(self.busy):
-                    yield from self._look_after(worker, worker in ready)
+                    yield from self._look_after(worker, worker in answering)
         finally:
             for worker in self.busy:
                 self.pool.drop(worker)
@@ -316,15 +315,6 @@ def _unjudged(task: Task, reward: float | None) -> Result:
     reason = "time-out" if task.attempts[-1].ending == "time-out" else "crash"
     milliseconds = round(sum(attempt.milliseconds for attempt in task.attempts), 3)
     return {"reward": reward, "extracted": None, "reason": reason, "milliseconds": milliseconds}
-
-
-def _ready(workers: set[Worker]) -> set[Worker]:
-    """Workers with something to read. Wakes up in time for limits."""
-    poll = select.poll()
-    by_descriptor = {worker.channel.fileno(): worker for worker in workers}
-    for descriptor in by_descriptor:
-        poll.register(descriptor, select.POLLIN)
-    return {by_descriptor[descriptor] for descriptor, _ in poll.poll(1000 * SLOW_SECONDS / 2)}
 
 
 def _environment() -> dict[str, str]:

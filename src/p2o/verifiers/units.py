@@ -32,6 +32,7 @@ _SCALES = (
     {"ml", "l", "gallon"},
     {"dollar", "cent", "euro", "pound", "yen", "yuan", "rupee", "won", "ruble", "franc", "peso"},
     {"degree", "radian"},
+    {"mph", "km/h", "m/s"},
 )
 """Units of one quantity, of which one is not another."""
 
@@ -62,7 +63,7 @@ _SAID = (
         r"^(?:\\text\s*\{[^{}]*?\b(?:is|are|equals|about|approximately|roughly|around)\s*:?\s*\}|"
         r"[A-Za-z][A-Za-z ]*\b(?:is|are|equals):?\s)\s*(?=\S)"
     ),
-    re.compile(r"^\\text\s*\{[^{}\d]*:\s*\}\s*(?=\S)|^[A-Z]?[a-z]{3,}:\s+(?=\S)"),
+    re.compile(r"^\\text\s*\{[^{}\d]*:\s*\}\s*(?=\S)|^[A-Z][a-z]{2,}:\s+(?=\S)"),
 )
 _NAMED = re.compile(r"\\(?:text|mathrm|angle|triangle|overline|operatorname|Delta)|[A-Za-z]{3}|\(|_|\|")
 _NAME = re.compile(r"(?:\\(?:angle|triangle|Delta|odot|measuredangle)|[A-Za-z\s|'])+")
@@ -96,12 +97,15 @@ def quantity(text: str) -> Quantity:
 
 def conflicting(one: str, other: str) -> bool:
     """Whether two units measure the same in different measures, such as metres and kilometres."""
-    return one != other and any(one in scale and other in scale for scale in _SCALES)
+    (name, _, power), (another, _, its_power) = one.partition("^"), other.partition("^")
+    return name != another and power == its_power and any(name in scale and another in scale for scale in _SCALES)
 
 
 def changes_value(text: str) -> bool:
-    """Whether words behind a number, which math-verify strikes out, change it, such as "thousand" or "or more"."""
-    return bool(_CHANGING.search(text))
+    """Whether words behind a number, with all that follows them, which math-verify strikes out, change it: "thousand",
+    "or more", "feet 3 inches"."""
+    struck = re.sub(r"[\^_]\s*\{?\s*-?\d+\s*\}?", "", text.partition(r"\text")[2])
+    return bool(_CHANGING.search(text)) or bool(re.search(r"\d", struck) and not re.search(r"[=:]|\\approx", struck))
 
 
 def without_left_hand_side(text: str) -> str:

@@ -111,6 +111,19 @@ def _warm_up() -> None:
     for answer in usual:
         for gold in (answer, "7", "(2,3)", "x+y"):
             math.score(rf"So \[x = \boxed{{{answer}}}\]", {"solution": gold})
+    for said in (
+        r"1 1/4",
+        "√3",
+        r"18 \text{ apples}",
+        r"\text{(B) }12",
+        "x>2",
+        r"2 \pm \sqrt3",
+        r"x=1, y=2",
+        "10:30",
+        "1_2",
+    ):
+        for gold in (r"50\%", "(2,7]", "3, 4", "2:30", "no"):
+            math.score(rf"\boxed{{{said}}}", {"solution": gold})
     math.score("None.", {"solution": "7"})
     gc.freeze()  # what is there is for good, and shared
 

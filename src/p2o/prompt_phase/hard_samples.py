@@ -1,7 +1,7 @@
-"""Who is hard this epoch (paper: hard sample mining). Pure bookkeeping, no tensors.
+"""Hard sample mining: which questions the policy cannot solve in this epoch. Pure, no tensors.
 
 A question counts once an epoch: the first group of rollouts it gets decides. A rollout without any score (every reward
-function answered None) is evidence of nothing, so it is neither a success nor a failure.
+function answered None) is no evidence: neither a success nor a failure.
 """
 
 import math
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one group of rollouts showed: `successes` of `rollouts` scored ones."""
+    """Of one group of rollouts: `successes` among the `rollouts` that were scored."""
 
     successes: int
     rollouts: int

@@ -2,7 +2,7 @@
 
 Added are: errors at the start that say what to do, weights that reach the engine on a CPU as well (TRL's ways to send
 them need a GPU), and a way to see that weights changed while the step did not. On a GPU, weights travel as TRL sends
-them. Private names of TRL's backend stand here, vLLM's in `engine_worker.py`; tests say when one moves.
+them. Private names of TRL's backend stand here, vLLM's in `vllm_worker.py`; `private_names.py` lists them.
 """
 
 import json
@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, set_seed
 from jaxtyping import Bool, Float
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -30,7 +30,8 @@ from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import grpo_trainer
 
-from p2o.engine_worker import EXTENSION, take_weights
+from p2o.engines.vllm_worker import EXTENSION, take_weights
+from p2o.seeding import random_stream
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def check(args: Any, model: Any) -> None:
     """Refuses what cannot work, before a model is loaded; waits for a server, saying so, as long as TRL would.
 
     Args:
-        args: a `GRPOConfig` with `use_vllm=True`.
+        args: a `GRPOConfig`; without `use_vllm` there is nothing to refuse.
         model: the trainer's: a name or a model.
 
     Raises:
@@ -61,6 +62,8 @@ def check(args: Any, model: Any) -> None:
         ValueError: options that do not go together, or a server that was started without what TRL needs.
         ConnectionError: nobody answers at the server's address within `vllm_server_timeout` seconds.
     """
+    if not args.use_vllm:
+        return
     wanted = f"use_vllm=True needs vllm{supported_versions()}"
     if find_spec("vllm") is None:
         raise ImportError(f"{wanted}, and no vLLM is installed. {HOW_TO_INSTALL}")
@@ -133,7 +136,7 @@ def _check_server(args: Any) -> None:
 
 
 def _wait_for(url: str, timeout: float, start: str) -> None:
-    begun, told = time.monotonic(), False
+    begun, warned = time.monotonic(), False
     while True:
         try:
             _get(f"{url}/health")
@@ -144,14 +147,14 @@ def _wait_for(url: str, timeout: float, start: str) -> None:
                     f"No vLLM server answers at {url} ({error}), after {timeout:g} seconds (vllm_server_timeout). "
                     f"Start one with: {start}"
                 ) from None
-            if not told:
+            if not warned:
                 logger.warning(
                     "No vLLM server answers at %s yet; waiting up to %g seconds. Start one with: %s",
                     url,
                     timeout,
                     start,
                 )
-                told = True
+                warned = True
             time.sleep(1)
 
 
@@ -170,6 +173,21 @@ def weight_versions(model: torch.nn.Module) -> list[int]:
     Two kinds of writing torch does not count: fused optimizers' steps, and writing through `tensor.data`.
     """
     return [parameter._version for parameter in model.parameters()]
+
+
+class LastLoadedStep:
+    """Descriptor in the place of TRL's attribute `_last_loaded_step`, the step whose weights the engine has.
+
+    Before every generation TRL compares it with the present step, and sends the weights where it differs. But weights
+    change without a step, too: when the best checkpoint is loaded at the end, or when somebody edits them.
+    """
+
+    def __get__(self, trainer: Any, owner: type) -> int:
+        step, weights = trainer.__dict__["_last_loaded"]
+        return step if weights == weight_versions(trainer.model) else -1
+
+    def __set__(self, trainer: Any, step: int) -> None:
+        trainer.__dict__["_last_loaded"] = step, weight_versions(trainer.model)
 
 
 class CpuGeneration(VLLMGeneration):
@@ -237,8 +255,17 @@ def generation_backend(device: torch.device) -> Iterator[None]:
         grpo_trainer.VLLMGeneration = original
 
 
-def context_length(generation: VLLMGeneration) -> int:
-    """Tokens that the engine holds of prompt and completion together; the same answer on every process."""
+def seed_again(args: Any) -> None:
+    """After a colocated vLLM has started: it samples from the process-wide generators, and has just seeded them all
+    alike."""
+    if args.use_vllm:
+        set_seed(args.seed, device_specific=True)
+
+
+def context_length(generation: VLLMGeneration | None) -> int | None:
+    """Tokens that the engine holds of prompt and completion together; the same in every process. None for no engine."""
+    if generation is None:
+        return None
     if generation.mode == "colocate":
         return int(generation.llm.llm_engine.model_config.max_model_len)
     length = [None]
@@ -252,6 +279,17 @@ def same_seed(generation: VLLMGeneration, seed: int) -> int:
     seeds = [seed]
     torch.distributed.broadcast_object_list(seeds, group=generation.tp_group, group_src=0)
     return seeds[0]
+
+
+@contextmanager
+def same_draws(generation: VLLMGeneration | None) -> Iterator[None]:
+    """Inside, processes that hold parts of one engine draw alike: each draws the next token for itself, and goes on as
+    if all had drawn the same. Does nothing without an engine that is shared so."""
+    if generation is None or generation.mode != "colocate" or generation.tensor_parallel_size == 1:
+        yield
+        return
+    with random_stream(same_seed(generation, int(torch.randint(2**62, ())))):
+        yield
 
 
 # -- the mismatch of two engines ------------------------------------------------------------------------------------
@@ -279,3 +317,19 @@ def mismatch_metrics(
         "sampling/importance_sampling_ratio/max": (torch.max, ratios),
     }
     return {name: [summary(values).item()] if values.numel() else [] for name, (summary, values) in metrics.items()}
+
+
+def log_mismatch_again(metrics: dict[str, list[float]], batch: dict[str, Tensor], rows: Bool[Tensor, " batch"]) -> None:
+    """Replaces what TRL has just logged about the two engines by the same over rows whose two sides share a context."""
+    if "importance_sampling_ratio" not in batch:
+        return
+    measured = mismatch_metrics(
+        batch["old_per_token_logps"],
+        batch["sampling_per_token_logps"],
+        batch["importance_sampling_ratio"],
+        batch["completion_mask"].bool() & rows.unsqueeze(1),
+    )
+    for name, values in measured.items():
+        metrics[name][-1:] = values
+        if not metrics[name]:
+            del metrics[name]

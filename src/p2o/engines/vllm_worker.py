@@ -1,6 +1,6 @@
 """How a vLLM worker on a CPU takes new weights. It runs inside vLLM: in the trainer's process, or in a server's.
 
-A server is started with `--worker-extension-cls p2o.engine_worker.TakesWeights`.
+A server is started with `--worker-extension-cls p2o.engines.vllm_worker.TakesWeights`.
 """
 
 import logging
@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-EXTENSION = "p2o.engine_worker.TakesWeights"
+EXTENSION = "p2o.engines.vllm_worker.TakesWeights"
 
 
 def take_weights(worker: Any, weights: Iterable[tuple[str, Tensor]]) -> None:

@@ -8,12 +8,15 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from p2o.engines.processes import all_reduce_max
 
-class SampledLogps:
-    """Watches `model.generate` within a `with` block; [`of`] says what the policy gave each sampled token.
+
+class SampledLogprobs:
+    """Records, in a `with` block, the log-probabilities that `model.generate` samples with; [`of`] returns them.
 
     The temperature is in them, and nothing else that shapes sampling (top-k, penalties, forbidden tokens), as in the
     log-probabilities that TRL computes for its loss.
@@ -31,7 +34,7 @@ class SampledLogps:
         self._tokens: list[Int[Tensor, " batch"]] = []
         self._logps: list[Float[Tensor, " batch"]] = []
 
-    def __enter__(self) -> "SampledLogps":
+    def __enter__(self) -> "SampledLogprobs":
         self._hook = self._model.register_forward_hook(self._forward, with_kwargs=True)
         return self
 
@@ -52,12 +55,12 @@ class SampledLogps:
     def of(self, completions: list[list[int]]) -> list[list[float]] | None:
         """log π(y_t|context, y_<t) of every token of these completions, one for each row that was generated.
 
-        None where they are not what has passed by, one token a step: prompts fed in pieces, several beams, drafts of an
-        assistant.
+        None where they are not what was recorded, one token a step: prompts fed in pieces, several beams, drafts of an
+        assistant model.
         """
         if self._logits is None:
             return None
-        # The last token of the longest completions is fed to nobody.
+        # The last token of the longest completions is not fed to the model again.
         step = len(self._tokens)
         last = [ids[step] if len(ids) > step else 0 for ids in completions]
         if len(last) != len(self._logits):
@@ -67,3 +70,8 @@ class SampledLogps:
         if any(row[: len(ids)] != ids for row, ids in zip(tokens, completions, strict=True)):
             return None
         return [row[: len(ids)] for row, ids in zip(logps, completions, strict=True)]
+
+    def of_all_processes(self, completions: list[list[int]], accelerator: Accelerator) -> list[list[float]] | None:
+        """The same, but for all processes or for none: what stands in for them is a pass that takes all."""
+        logprobs = self.of(completions)
+        return None if all_reduce_max(accelerator, int(logprobs is None)) else logprobs

@@ -1,0 +1,152 @@
+"""The events of a run that transformers does not have: what a tracker, a console or a notebook can listen to."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from p2o.config import P2OConfig
+from p2o.prompt_phase.types import EvolutionProgress, EvolutionResult
+from p2o.state import P2OState
+from p2o.templates import Prompt
+
+
+class SampledRollout(NamedTuple):
+    """One rollout as a watcher sees it.
+
+    Args:
+        prompt: the bare question.
+        template: the instruction that it was sampled under; "" for none.
+        completion: a text, or the messages of a chat.
+        reward: weighted sum of the reward functions; NaN where none of them scored it.
+    """
+
+    prompt: Prompt
+    template: str
+    completion: str | list[dict[str, Any]]
+    reward: float
+
+
+def sampled_rollouts(
+    logs: Mapping[str, Any], templates: Sequence[str], rewards: Sequence[float]
+) -> list[SampledRollout]:
+    """The batch that TRL has just logged; empty for one that is larger than what TRL keeps of it."""
+    prompts, completions = (list(logs[column])[-len(templates) :] for column in ("prompt", "completion"))
+    if len(prompts) < len(templates):
+        return []
+    return [SampledRollout(*rollout) for rollout in zip(prompts, templates, completions, rewards, strict=True)]
+
+
+class P2OCallback(TrainerCallback):
+    """A `transformers.TrainerCallback` with P²O's events. Override those of interest; by default they do nothing.
+
+    Every event gets, as transformers' own do, the configuration, transformers' state and the control object, and by
+    name `p2o`, the state of the method: epoch, hard set, templates, assignment, ledger. It is called in every process;
+    `state.is_world_process_zero` says which one may write. Take `**kwargs` as well: later releases may add to them.
+    """
+
+    def on_rollouts(
+        self,
+        args: P2OConfig,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        p2o: P2OState,
+        rollouts: Sequence[SampledRollout],
+        **kwargs: Any,
+    ) -> None:
+        """A training batch was sampled and scored; `rollouts` are those of all processes, group by group."""
+
+    def on_evaluation_rollouts(
+        self,
+        args: P2OConfig,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        p2o: P2OState,
+        rollouts: Sequence[SampledRollout],
+        dataset: str,
+        **kwargs: Any,
+    ) -> None:
+        """An evaluation batch was sampled and scored, always without templates.
+
+        `dataset` is its name where there are several, else "". Not called for a batch that is larger than a training
+        batch, of which TRL keeps no texts.
+        """
+
+    def on_prompt_phase_begin(
+        self,
+        args: P2OConfig,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        p2o: P2OState,
+        hard_set: Sequence[int],
+        **kwargs: Any,
+    ) -> None:
+        """Evolution begins, before epoch `p2o.epoch`; `hard_set` are rows of the training set."""
+
+    def on_prompt_phase_progress(
+        self,
+        args: P2OConfig,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        p2o: P2OState,
+        progress: EvolutionProgress,
+        **kwargs: Any,
+    ) -> None:
+        """Evolution has come further. Called in the first process only, which is the one that evolves."""
+
+    def on_prompt_phase_end(
+        self,
+        args: P2OConfig,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        p2o: P2OState,
+        result: EvolutionResult | None,
+        reason: str | None,
+        **kwargs: Any,
+    ) -> None:
+        """Templates are selected and assigned (`p2o.templates`, `p2o.assignment`), or the phase was skipped.
+
+        A skipped phase has no `result` but a `reason`, and had no `on_prompt_phase_begin`.
+        """
+
+
+class Alternation(TrainerCallback):
+    """Alternates the phases where transformers' loop lets a callback in.
+
+    Args:
+        begin_epoch: called before an epoch with the batches of it that a resumed run skips.
+        end_step: called after a step; whether it was an epoch's last. Returns whether training may go on.
+    """
+
+    def __init__(self, begin_epoch: Callable[[int], None], end_step: Callable[[bool], bool]) -> None:
+        self.begin_epoch, self.end_step = begin_epoch, end_step
+        self.steps_per_epoch = 1
+
+    def on_train_begin(self, args: P2OConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        batches = len(kwargs["train_dataloader"])
+        self.steps_per_epoch = -(-batches // args.gradient_accumulation_steps)
+
+    def on_epoch_begin(self, args: P2OConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # At the beginning rather than the end: the checkpoint of an epoch's last step then says that the prompt phase
+        # is still to come, and a run killed inside it resumes there.
+        done = 0 if args.ignore_data_skip else state.global_step % self.steps_per_epoch
+        self.begin_epoch(done * args.gradient_accumulation_steps)
+
+    def on_step_end(self, args: P2OConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        last_of_epoch = state.global_step % self.steps_per_epoch == 0
+        if not self.end_step(last_of_epoch):
+            control.should_training_stop = True
+        if last_of_epoch and args.prompt_phase and args.save_strategy != "no":
+            control.should_save = True
+
+
+def notify(callbacks: Sequence[TrainerCallback], event: str, *args: Any, **kwargs: Any) -> None:
+    """Calls the event of every callback that has it."""
+    for callback in callbacks:
+        if hasattr(callback, event):
+            getattr(callback, event)(*args, **kwargs)

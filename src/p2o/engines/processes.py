@@ -1,0 +1,141 @@
+"""Several processes: the first one runs evolution, all of them generate.
+
+Evolution runs in the first process only, with its journal and its reflection endpoint. Whatever needs the model is
+broadcast to the others as a task, and every process takes its part; so there is one course of evolution.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object, send_to_device
+from torch import Tensor
+
+from p2o.seeding import derive_seed, random_stream
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+FINISHED = "finished"
+
+
+def broadcast_task(accelerator: Accelerator, task: str, *arguments: Any) -> None:
+    """Tells the other processes, which [`serve_tasks`], what all do next."""
+    if accelerator.num_processes > 1:
+        broadcast_object_list([(task, arguments)])
+
+
+def serve_tasks(tasks: dict[str, Callable[..., Any]]) -> Any:
+    """Takes part in what the first process broadcasts, until that is `FINISHED`; returns what comes with it."""
+    while True:
+        message: list[Any] = [None]
+        broadcast_object_list(message)
+        task, arguments = message[0]
+        if task == FINISHED:
+            return arguments[0]
+        tasks[task](*arguments)
+
+
+def run_in_batches(
+    accelerator: Accelerator,
+    run: Callable[[list[Item], int], list[Result]],
+    items: list[Item],
+    *,
+    batch_size: int,
+    seed: int,
+) -> list[Result]:
+    """`run(batch, seed)` over batches of the items, processes taking turns; all results, in order, in every process.
+
+    Each batch has a random stream of its own, so that the results depend on `batch_size` but not on the number of
+    processes.
+    """
+    batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
+    done = []
+    for start in range(0, len(batches), accelerator.num_processes):
+        number = start + accelerator.process_index
+        stream = seed if number == 0 else derive_seed(seed, "batch", number)
+        # Sharded weights are gathered by all processes or by none: one without work runs a batch of one and drops it.
+        batch = batches[number] if number < len(batches) else batches[start][:1]
+        with random_stream(stream):
+            results = run(batch, stream)
+        if number < len(batches):
+            done.append((number, results))
+    if accelerator.num_processes > 1:
+        done = gather_object(done)
+    return [result for _, results in sorted(done, key=lambda pair: pair[0]) for result in results]
+
+
+def run_or_fail_together(
+    accelerator: Accelerator, run: Callable[[], Result], *, instead: Callable[[], Any], failed_elsewhere: str
+) -> Result:
+    """`run()`, which ends in a collective call; where it raises in one process, all of them raise.
+
+    Args:
+        instead: takes part in that collective call for a process whose `run` did not come to it.
+        failed_elsewhere: message of the error that processes raise whose own `run` has not failed.
+    """
+    failure: Exception | None = None
+    result: Any = None
+    try:
+        result = run()
+    except Exception as error:
+        if accelerator.num_processes == 1:
+            raise
+        failure = error
+        instead()
+    if all_reduce_max(accelerator, int(failure is not None)):
+        failure = failure or RuntimeError(failed_elsewhere)
+        failure.in_all_processes = True  # type: ignore[attr-defined]
+        raise failure
+    return result
+
+
+def failed_together(accelerator: Accelerator, error: Exception) -> bool:
+    """Whether all processes raise with this error: they may go on to something that takes all of them."""
+    return accelerator.num_processes == 1 or getattr(error, "in_all_processes", False)
+
+
+def all_reduce_max(accelerator: Accelerator, count: int) -> int:
+    """The largest `count` of any process."""
+    if accelerator.num_processes == 1:
+        return count
+    return int(accelerator.gather(torch.tensor([count], device=accelerator.device)).max())
+
+
+def all_reduce_sum(accelerator: Accelerator, *values: float) -> list[float]:
+    """The sums of these over all processes."""
+    if accelerator.num_processes == 1:
+        return list(values)
+    total = accelerator.reduce(torch.tensor(values, device=accelerator.device), reduction="sum")
+    return list(total.tolist())
+
+
+def as_many_everywhere(accelerator: Accelerator, items: list[Item], filler: Item, *, shared: bool) -> list[Item]:
+    """The items, and fillers behind them: of all processes as many as of the one with most if `shared`, at least one.
+
+    TRL cuts what comes back from a shared engine as if processes had equally many, and sharded weights are gathered by
+    all processes or by none.
+    """
+    wanted = all_reduce_max(accelerator, len(items)) if shared else max(len(items), 1)
+    return items + [filler] * (wanted - len(items))
+
+
+def batches_of_all(accelerator: Accelerator, batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The batches of all processes, in order, whatever their widths, on this process's device."""
+    if accelerator.num_processes == 1:
+        return [batch]
+    batches: list[dict[str, Tensor]] = gather_object([send_to_device(batch, "cpu")])
+    return [send_to_device(other, accelerator.device) for other in batches]
+
+
+def share(accelerator: Accelerator, count: int) -> list[int]:
+    """Which of `count` items are this process's: equally many for each, the last one repeated to make it so."""
+    each = -(-count // accelerator.num_processes)
+    first = accelerator.process_index * each
+    return [min(index, count - 1) for index in range(first, first + each)]
+
+
+def local_slice(accelerator: Accelerator, count: int) -> slice:
+    """Where this process's rows lie among those of all processes, which have `count` each."""
+    return slice(accelerator.process_index * count, (accelerator.process_index + 1) * count)

@@ -1,0 +1,110 @@
+"""Checks of arguments and data before any training."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from p2o.config import P2OConfig
+from p2o.templates import question_text
+
+logger = logging.getLogger(__name__)
+
+
+def check_arguments(args: Any, reward_funcs: Any, rollout_func: Any, tools: Any, environment_factory: Any) -> None:
+    """
+    Raises:
+        ValueError: what P²O cannot work with.
+    """
+    if not isinstance(args, P2OConfig):
+        raise ValueError(f"args must be a P2OConfig, not {type(args).__name__}: the names swap in pairs.")
+    for option, value in (("tools", tools), ("environment_factory", environment_factory)):
+        if value is not None:
+            raise ValueError(f"P2OTrainer does not support `{option}`: templates are defined for single turns.")
+    if not reward_funcs:
+        raise ValueError("P2OTrainer needs reward_funcs: which questions are hard shows in the rewards.")
+    if args.reused_rollouts_per_group and rollout_func is not None:
+        raise ValueError("reused_rollouts_per_group does not go together with a rollout_func of your own.")
+
+
+def longest_prompt(args: P2OConfig, model: Any, engine_length: int | None) -> int | None:
+    """Longest prompt in tokens: the option, or what positions leave beside a completion; None for no limit.
+
+    Args:
+        engine_length: tokens of prompt and completion that vLLM holds; None where it is not used.
+    """
+    if args.max_prompt_length:
+        return args.max_prompt_length
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limits = [limit for limit in (positions, engine_length) if limit is not None]
+    return int(min(limits)) - args.max_completion_length if limits else None
+
+
+def check_questions(dataset: Any, args: P2OConfig) -> None:
+    """
+    Raises:
+        ValueError: not a dataset of known length, no or empty prompts, images; rows are named.
+    """
+    if dataset is None:
+        raise ValueError("P2OTrainer needs a train_dataset.")
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "column_names"):
+        raise ValueError(
+            f"train_dataset is a {type(dataset).__name__}; P²O comes back to questions by row and needs a "
+            "`datasets.Dataset` (load it without streaming=True)."
+        )
+    if "prompt" not in dataset.column_names:
+        raise ValueError(f"train_dataset has no `prompt` column; it has {', '.join(dataset.column_names) or 'none'}.")
+    if len(dataset) == 0:
+        raise ValueError("train_dataset is empty.")
+    if "image" in dataset.column_names or "images" in dataset.column_names:
+        raise ValueError("train_dataset has images; P2OTrainer supports text questions only.")
+    taken = [name for name in ("prompts", "completions") if name in dataset.column_names]
+    if taken:
+        raise ValueError(
+            f"train_dataset has a column {' and one '.join(taken)}, which is what TRL hands to reward functions under "
+            "that name. Rename or remove it."
+        )
+    _check_size(dataset, args)
+    for row, prompt in enumerate(dataset["prompt"]):
+        try:
+            empty = not prompt or not question_text(prompt).strip()
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"train_dataset row {row}, field `prompt`: {error}") from None
+        if empty:
+            raise ValueError(f"train_dataset row {row}, field `prompt`: empty.")
+    if args.prompt_phase and args.solution_column not in dataset.column_names:
+        logger.warning(
+            "train_dataset has no column %r: reflection gets no gold answers, and templates cannot be checked for "
+            "leaking them. Name the column with solution_column.",
+            args.solution_column,
+        )
+
+
+def _check_size(dataset: Any, args: P2OConfig) -> None:
+    questions_per_batch = args.generation_batch_size // args.num_generations
+    if len(dataset) < questions_per_batch:
+        raise ValueError(
+            f"train_dataset has {len(dataset)} questions, fewer than the {questions_per_batch} of one generation "
+            "batch (generation_batch_size / num_generations): no step could be taken. Lower "
+            "per_device_train_batch_size or steps_per_generation."
+        )
+
+
+def check_prompt_lengths(dataset: Any, tokenize: Callable[[list[Any]], list[list[int]]], limit: int | None) -> None:
+    """
+    Raises:
+        ValueError: prompts over the limit, in tokens; rows are named.
+    """
+    if limit is None:
+        return
+    prompts = dataset["prompt"]
+    too_long = []
+    for start in range(0, len(prompts), 1000):
+        ids = tokenize(list(prompts[start : start + 1000]))
+        too_long += [(start + i, len(row)) for i, row in enumerate(ids) if len(row) > limit]
+    if too_long:
+        rows = ", ".join(f"row {row}: {length} tokens" for row, length in too_long[:5])
+        raise ValueError(
+            f"{len(too_long)} of {len(prompts)} training prompts are longer than {limit} tokens "
+            f"({rows}{', …' if len(too_long) > 5 else ''}). Drop them from the dataset, raise max_prompt_length, "
+            "or lower max_completion_length."
+        )

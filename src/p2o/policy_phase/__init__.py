@@ -1,0 +1,1 @@
+"""The policy phase: sample under T(x, z), learn on x."""

@@ -1,0 +1,66 @@
+"""Log-probabilities of completions that already exist, by a pass of the policy without a gradient."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
+
+from p2o.engines.processes import all_reduce_max
+
+ForwardLogps = Callable[[Int[Tensor, "rows tokens"], Int[Tensor, "rows tokens"], int], Float[Tensor, "rows completion"]]
+"""`forward(input_ids, attention_mask, completion width)`: log-probabilities of the completions."""
+
+
+@dataclass(frozen=True)
+class CompletionLogprobs:
+    """log π(y|context) of the present policy. All processes call it together, with as many rows as each has, or none.
+
+    Args:
+        forward: a pass of the policy.
+    """
+
+    forward: ForwardLogps
+    accelerator: Accelerator
+    pad_token_id: int
+
+    def of(self, contexts: list[list[int]], completions: list[list[int]]) -> Float[Tensor, "rows completion"]:
+        """Of completions as lists of tokens, one a context; arbitrary behind the end of a shorter one."""
+        tokens = [torch.tensor(ids, device=self.accelerator.device) for ids in completions]
+        ids, mask = self._padded(tokens, side="right")
+        return self.under(contexts, ids, mask)
+
+    def under(
+        self, contexts: list[list[int]], ids: Int[Tensor, "rows completion"], mask: Int[Tensor, "rows completion"]
+    ) -> Float[Tensor, "rows completion"]:
+        """Of padded completions, one a context."""
+        prompts = [torch.tensor(context, device=ids.device) for context in contexts]
+        if not prompts:
+            nothing = ids.new_zeros((0, 1))
+            return self.of_batch(nothing, nothing, ids, mask)
+        return self.of_batch(*self._padded(prompts, side="left"), ids, mask)
+
+    @torch.no_grad()
+    def of_batch(
+        self, prompt_ids: Tensor, prompt_mask: Tensor, ids: Tensor, mask: Tensor
+    ) -> Float[Tensor, "rows completion"]:
+        """Of a padded batch as TRL has it: prompts on the left, completions on the right."""
+        input_ids, attention = torch.cat([prompt_ids, ids], dim=1), torch.cat([prompt_mask, mask], dim=1)
+        # Wrapped models synchronise in every pass: each process takes as many as the one with most rows, on empty rows.
+        missing = all_reduce_max(self.accelerator, len(ids)) - len(ids)
+        if not len(ids) + missing:
+            return torch.zeros_like(ids, dtype=torch.float32)
+        logps = self.forward(pad(input_ids, (0, 0, 0, missing)), pad(attention, (0, 0, 0, missing)), ids.size(1))
+        return logps[: len(ids)]
+
+    def _padded(self, rows: list[Tensor], *, side: str) -> tuple[Tensor, Tensor]:
+        """Tokens and mask, padded to one width."""
+        mask = [torch.ones_like(row) for row in rows]
+        return (
+            pad_sequence(rows, batch_first=True, padding_value=self.pad_token_id, padding_side=side),
+            pad_sequence(mask, batch_first=True, padding_value=0, padding_side=side),
+        )

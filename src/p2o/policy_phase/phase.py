@@ -1,0 +1,158 @@
+"""The policy phase beside TRL: what a batch is sampled under, what it shows, how its two contexts become one loss."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from p2o.config import P2OConfig
+from p2o.engines.processes import all_reduce_max, all_reduce_sum, local_slice
+from p2o.policy_phase.context_distillation import ContextMask, ContextStatistics, distil, mask_by_context
+from p2o.policy_phase.dynamic_sampling import Replacement
+from p2o.policy_phase.logprobs import CompletionLogprobs
+from p2o.policy_phase.reuse import Kept, draw_successes, keep
+from p2o.policy_phase.rewards import Rewards, Scoring
+from p2o.policy_phase.rollouts import RolloutPlan
+from p2o.prompt_phase.hard_samples import HardSamples
+from p2o.prompt_phase.types import Success
+from p2o.seeding import derive_seed
+from p2o.state import P2OState
+from p2o.templates import Prompt, Tokenize
+
+Sample = Callable[[list[dict[str, Any]], list[int]], tuple[dict[str, Any], Rewards]]
+"""`sample(rows, questions)`: rollouts of a further batch, of this process's rows and all processes' questions."""
+
+
+@dataclass(frozen=True)
+class PolicyPhase:
+    """What the policy phase of a run is about; its methods take the batch, and the state that they change.
+
+    Args:
+        tokenize: prompts, as they are generated from.
+        max_prompt_length: of T(x, z), in tokens; None for no limit.
+        scoring: what the reward functions' answers mean.
+        logprobs: passes of the policy.
+        log: takes metrics of a training step.
+    """
+
+    args: P2OConfig
+    accelerator: Accelerator
+    tokenize: Tokenize
+    max_prompt_length: int | None
+    scoring: Scoring
+    logprobs: CompletionLogprobs
+    log: Callable[[dict[str, float]], None]
+
+    def plan(self, state: P2OState, prompts: Sequence[Prompt], questions: Sequence[int]) -> RolloutPlan:
+        """Who is sampled under what. It depends on the epoch, not on the rows: all processes go the same way."""
+        if not questions or not (state.assignment or state.kept):
+            return RolloutPlan.bare(questions, len(prompts))
+        drawn = RolloutPlan.draw(
+            questions,
+            local_slice(self.accelerator, len(prompts)),
+            num_generations=self.args.num_generations,
+            assignment=state.assignment,
+            templates=state.templates,
+            kept=state.kept,
+        )
+        plan = drawn.fitted(prompts, self.tokenize, self.max_prompt_length)
+        (dropped,) = all_reduce_sum(self.accelerator, drawn.templates_in_use() - plan.templates_in_use())
+        state.event("template_too_long_for_question", int(dropped))
+        return plan
+
+    def count(self, state: P2OState, plan: RolloutPlan, output: dict[str, Any]) -> Bool[Tensor, " global_batch"]:
+        """Enters the batch into the ledger; returns which rows of all processes were sampled rather than kept."""
+        sampled: Tensor = self.accelerator.gather(plan.is_sampled(self.accelerator.device))
+        read, written = all_reduce_sum(self.accelerator, *plan.tokens_spent(output))
+        state.ledger.add("policy" if plan.questions else "evaluation", int(sampled.sum()), int(read), int(written))
+        return sampled
+
+    def mine(
+        self, state: P2OState, plan: RolloutPlan, rewards: Rewards, sampled: Bool[Tensor, " global_batch"]
+    ) -> None:
+        """Counts successes by question. A kept rollout says nothing of what the policy can do now."""
+        present = rewards.of(sampled)
+        state.event("unscored_rollouts", int(present.unscored.sum()))
+        k, scores = self.args.num_generations, rewards.success_scores.masked_fill(~sampled, torch.nan).tolist()
+        mined = HardSamples(self.args.near_hard, state.outcomes)
+        for start in range(0, len(scores), k):
+            mined.record(plan.questions[start], scores[start : start + k], self.args.success_threshold)
+        templated = all_reduce_sum(self.accelerator, plan.templates_in_use())[0] / len(scores)
+        self.log({"p2o/rollout_success": present.success_rate(), "p2o/templated_rollouts": templated})
+        if self.args.reused_rollouts_per_group:
+            self.log({"p2o/reused_rollouts": 1 - sampled.float().mean().item()})
+
+    def replace_collapsed(
+        self, output: dict[str, Any], rewards: Rewards, sample: Sample, dataset: Any, step: int
+    ) -> None:
+        """Dynamic sampling: groups without variance in `output` are replaced by fresh ones, as often as is allowed.
+
+        Args:
+            sample: samples and scores a further batch.
+            dataset: the training set.
+            step: names the random stream.
+        """
+        k, rounds = self.args.num_generations, self.args.dynamic_sampling_rounds
+        collapsed = rewards.collapsed(k)
+        for attempt in range(rounds):
+            if not collapsed.any():
+                break
+            rng = random.Random(derive_seed(self.args.seed, "dynamic sampling", step, attempt))
+            replacement = Replacement.draw(collapsed, len(dataset), k, self.accelerator.num_processes, rng)
+            rows = replacement.rows(k)
+            mine = rows[local_slice(self.accelerator, len(rows) // self.accelerator.num_processes)]
+            fresh, rewards = sample([dict(dataset[row]) for row in mine], rows)
+            pad = self.logprobs.pad_token_id
+            replaced = replacement.apply(output, fresh, rewards.collapsed(k), self.accelerator, pad)
+            collapsed[replaced] = False
+        if rounds:
+            self.log({"p2o/collapsed_after_resampling": collapsed.float().mean().item()})
+
+    @property
+    def context_mask(self) -> ContextMask:
+        return ContextMask(
+            self.args.context_mask,  # type: ignore[arg-type]
+            self.args.context_ratio_min,
+            self.args.context_ratio_max,
+            old_under_rollout_context=self.args.old_logprobs_context == "rollout",
+        )
+
+    def distil(self, state: P2OState, output: dict[str, Any], plan: RolloutPlan, rewards: Rewards) -> None:
+        """Prepares a batch of two contexts for the loss, and masks it where log π_old(y|x) is known before that."""
+        early = bool(state.kept) or self.context_mask.old_under_rollout_context
+        distil(
+            output,
+            plan,
+            self.logprobs,
+            self.context_mask,
+            failed=~rewards.successes[local_slice(self.accelerator, len(plan.templates))],
+            drop_failed=self.args.drop_failed_templated,
+            need_old_logps=lambda rows: early and bool(all_reduce_max(self.accelerator, rows)),
+        )
+        if "old_per_token_logps" in output:
+            self.mask(output, output["old_per_token_logps"])
+
+    def mask(self, batch: dict[str, Any], bare_logps: Float[Tensor, "batch completion"]) -> None:
+        """Masks the advantages of a batch that [`distil`] has prepared, and logs the context ratio."""
+        local = mask_by_context(batch, bare_logps, self.context_mask)
+        self.log(ContextStatistics(*all_reduce_sum(self.accelerator, *astuple(local))).metrics())
+
+    def keep(self, state: P2OState, successes: Sequence[Success], dataset: Any, model: torch.nn.Module) -> Kept:
+        """Draws what of evolution's successes will be reused, with log-probabilities of the policy that sampled it."""
+        per_question = self.args.reused_rollouts_per_group
+        rng = random.Random(derive_seed(self.args.seed, state.epoch, "reuse"))
+        drawn = draw_successes(successes, per_question, rng)
+        if per_question:
+            self.log({"p2o/kept_rollouts": len(drawn)})
+        training = model.training
+        model.eval()
+        try:
+            size = self.args.prompt_phase_batch_size
+            return keep(drawn, dataset, self.tokenize, self.logprobs, batch_size=size)
+        finally:
+            model.train(training)

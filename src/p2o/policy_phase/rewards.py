@@ -1,0 +1,131 @@
+"""What the rollouts of a batch earned. Pure: tensors in, tensors out.
+
+A reward function answers None where it does not apply; TRL turns that into NaN. A rollout that nobody scored is no
+evidence: neither a success nor a failure, and no variance within its group.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How the reward functions' answers become rewards and successes.
+
+    Args:
+        weights: of the functions, in the total.
+        threshold: a rollout is a success when its success score is greater.
+        success_reward: name of the one function that decides success; None for the total.
+        names: of the functions.
+
+    Raises:
+        ValueError: none of the functions has that name.
+    """
+
+    weights: Float[Tensor, " functions"]
+    threshold: float
+    success_reward: str | None
+    names: Sequence[str]
+
+    def __post_init__(self) -> None:
+        if self.success_reward is not None and self.success_reward not in self.names:
+            raise ValueError(
+                f"success_reward={self.success_reward!r} is none of the reward functions: {', '.join(self.names)}."
+            )
+
+    def rewards(self, by_function: Float[Tensor, "rollouts functions"]) -> "Rewards":
+        decides = None if self.success_reward is None else list(self.names).index(self.success_reward)
+        return Rewards(by_function, self.weights, self.threshold, decides)
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """Rewards of rollouts; K consecutive ones are a group, the rollouts of one question.
+
+    Args:
+        by_function: one column a reward function; NaN where it answered None.
+        weights: of the functions, in the total.
+        threshold: a rollout is a success when its success score is greater.
+        success_function: index of the one function that decides success; None for the total.
+    """
+
+    by_function: Float[Tensor, "rollouts functions"]
+    weights: Float[Tensor, " functions"]
+    threshold: float = 0.0
+    success_function: int | None = None
+
+    @property
+    def total(self) -> Float[Tensor, " rollouts"]:
+        """Weighted sum as TRL forms it; NaN where every function answered None."""
+        weighted = self.by_function * self.weights.to(self.by_function.device)
+        return weighted.nansum(dim=1).masked_fill(self.by_function.isnan().all(dim=1), torch.nan)
+
+    @property
+    def success_scores(self) -> Float[Tensor, " rollouts"]:
+        """What decides success; NaN where nobody scored it."""
+        return self.total if self.success_function is None else self.by_function[:, self.success_function]
+
+    @property
+    def successes(self) -> Bool[Tensor, " rollouts"]:
+        return self.success_scores > self.threshold
+
+    @property
+    def unscored(self) -> Bool[Tensor, " rollouts"]:
+        """Rollouts without a success score."""
+        return self.success_scores.isnan()
+
+    def collapsed(self, k: int) -> Bool[Tensor, " groups"]:
+        """Groups of k rollouts whose scored totals are all the same: their advantages are zero."""
+        groups = self.total.view(-1, k)
+        high = groups.nan_to_num(nan=-torch.inf).amax(dim=1)
+        low = groups.nan_to_num(nan=torch.inf).amin(dim=1)
+        return (high <= low) | torch.isclose(high, low)
+
+    def success_rate(self) -> float:
+        """Share of successes among the scored rollouts, in [0, 1]; 0 where none was scored."""
+        scored = int((~self.unscored).sum())
+        return int(self.successes.sum()) / max(scored, 1)
+
+    def of(self, rows: Bool[Tensor, " rollouts"] | slice) -> "Rewards":
+        """Those of some of the rollouts."""
+        return Rewards(self.by_function[rows], self.weights, self.threshold, self.success_function)
+
+
+@dataclass
+class EvaluationSet:
+    """Counts successes over all rollouts of a set: TRL averages over batches, of which the last may be smaller.
+
+    Args:
+        name: "" where there is only one set.
+        successes: of the scored rollouts so far.
+        logged: whether its accuracy is in the log. What is logged between an evaluation and the next step, such as the
+            run time, is not of it.
+    """
+
+    name: str
+    successes: list[bool] = field(default_factory=list)
+    logged: bool = False
+
+    def add(self, rewards: Rewards) -> None:
+        """A batch of it; rollouts that nobody scored do not count."""
+        self.successes += rewards.successes[~rewards.unscored].tolist()
+
+    def accuracy(self) -> float:
+        """Share of successes in [0, 1]; NaN where no rollout was scored."""
+        return sum(self.successes) / len(self.successes) if self.successes else math.nan
+
+    def metrics(self, trl: Mapping[str, list[float]]) -> dict[str, list[float]]:
+        """TRL's metrics of an evaluation with the accuracy of the set, under its name.
+
+        TRL names them alike for every set of a dictionary; the last one would win.
+        """
+        found = dict(trl)
+        if not self.logged:
+            self.logged = True
+            found["accuracy"] = [self.accuracy()]
+        return {f"{self.name}_{name}": values for name, values in found.items()} if self.name else found

@@ -1,0 +1,73 @@
+"""Rollouts whose advantage is zero are left out of the update's passes, to which they add nothing. Pure.
+
+The loss stays TRL's, over all rows and with its normalisers: rows left out get a policy ratio of 1.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def has_advantage(
+    advantages: Float[Tensor, " batch"] | Float[Tensor, "batch completion"],
+) -> Bool[Tensor, " batch"]:
+    """Rows with an advantage other than zero, at any token."""
+    return advantages != 0 if advantages.dim() == 1 else (advantages != 0).any(dim=1)
+
+
+def rows_to_pass(advantages: Tensor) -> Int[Tensor, " passed"] | None:
+    """Rows that take part in the update's passes; None for all of them.
+
+    One row at least, since every process takes part in the backward pass.
+    """
+    live = has_advantage(advantages)
+    if live.all():
+        return None
+    return live.nonzero().flatten() if live.any() else torch.zeros_like(live[:1], dtype=torch.long)
+
+
+@dataclass(frozen=True)
+class LossPass:
+    """The loss's own forward pass over one batch.
+
+    Args:
+        batch: what TRL's loss reads, after the pass as well; a copy, since rollouts may be learnt from again.
+        rows: those that take part, see [`rows_to_pass`].
+    """
+
+    batch: dict[str, Tensor]
+    rows: Int[Tensor, " passed"] | None
+
+    @classmethod
+    def over(cls, batch: Mapping[str, Tensor], *, skips: bool) -> "LossPass":
+        """Over this batch, without rows that have no advantage if it `skips` them."""
+        return cls(dict(batch), rows_to_pass(batch["advantages"]) if skips else None)
+
+    def skipped(self) -> float:
+        """Share of rows without an advantage, in [0, 1]."""
+        return 1 - has_advantage(self.batch["advantages"]).float().mean().item()
+
+    def select(self, values: Tensor) -> Tensor:
+        return values if self.rows is None else values[self.rows]
+
+    def over_all_rows(
+        self,
+        logps: Float[Tensor, "passed completion"],
+        entropies: Float[Tensor, "passed completion"],
+        mask: Int[Tensor, "passed completion"],
+    ) -> tuple[Float[Tensor, "batch completion"], Float[Tensor, "batch completion"]]:
+        """Log-probabilities and entropies with a row for each rollout, left out or not.
+
+        Those left out have the old log-probabilities, so that their policy ratio is 1. Their entropy, which is only
+        logged, is the mean of the others'.
+        """
+        if self.rows is None:
+            return logps, entropies
+        shape = (len(self.batch["completion_ids"]), logps.size(1))
+        unmoved = self.batch.get("old_per_token_logps", logps.new_zeros(shape)).to(logps)
+        mean = (entropies * mask).sum() / mask.sum().clamp(min=1)
+        everywhere = mean.expand(shape).to(entropies)
+        return unmoved.index_copy(0, self.rows, logps), everywhere.index_copy(0, self.rows, entropies)

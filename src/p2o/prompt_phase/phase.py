@@ -1,0 +1,183 @@
+"""From an epoch just completed to templates for the next one: what a prompt phase does beside evolving."""
+
+import logging
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from p2o.config import P2OConfig
+from p2o.engines.processes import FINISHED, broadcast_task, serve_tasks
+from p2o.ledger import Ledger
+from p2o.prompt_phase.evolve import evolve
+from p2o.prompt_phase.policy_rollouts import PolicyRollouts, Request
+from p2o.prompt_phase.types import (
+    EvolutionConfig,
+    EvolutionResult,
+    Question,
+    ReflectionFn,
+    Rollout,
+)
+from p2o.reflection.endpoint import EndpointReflection
+from p2o.reflection.own_model import OwnReflection
+from p2o.seeding import derive_seed
+from p2o.state import P2OState
+from p2o.templates import assign_templates, mean_similarity, question_text, select_templates
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Why there is no prompt phase.
+
+    Args:
+        reason: for whoever watches the run; None where the configuration wants none any more.
+    """
+
+    reason: str | None = None
+
+
+def skip(state: P2OState, args: P2OConfig, reflect: ReflectionFn) -> Skipped | None:
+    """Whether this epoch goes without a prompt phase. Its last templates then stay in use, or there are none."""
+    if args.max_prompt_phases is not None and state.prompt_phases >= args.max_prompt_phases:
+        return Skipped()
+    if isinstance(reflect, EndpointReflection) and (reached := reflect.limit_reached()) is not None:
+        logger.warning("Prompt phase skipped, the last templates stay in use: %s", reached)
+        return Skipped(reached)
+    state.templates = []
+    if len(state.hard_set) < args.min_hard_questions:
+        logger.warning(
+            "Prompt phase skipped: %d hard questions, fewer than min_hard_questions=%d; epoch %d is untemplated.",
+            len(state.hard_set),
+            args.min_hard_questions,
+            state.epoch,
+        )
+        return Skipped("too few hard questions")
+    return None
+
+
+def remaining_rollouts(state: P2OState, args: P2OConfig) -> int | None:
+    """What is left of `max_rollouts`; None where there is no limit."""
+    return None if args.max_rollouts is None else max(args.max_rollouts - state.ledger.total_rollouts, 0)
+
+
+@dataclass(frozen=True)
+class Evolution:
+    """Evolution on the hard set: the first process evolves, all of them generate, and all get the result.
+
+    Args:
+        rollouts: tries templates.
+        notify: `notify(event, **data)`: tells whoever watches.
+    """
+
+    args: P2OConfig
+    accelerator: Accelerator
+    rollouts: PolicyRollouts
+    reflect: ReflectionFn
+    notify: Callable[..., None]
+
+    def __call__(self, state: P2OState, *, go_on: bool) -> EvolutionResult:
+        """
+        Args:
+            go_on: from the journal of an interrupted run; a fresh one does not continue what lies in the same place.
+        """
+        state.phase_ledger = Ledger()
+        if not self.accelerator.is_main_process:
+            tasks: dict[str, Callable[..., Any]] = {"rollouts": self.rollouts}
+            if isinstance(self.reflect, OwnReflection):
+                tasks["reflections"] = self.reflect.in_all_processes
+            return serve_tasks(tasks)
+        directory = Path(self.args.output_dir) / "evolution" / f"epoch-{state.epoch:03d}"
+        if not go_on:
+            shutil.rmtree(directory, ignore_errors=True)
+        dataset, column = self.rollouts.dataset, self.args.solution_column
+        result = evolve(
+            [question(dataset, row, column) for row in state.hard_set],
+            self._roll_out,
+            self.reflect,
+            self._config(state),
+            seed=self.args.seed,
+            epoch=state.epoch,
+            run_dir=directory,
+            special_tokens=set(self.rollouts.tokenizer.all_special_tokens),
+            spent=state.phase_ledger,
+            on_progress=lambda progress: self.notify("on_prompt_phase_progress", progress=progress),
+        )
+        broadcast_task(self.accelerator, FINISHED, result)
+        return result
+
+    def _roll_out(self, requests: list[Request], *, seed: int) -> list[Rollout]:
+        broadcast_task(self.accelerator, "rollouts", requests, seed)
+        return self.rollouts(requests, seed)
+
+    def _config(self, state: P2OState) -> EvolutionConfig:
+        return EvolutionConfig(
+            budget=self.args.evolution_calls,
+            max_metric_calls=remaining_rollouts(state, self.args),
+            parents_per_iteration=self.args.parents_per_iteration,
+            feedback_minibatch_size=self.args.feedback_minibatch_size,
+            max_dev_questions=self.args.max_dev_questions,
+            max_template_length=self.args.max_template_length,
+            reflection_prompt_template=self.args.reflection_prompt,
+        )
+
+
+def question(dataset: Any, row: int, solution_column: str) -> Question:
+    """A row of the training set as evolution sees it."""
+    values = dataset[row]
+    return Question(id=row, text=question_text(values["prompt"]), solution=str(values.get(solution_column, "")))
+
+
+def adopt(state: P2OState, result: EvolutionResult) -> dict[str, float]:
+    """Selects templates from what was evolved, and counts what it took; returns metrics."""
+    state.templates = select_templates([candidate.as_template() for candidate in result.candidates])
+    state.selected[state.epoch] = state.templates
+    if not state.templates:
+        logger.warning("No template solved any dev question: epoch %d is untemplated.", state.epoch)
+    state.prompt_phases += 1
+    state.ledger.merge(result.spent)
+    state.phase_ledger = Ledger()
+    for event, count in result.events.items():
+        state.event(event, count)
+    if result.ended_early is not None:
+        state.event("prompt_phase_ended_early")
+    covered = frozenset().union(*(template.solves for template in state.templates))
+    return {
+        "p2o/candidates": len(result.candidates),
+        "p2o/evolution_rollouts": result.metric_calls,
+        "p2o/dev_covered": len(covered),
+        **{f"p2o/rejected/{reason}": count for reason, count in result.rejections.items()},
+    }
+
+
+def assign(state: P2OState, args: P2OConfig) -> dict[str, float]:
+    """Draws who gets which template in the epoch to come; returns metrics."""
+    state.assignment = assign_templates(
+        state.hard_set,
+        state.templates,
+        args.num_generations,
+        rng=random.Random(derive_seed(args.seed, state.epoch, "assignment")),
+        same_template_per_group=args.same_template_per_group,
+        bare_rollouts_per_group=args.bare_rollouts_per_group,
+    )
+    drawn = {index for draws in state.assignment.values() for index in draws if index is not None}
+    texts = [state.templates[index].text for index in sorted(drawn)]
+    if len(texts) == 1:
+        state.event("single_template")
+        logger.warning("A single template is in use in epoch %d: %r", state.epoch, texts[0])
+    metrics: dict[str, float] = {"p2o/templates": len(texts)}
+    return metrics | ({"p2o/template_similarity": mean_similarity(texts)} if texts else {})
+
+
+def reflector(args: P2OConfig, reflect: ReflectionFn) -> str | None:
+    """Name of who proposes instructions, for a reader; None where the configuration has no prompt phase."""
+    if not args.prompt_phase:
+        return None
+    if isinstance(reflect, OwnReflection | EndpointReflection):
+        return args.reflection_model
+    return getattr(reflect, "__qualname__", type(reflect).__qualname__)

@@ -1,0 +1,165 @@
+"""Rollouts of evolution by the policy in training: sampled and scored as the policy phase would, by all processes."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from trl.chat_template_utils import parse_response
+from trl.data_utils import is_conversational
+
+from p2o.config import P2OConfig
+from p2o.engines.processes import run_in_batches, share
+from p2o.policy_phase.rewards import Rewards
+from p2o.policy_phase.rollouts import contexts_within
+from p2o.prompt_phase.feedback import rollout_feedback
+from p2o.prompt_phase.types import Question, Rollout
+from p2o.seeding import derive_seed, random_stream
+from p2o.templates import Prompt, Tokenize, apply_template
+
+FeedbackFn = Callable[[str, dict[str, Any]], str]
+"""`feedback_func(completion, row)`: what to tell the reflection model; `row` is the dataset's plus its `reward`."""
+
+Request = tuple[Question, str]
+"""A question and the template that it is to be tried under."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One completion.
+
+    Args:
+        fields: what a user's `rollout_func` returned beside it, for reward functions.
+    """
+
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PolicyRollouts:
+    """Generates and scores one completion a request, from random streams of its own.
+
+    All processes call it and take part in it; only the first, which evolves, gets something back.
+
+    Args:
+        dataset: the training set.
+        tokenizer: decodes completions.
+        max_prompt_length: of T(x, z), in tokens; None for no limit.
+        tokenize: prompts, as they are generated from.
+        generate: one completion for each prompt; gets T(x, z) and its tokens.
+        score: `score(rows, prompts, completions, completion_ids)`: what the reward functions say, over all processes.
+        feedback: `feedback(completion, row)`: what to say about it to the reflection model.
+        count: `count(event, times)`: takes note of an incident.
+    """
+
+    args: P2OConfig
+    accelerator: Accelerator
+    dataset: Any
+    tokenizer: Any
+    max_prompt_length: int | None
+    tokenize: Tokenize
+    generate: Callable[[list[Prompt], list[list[int]]], list[Generated]]
+    score: Callable[..., Rewards]
+    feedback: FeedbackFn
+    count: Callable[[str, int], None]
+
+    def __call__(self, requests: Sequence[Request], seed: int) -> list[Rollout]:
+        rows = [dict(self.dataset[question.id]) for question, _ in requests]
+        prompts, asked = [row["prompt"] for row in rows], [template for _, template in requests]
+        contexts, used = contexts_within(prompts, asked, self.tokenize, self.max_prompt_length)
+        self.count("template_too_long_for_question", sum(map(bool, asked)) - sum(map(bool, used)))
+        templated = [apply_template(prompt, template) for prompt, template in zip(prompts, used, strict=True)]
+        generated = self._generate(templated, contexts, seed)
+        for row, one in zip(rows, generated, strict=True):
+            row.update(one.fields)
+        rewards = self._score(rows, prompts, generated, seed)
+        if not self.accelerator.is_main_process:
+            return []
+        texts = self.tokenizer.batch_decode([one.completion_ids for one in generated], skip_special_tokens=True)
+        # Without the reward that decides success a rollout is not scored, whatever the others say.
+        totals = rewards.total.masked_fill(rewards.unscored, torch.nan).tolist()
+        earned = [None if math.isnan(total) else total for total in totals]
+        solved = rewards.successes.tolist()
+        return [
+            Rollout(
+                completion=text,
+                reward=earned[i],
+                solved=solved[i],
+                feedback="" if earned[i] is None else self.feedback(text, {**rows[i], "reward": earned[i]}),
+                prompt_tokens=len(one.prompt_ids),
+                completion_tokens=len(one.completion_ids),
+                template=used[i],
+                completion_ids=list(one.completion_ids) if self.args.reused_rollouts_per_group else [],
+            )
+            for i, (text, one) in enumerate(zip(texts, generated, strict=True))
+        ]
+
+    def _generate(self, prompts: list[Prompt], contexts: list[list[int]], seed: int) -> list[Generated]:
+        # vLLM makes its own batches, the larger its queue the better.
+        everything = len(share(self.accelerator, len(prompts)))
+        with torch.no_grad():
+            return run_in_batches(
+                self.accelerator,
+                lambda rows, stream: self.generate([prompts[i] for i in rows], [contexts[i] for i in rows]),
+                list(range(len(prompts))),
+                batch_size=everything if self.args.use_vllm else self.args.prompt_phase_batch_size,
+                seed=seed,
+            )
+
+    def _score(
+        self, rows: list[dict[str, Any]], prompts: list[Prompt], generated: list[Generated], seed: int
+    ) -> Rewards:
+        """Rewards of all requests, of which every process scores a part."""
+        completions = decode(self.tokenizer, generated, chat=is_conversational({"prompt": prompts[0]}))
+        ids = [one.completion_ids for one in generated]
+        mine = share(self.accelerator, len(rows))
+        with random_stream(derive_seed(seed, "rewards")):
+            rewards = self.score(*([column[i] for i in mine] for column in (rows, prompts, completions, ids)))
+        return rewards.of(slice(0, len(rows)))
+
+
+def decode(tokenizer: Any, generated: Sequence[Generated], *, chat: bool) -> list[Any]:
+    """Completions as TRL hands them to reward functions: texts, or a message each."""
+    if chat and (getattr(tokenizer, "response_template", None) or getattr(tokenizer, "response_schema", None)):
+        return [[parse_response(tokenizer, one.completion_ids, prefix=one.prompt_ids)] for one in generated]
+    texts = tokenizer.batch_decode([one.completion_ids for one in generated], skip_special_tokens=True)
+    return [[{"role": "assistant", "content": text}] for text in texts] if chat else texts
+
+
+def generated_by(output: dict[str, Any], count: int) -> list[Generated]:
+    """What a user's `rollout_func` returned for `count` prompts; its further fields as TRL deals them out.
+
+    Raises:
+        ValueError: it lacks something, or has not one completion a prompt.
+    """
+    missing = {"prompt_ids", "completion_ids"} - output.keys()
+    if missing:
+        raise ValueError(f"rollout_func must return {sorted(missing)} in its output dict.")
+    if len(output["completion_ids"]) != count:
+        raise ValueError(
+            f"rollout_func returned {len(output['completion_ids'])} completions for {count} prompts. In the prompt "
+            "phase every prompt is another one: return one completion for each, in their order."
+        )
+    own = ("prompt_ids", "completion_ids", "logprobs", "env_mask")
+    further = {name: values for name, values in output.items() if name not in own}
+    generated = []
+    for i, ids in enumerate(output["completion_ids"]):
+        fields = {
+            n: v[i] if isinstance(v, list) else v for n, v in further.items() if not isinstance(v, list) or i < len(v)
+        }
+        generated.append(Generated(list(output["prompt_ids"][i]), list(ids), fields))
+    return generated
+
+
+def default_feedback(solution_column: str) -> FeedbackFn:
+    """Wrong or right, the gold answer of this column, the reward."""
+
+    def feedback(completion: str, row: dict[str, Any]) -> str:
+        solution = str(row.get(solution_column, ""))
+        return rollout_feedback(reward=row["reward"], extracted=completion, solution=solution)
+
+    return feedback

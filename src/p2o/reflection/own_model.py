@@ -1,0 +1,104 @@
+"""Reflections of the model in training: as it is, or as it was before training."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from trl.trainer.utils import use_adapter
+
+from p2o.config import P2OConfig
+from p2o.engines.processes import broadcast_task, run_in_batches
+from p2o.prompt_phase.types import Reflection
+from p2o.reflection.model import transformers_reflection
+from p2o.reflection.reference import Reference
+
+
+@dataclass(frozen=True)
+class OwnReflection:
+    """A [`ReflectionFn`] of the policy or of a frozen one; the first process calls it, the others serve its task.
+
+    Args:
+        policy: the model in training, at present: sharding replaces it.
+        frozen: a copy of it from before training; None where the policy reflects, or the two below have one.
+        reference_model: the reference model that TRL keeps for its KL term; None where it needs none.
+        present: whether the policy reflects as it is.
+    """
+
+    accelerator: Accelerator
+    policy: Callable[[], Any]
+    tokenizer: Any
+    frozen: Reference | None
+    reference_model: Any
+    present: bool
+    max_new_tokens: int
+    temperature: float
+    batch_size: int
+
+    def __call__(self, prompts: list[str], *, seed: int) -> list[Reflection]:
+        broadcast_task(self.accelerator, "reflections", prompts, seed)
+        return self.in_all_processes(prompts, seed)
+
+    def in_all_processes(self, prompts: list[str], seed: int) -> list[Reflection]:
+        with self._model() as model:
+            reflection = transformers_reflection(
+                model,
+                self.tokenizer,
+                max_new_tokens=self.max_new_tokens,
+                temperature=self.temperature,
+                batch_size=self.batch_size,
+            )
+            return run_in_batches(
+                self.accelerator,
+                lambda batch, stream: reflection(batch, seed=stream),
+                prompts,
+                batch_size=self.batch_size,
+                seed=seed,
+            )
+
+    @contextlib.contextmanager
+    def _model(self) -> Iterator[Any]:
+        """The policy, its frozen copy, TRL's reference model, or the base without its adapter."""
+        if self.present:
+            yield self.accelerator.unwrap_model(self.policy())
+        elif self.frozen is not None:
+            with self.frozen.on(self.accelerator.device) as frozen:
+                yield frozen
+        elif self.reference_model is not None:
+            yield self.reference_model
+        else:
+            policy = self.accelerator.unwrap_model(self.policy())
+            with use_adapter(policy, "ref" if "ref" in policy.peft_config else None):
+                yield policy
+
+
+def own_reflection(
+    accelerator: Accelerator, policy: Callable[[], Any], reference_model: Any, tokenizer: Any, args: P2OConfig
+) -> OwnReflection:
+    """The model that `reflection_model` names, 'reference' or 'policy'.
+
+    Keeps a copy of the policy as it is now where the reference is to reflect and nothing else holds it: neither the
+    base of an adapter nor TRL's reference model.
+
+    Raises:
+        OSError: the copy cannot be written.
+    """
+    model, frozen = accelerator.unwrap_model(policy()), None
+    held = hasattr(model, "peft_config") or (reference_model is not None and not args.sync_ref_model)
+    if args.prompt_phase and args.reflection_model == "reference" and not held:
+        dtype = torch.bfloat16 if args.bf16 else None
+        frozen = Reference(model, accelerator, Path(args.output_dir), dtype=dtype)
+    return OwnReflection(
+        accelerator,
+        policy,
+        tokenizer,
+        frozen,
+        reference_model,
+        present=args.reflection_model == "policy",
+        max_new_tokens=args.reflection_max_tokens,
+        temperature=args.reflection_temperature,
+        batch_size=args.prompt_phase_batch_size,
+    )
