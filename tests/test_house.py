@@ -19,8 +19,8 @@ SOURCE = Path(__file__).parent.parent / "src" / "p2o"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 # Longer than the rule says, and to be shortened; a file or function leaves these lists for good.
-LONG_FILES = {"verifiers/pool.py"}
-LONG_FUNCTIONS = {"tasks/loading.py:questions"}
+LONG_FILES: set[str] = set()
+LONG_FUNCTIONS: set[str] = set()
 
 PURE = ("templates", "hard_samples", "context_distillation", "rewards", "parents", "guard", "budget", "ledger")
 PURE_FILES = [path for path in FILES if path.stem in PURE and path.parent.name != "verifiers"]
