@@ -19,7 +19,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "p2o"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 # Longer than the rule says, and to be shortened; a file or function leaves these lists for good.
-LONG_FILES = {"verifiers/pool.py"}
+LONG_FILES: set[str] = set()
 LONG_FUNCTIONS = {"tasks/loading.py:questions"}
 
 PURE = ("templates", "hard_samples", "context_distillation", "rewards", "parents", "guard", "budget", "ledger")
