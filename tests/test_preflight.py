@@ -53,7 +53,7 @@ STOPS = {
     "no room for prompts": (ROWS, {"max_completion_length": 2047}, "nothing left"),
     "no model": (ROWS, {"model_name_or_path": "/nowhere/model"}, "/nowhere/model"),
     "a model without weights": (ROWS, {"model_name_or_path": "empty"}, "holds no model"),
-    "no such reward": (ROWS, {"reward_funcs": ["accuracy"]}, "perhaps accuracy_reward"),
+    "no such reward": (ROWS, {"reward_funcs": ["correctness"]}, "there is no 'correctness'"),
     "half of an endpoint": (ROWS, {"reflection_base_url": "http://127.0.0.1:1/v1"}, "reflection_base_url"),
     "an unknown option": (ROWS, {"learning_rates": 1}, "learning_rates (perhaps learning_rate)"),
     "an unheeded option": (ROWS, {"dataset_size": 3}, "dataset_size would have no effect"),
