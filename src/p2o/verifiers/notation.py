@@ -61,7 +61,7 @@ def wrappers(text: str) -> str:
     Source: huggingface/trl#2644, #4563 (`\color`, `\displaystyle`), bojieli/ai-agent-book#713 (`\mathrm{1,000}`),
     MATH's golds (`32,\!348`). An escaped dollar is a currency, which `units` reads.
     """
-    text = re.sub(r"^\s*(\*\*|`)(.*)\1\s*$", r"\2", text)
+    text = re.sub(r"^\s*(\*\*|__|\*|`)([^*`]*)\1\s*$", r"\2", text)
     text = re.sub(r"^\s*\\text(?:bf|rm|it)?\s*\{([^{}]*\d[^{}]*)\}\s*$", r"\1", text)
     text = re.sub(r",?\s*\\text\s*\{\s*,?\s*(?:where|such that|since|because)\b.*$", "", text)
     if "$" in text:
@@ -78,7 +78,7 @@ def wrappers(text: str) -> str:
     text = re.sub(r"\\(?:textcolor|color|colorbox)\s*\{[^{}]*\}", " ", text)
     text = re.sub(r",\s*\\!\s*(?=\d)", "{,}", text)
     text = re.sub(r"\\(?:Big|big|Bigg|bigg)[lrm]?(?![a-zA-Z])", "", text)
-    text = re.sub(r"\\math(?:rm|bf|it|sf|tt|normal)\s*\{([\d.,\s]*)\}|\\text(?:bf|rm|it)?\s*\{(\s*[-+]?[\d.,]+\s*)\}",
+    text = re.sub(r"\\math(?:rm|bf|it|sf|tt)\s*\{([\d.,\s]*)\}|\\text(?:bf|rm|it|tt)?\s*\{(\s*[-+]?[\d.,]*\s*)\}",
                   lambda m: m[1] if m[1] is not None else m[2], text)  # fmt: skip
     text = re.sub(r"\\mathbf\s*\{\s*([RZNQ])\s*\}", r"\\mathbb{\1}", text)
     text = re.sub(r"\\(?:boldsymbol|mathbf|bm|mathit|mathsf|underline|ensuremath)\s*\{([^{}]*)\}", r"{\1}", text)
@@ -125,7 +125,7 @@ def commands(text: str) -> str:
     text = re.sub(r"\{\s*([^{}]+?)\s*\\over\s+([^{}]+?)\s*\}", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\(?:degree|textdegree)(?![a-zA-Z])", r"^{\\circ}", text)
     text = re.sub(r"\\colon(?![a-zA-Z])", ":", text)
-    return re.sub(r"\\mbox\s*\{", r"\\text{", text)
+    return re.sub(r"\\[mh]box\s*\{", r"\\text{", text)
 
 
 def functions(text: str) -> str:
@@ -138,6 +138,7 @@ def functions(text: str) -> str:
                   r"\\\1 ", text)  # fmt: skip
     text = re.sub(r"(?<![a-zA-Z])\\?sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
     text = re.sub(r"(?<![\\a-zA-Z])sqrt\s*(?=[\d{])", r"\\sqrt ", text)
+    text = re.sub(r"^\s*(?:\\text\s*\{\s*)?(?:negative|minus)\s*\}?\s*(?=[\d\\])", "-", text)
     return re.sub(r"\\exp\s*(?:\(([^()]*)\)|\{([^{}]*)\})", lambda m: f"e^{{{m[1] or m[2]}}}", text)
 
 
@@ -284,7 +285,7 @@ def ends(text: str) -> str:
     before = None
     while before != text:
         before, text = text, text.strip().rstrip(".;。").rstrip()
-        text = re.sub(r"^\\approx\s*|^\\sim\s*|,$|\\$", "", text)
+        text = re.sub(r"^(?:\\approx|\\sim|\\therefore|[=:])\s*|\s*(?:,|\\|\\checkmark)$", "", text)
         if text.startswith("{") and closing_brace(text, 1) == len(text) - 1:
             text = text[1:-1]
     return text

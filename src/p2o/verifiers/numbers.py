@@ -28,7 +28,7 @@ def value(text: str) -> Fraction | None:
     if len(text) > MOST_DIGITS:
         return None
     text = re.sub(r"\s+", " ", text.replace(r"\left", "").replace(r"\right", "")).strip()
-    text = re.sub(r"^\\text\s*\{\s*([a-z]+)\s*\}$", r"\1", text)
+    text = re.sub(r"^\\text\s*\{\s*([A-Za-z]+)\s*\}$", r"\1", text)
     sign = 1
     if match := re.fullmatch(r"([-+])\s*(.+)", text):
         sign, text = (-1 if match[1] == "-" else 1), match[2]

@@ -8,10 +8,10 @@ Khan/khan-exercises#75882 (degrees), #61 (percent).
 import re
 from typing import NamedTuple
 
-_SYMBOLS = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "￥": "yen", "₹": "rupee", "₩": "won", "₽": "ruble"}
+_SYMBOLS = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yuan", "￥": "yuan", "₹": "rupee", "₩": "won", "₽": "ruble"}
 _NAMES = {
-    "dollar": "usd us dollar bucks buck", "cent": "¢", "euro": "eur", "pound": "gbp quid", "yen": "jpy", "yuan":
-    "rmb cny 元 圆", "rupee": "rs inr", "won": "krw", "ruble": "rub", "franc": "chf", "peso": "",
+    "dollar": "usd us dollar bucks buck", "cent": "¢", "euro": "eur", "pound": "gbp quid",  "yuan":
+    "yen jpy rmb cny 元 圆 円", "rupee": "rs inr", "won": "krw", "ruble": "rub", "franc": "chf", "peso": "",
     "m": "meter metre", "cm": "centimeter centimetre 厘米", "mm": "millimeter millimetre",
     "km": "kilometer kilometre 千米",
     "dm": "decimeter decimetre", "nm": "nanometer", "mile": "mi", "ft": "foot feet", "inch": "in", "yard": "yd",
@@ -30,7 +30,7 @@ _SCALES = (
     {"s", "min", "h", "day", "week", "month", "year"},
     {"mg", "g", "kg", "lb", "oz", "t"},
     {"ml", "l", "gallon"},
-    {"dollar", "cent", "euro", "pound", "yen", "yuan", "rupee", "won", "ruble", "franc", "peso"},
+    {"dollar", "cent", "euro", "pound", "yuan", "rupee", "won", "ruble", "franc", "peso"},
     {"degree", "radian"},
     {"mph", "km/h", "m/s"},
 )
@@ -51,7 +51,7 @@ _CHANGING = re.compile(
     r"or \d+|and \d+)\b"
 )
 _SHORT = frozenset(
-    "per of in the a men boy boys girl girls box way ways team cow dog cat egg eggs pie pen pens".split()
+    "sq square cu cubic per of in the a men boy boys girl girls box way ways team cow dog cat egg eggs pen pens".split()
 )
 _WORD = r"[A-Za-z\u4e00-\u9fff¢][A-Za-z\u4e00-\u9fff.¢'-]*"
 _TEXT = r"\\(?:text|mathrm|textrm|textit|textbf|rm|operatorname|mathit)\s*\{([^{}]*)\}"
@@ -60,13 +60,14 @@ _POWER = r"(?:\^\s*(?:\{\s*(-?\d)\s*\}|(-?\d)))?"
 
 _SAID = (
     re.compile(
-        r"^(?:\\text\s*\{[^{}]*?\b(?:is|are|equals|about|approximately|roughly|around)\s*:?\s*\}|"
+        r"^(?:\\text\s*\{[^{}]*?\b(?:is|are|was|were|equals|about|approximately|roughly|around|needs?|"
+        r"has|have|had|costs?|takes?|took|gets?|makes?|pays?|paid|earns?|earned)\s*:?\s*\}|"
         r"[A-Za-z][A-Za-z ]*\b(?:is|are|equals):?\s)\s*(?=\S)"
     ),
     re.compile(r"^\\text\s*\{[^{}\d]*:\s*\}\s*(?=\S)|^[A-Z][a-z]{2,}:\s+(?=\S)"),
 )
-_NAMED = re.compile(r"\\(?:text|mathrm|angle|triangle|overline|operatorname|Delta)|[A-Za-z]{3}|\(|_|\|")
-_NAME = re.compile(r"(?:\\(?:angle|triangle|Delta|odot|measuredangle)|[A-Za-z\s|'])+")
+_NAMED = re.compile(r"\\(?:#|max|min|text|mathrm|angle|triangle|overline|operatorname|Delta)|[A-Za-z]{3}|\(|_|\|")
+_NAME = re.compile(r"(?:\\(?:angle|triangle|Delta|odot|measuredangle|max|min|#)|[A-Za-z\s|'])+")
 _GROUP = re.compile(r"\\(?:text|mathrm|operatorname|overline|textbf|widehat|vec)\s*\{[^{}]*\}")
 _INDEX_OR_ARGUMENT = re.compile(r"\([^()]*\)|_\s*(?:\{[^{}]*\}|\\?\w)")
 _PERCENT = re.compile(
@@ -171,7 +172,7 @@ def _without_unit(text: str) -> Quantity:
 
 
 def _last_unit(text: str) -> Quantity | None:
-    if match := re.search(r"\s*\^\s*\{?\s*\\circ\s*\}?\s*$", text):
+    if match := re.search(r"\s*\^\s*\{?\s*\\circ\s*\}?\s*(?:[CF]|\\(?:text|mathrm)\s*\{\s*[CF]\s*\})?\s*$", text):
         return Quantity(text[: match.start()], "degree") if match.start() else None
     if match := re.search(rf"(?:\s|/|\\cdot)*{_TEXT}\s*{_POWER}\s*\.?\s*$", text):
         said = match[1].strip()
@@ -180,11 +181,13 @@ def _last_unit(text: str) -> Quantity | None:
             slash = "/" if "/" in match[0].partition("\\text")[0] else ""
             return Quantity(text[: match.start()], slash + said + (f"^{power}" if power else ""))
         return None
+    if match := re.search(r"(?<=[\d}])\s+m\s*\^\s*\{?\s*([23])\s*\}?$", text):
+        return Quantity(text[: match.start()], f"m^{match[1]}")
     if match := re.search(rf"(?<=[\d}})\s$]){_WORD}(?:/{_WORD})?\s*{_POWER}\s*\.?\s*$", text):
         said = re.sub(r"\^.*", "", match[0]).strip().rstrip(".")
         power = match[1] or match[2] or ""
         before = text[: match.start()].rstrip()
-        if before and re.search(r"[\d})a-zA-Z\u4e00-\u9fff%]$", before) and _is_unit(said, bare=True):
+        if before and re.search(r"[\d})a-zA-Z\u4e00-\u9fff%.]$", before) and _is_unit(said, bare=True):
             return Quantity(before, said + (f"^{power}" if power else ""))
         return None
     if match := re.search(r"\s*(?:\\?\$|[€£¥₹元])\s*$", text):
@@ -202,7 +205,10 @@ def _is_unit(said: str, *, bare: bool) -> bool:
         # A bare letter behind a number is a factor.
         return not bare or len(said) > 1 or not said.isascii()
     if bare:
-        return all(_known(word) or word in _SHORT or (len(word) >= 4 and re.search("[aeiouy]", word)) for word in words)
+        return all(
+            _known(word) or word.strip(".") in _SHORT or (len(word) >= 4 and re.search("[aeiouy]", word))
+            for word in words
+        )
     return all(len(word) > 1 or word == "a" for word in words)
 
 
