@@ -263,6 +263,11 @@ def test_gold_answers_are_right(family):
         assert is_right(answer, family, entry_of(family, index))
 
 
+@pytest.mark.parametrize("name", ["word_ladder@0", "word_ladder@2", "polynomial_multiplication@3", "chain_sum@4"])
+def test_gold_answers_of_other_levels_are_right(name):
+    assert len(load_task(f"gym:{name}", limit=2, split="train").dataset) == 2
+
+
 def honest_answers(family, index):
     """Right ones, written in several ways, equivalent ones and wrong ones; no code among them."""
     gold = right_answer(family, index)

@@ -35,7 +35,7 @@ def said(tmp_path, monkeypatch, capsys):
 # What is in the data, in the configuration beside it, and of what the message speaks.
 STOPS = {
     "no gold answers": ([{"prompt": row["prompt"]} for row in ROWS], {}, "needs gold answers"),
-    "no column for a reward": (ROWS, {"reward_funcs": ["my_rewards:by_level"]}, "needs the column level"),
+    "no column for a reward": (ROWS, {"reward_funcs": ["level_rewards:by_level"]}, "needs the column level"),
     "golds that differ": ([*ROWS, {**ROWS[0], "solution": "9"}], {}, "different solutions"),
     "golds of mathematics that cannot be read": ([{**row, "solution": "\\frac{"} for row in ROWS], {}, "unparsable"),
     "chats with the answer": (ANSWERED, {}, "--cut_last_answer"),
@@ -53,7 +53,7 @@ STOPS = {
     "no room for prompts": (ROWS, {"max_completion_length": 2047}, "nothing left"),
     "no model": (ROWS, {"model_name_or_path": "/nowhere/model"}, "/nowhere/model"),
     "a model without weights": (ROWS, {"model_name_or_path": "empty"}, "holds no model"),
-    "no such reward": (ROWS, {"reward_funcs": ["accuracy"]}, "perhaps accuracy_reward"),
+    "no such reward": (ROWS, {"reward_funcs": ["think_format"]}, "perhaps think_format_reward"),
     "half of an endpoint": (ROWS, {"reflection_base_url": "http://127.0.0.1:1/v1"}, "reflection_base_url"),
     "an unknown option": (ROWS, {"learning_rates": 1}, "learning_rates (perhaps learning_rate)"),
     "an unheeded option": (ROWS, {"dataset_size": 3}, "dataset_size would have no effect"),
@@ -63,7 +63,7 @@ STOPS = {
 @pytest.mark.parametrize("case", STOPS)
 def test_checking_says_what_training_says(tmp_path, said, case):
     rows, settings, message = STOPS[case]
-    (tmp_path / "my_rewards.py").write_text(
+    (tmp_path / "level_rewards.py").write_text(
         "def by_level(completions, level, **rest):\n    return [0.0] * len(level)\n"
     )
     if settings.get("model_name_or_path") in ("model", "empty"):
@@ -195,9 +195,14 @@ def test_values_become_what_the_option_takes(value, kind, wanted):
     assert found == wanted and type(found) is type(wanted)
 
 
-def test_a_word_that_yaml_takes_for_false(tmp_path):
-    (tmp_path / "my.yaml").write_text("\ufeffmodel_name_or_path: pico\ndataset_name: a.jsonl\neval_strategy: no\n")
-    assert parse(["--config", str(tmp_path / "my.yaml")], str(tmp_path / "run")).training.eval_strategy == "no"
+def test_what_recipes_write_and_yaml_takes_for_something_else(tmp_path):
+    (tmp_path / "my.yaml").write_text(
+        "\ufeffmodel_name_or_path: pico\ndataset_name: a.jsonl\neval_strategy: no\nscale_rewards: false\n"
+        "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 1e-7}\n"
+    )
+    training = parse(["--config", str(tmp_path / "my.yaml")], str(tmp_path / "run")).training
+    assert (training.eval_strategy, training.scale_rewards) == ("no", "none")
+    assert training.lr_scheduler_kwargs == {"min_lr": 1e-7}
 
 
 def test_unknown_options_of_the_command_line(said):

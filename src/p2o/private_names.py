@@ -59,4 +59,6 @@ PRIVATE_NAMES = [
     PrivateName(GENERATION, "_llm_weights_sleeping", "a sleeping engine is woken for weights", set_by_code=True),
     PrivateName("trl.generation.vllm_client:VLLMClient", "_post", "tells a server to load weights from a file"),
     PrivateName("torch:Tensor", "_version", "sees that weights were written to"),
+    # Answers.
+    PrivateName("sympy:Float", "_prec", "whether a number is known to enough digits to be compared"),
 ]

@@ -11,8 +11,8 @@ from p2o.cli.data import load_questions
 from p2o.cli.defaults import EMBEDDED, with_defaults
 from p2o.cli.errors import InputError
 from p2o.cli.functions import load_function, refuse_missing_columns
-from p2o.cli.options import Parser, RunArguments, explicit, option_types
-from p2o.cli.settings import Settings, checked, read_settings, refuse_unheeded
+from p2o.cli.options import LEAST, Parser, RunArguments, explicit, option_types
+from p2o.cli.settings import Settings, checked, read_settings
 from p2o.cli.words import take_option
 from p2o.config import P2OConfig
 from p2o.methods import with_method
@@ -66,9 +66,8 @@ def parse(argv: list[str], output_dir: str) -> Parsed:
     """
     argv = list(argv)
     path = take_option(argv, "--config")
-    said = explicit(argv)
-    refuse_unheeded(said, "the command line")
-    settings = {**checked(read_settings(path), option_types(), path), **said} if path else said
+    settings = checked(read_settings(path), option_types(), path) if path else {}
+    settings |= checked(explicit(argv), option_types(), "the command line")
     _refuse_what_the_data_has_not(settings)
     settings, told = with_defaults(settings, has_file=path is not None)
     missing = [name for name in ("model_name_or_path", "dataset_name") if not settings.get(name)]
@@ -80,6 +79,9 @@ def parse(argv: list[str], output_dir: str) -> Parsed:
         effective = with_method(settings)
     except ValueError as error:
         raise InputError(str(error)) from None
+    small = [name for name, least in LEAST.items() if effective.get(name) is not None and effective[name] < least]
+    if small:
+        raise InputError(f"{'; '.join(f'{name}={effective[name]} must be at least {LEAST[name]}' for name in small)}.")
     parser = Parser()
     parser.set_defaults_with_config(**effective, output_dir=output_dir)
     try:

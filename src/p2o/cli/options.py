@@ -1,6 +1,7 @@
 """The options of `p2o train`, and what is said on its command line."""
 
 import argparse
+import dataclasses
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -157,13 +158,37 @@ class Parser(TrlParser):
         raise InputError(f"{message[0].upper()}{message[1:]}.")
 
 
+# What TRL and transformers take beside the type that they state, and what they look at when it is late.
+ALSO_TRUTHS = ("fsdp", "scale_rewards")
+CHOICES = {
+    "importance_sampling_level": ("token", "sequence"),
+    "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"),
+    "vllm_mode": ("colocate", "server"),
+}
+# A least value of options that would fail in a division or do nothing.
+LEAST = {
+    "gradient_accumulation_steps": 1,
+    "max_completion_length": 1,
+    "num_generations": 2,
+    "num_threads": 1,
+    "per_device_eval_batch_size": 1,
+    "per_device_train_batch_size": 1,
+    "steps_per_generation": 1,
+    "top_k": 0,
+    "temperature": 0,
+}
+
+
 def option_types() -> dict[str, Any]:
-    """The type of every option by name."""
-    return {
-        name: kind
-        for owner in (ModelConfig, P2OConfig, RunArguments)
-        for name, kind in typing.get_type_hints(owner).items()
-    }
+    """The type of every option by name; where only some values are allowed, these as a `Literal`."""
+    kinds: dict[str, Any] = {}
+    for owner in (ModelConfig, P2OConfig, RunArguments):
+        hints = typing.get_type_hints(owner)
+        for option in dataclasses.fields(owner):
+            choices = CHOICES.get(option.name) or option.metadata.get("choices")
+            kind = Literal[tuple(choices)] if choices else hints[option.name]
+            kinds[option.name] = kind | bool if option.name in ALSO_TRUTHS else kind
+    return kinds
 
 
 def explicit(argv: list[str]) -> Settings:

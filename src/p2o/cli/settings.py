@@ -1,6 +1,7 @@
 """A configuration file: YAML read strictly, every name known, every value of its option's type."""
 
 import difflib
+import re
 import types
 from collections.abc import Mapping
 from enum import Enum
@@ -73,6 +74,12 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value} is set twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
+
+
+# As in YAML 1.2: 1e-6 is a number, also inside of a mapping, and not the text that YAML 1.1 takes it for.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+\Z"), list("-+0123456789")
+)
 
 
 def read_settings(path: str | Path) -> Settings:
@@ -189,6 +196,7 @@ def _one_of(value: Any, kinds: tuple[Any, ...]) -> Any:
         raise ValueError("no value")
     exact = [kind for kind in kinds if kind is type(value) or get_origin(kind) is type(value)]
     problems = []
+    kinds = tuple(kind for kind in kinds if kind is not type(None))
     for kind in [*exact, *(k for k in kinds if k is not str), *(k for k in kinds if k is str)]:
         try:
             return converted(value, kind)
@@ -222,6 +230,4 @@ def _plain(value: Any, kind: Any) -> Any:
         if not isinstance(value, str | int | float):
             raise ValueError("no text")
         return str(value)
-    if kind is type(None):
-        raise ValueError("not empty")
     return value

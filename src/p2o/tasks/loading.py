@@ -1,6 +1,7 @@
 """Own data: from a hub name, files, folders or a saved dataset to TRL's columns `prompt` and `solution`."""
 
 import glob
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,21 +156,23 @@ def questions(
     prompts = [_formatted(prompt, system_prompt, answer_format, as_chat) for prompt in prompts]
     taken = [column for column in dataset.column_names if column in TAKEN]
     if taken:
-        notes.append(
-            f"Left out: {', '.join(taken)}. TRL hands reward functions its own under such names; rename a column that "
-            "they are to get."
-        )
+        notes.append(f"Left out: {', '.join(taken)}, names that TRL gives to what it hands to reward functions itself.")
     report = check_questions(
         prompts, found.solutions, answered=cut_last_answer is False, name=name, notes=tuple(notes), **checks
     )
     if report.stops:
         return dataset, report
     made = {"prompt": prompts, **({} if found.solutions is None else {SOLUTION: found.solutions})}
-    mapped = as_dataset({column: [values[row] for row in report.kept] for column, values in made.items()})
     others = [column for column in dataset.column_names if column not in made and column not in taken]
+    return _with_columns(dataset, others, made, report.kept), report
+
+
+def _with_columns(dataset: Dataset, others: list[str], made: dict[str, list[Any]], kept: Sequence[int]) -> Dataset:
+    """The rows that are kept, with these other columns of the data set and the made ones."""
+    mapped = as_dataset({column: [values[row] for row in kept] for column, values in made.items()})
     if not others:
-        return mapped, report
-    return concatenate_datasets([dataset.select(report.kept).select_columns(others), mapped], axis=1), report
+        return mapped
+    return concatenate_datasets([dataset.select(kept).select_columns(others), mapped], axis=1)
 
 
 def _without_last_answer(prompt: Any) -> Any:

@@ -13,8 +13,8 @@ from fractions import Fraction
 from functools import cache
 from typing import Any
 
-MOST_CHARACTERS = 4_000
-MOST_DEPTH = 100
+MOST_CHARACTERS = 16_000
+MOST_DEPTH = 400  # a sum is as deep as it has terms
 MOST_BITS = 4_096
 MOST_EXPONENT = 100
 
@@ -48,7 +48,7 @@ def syntax_tree(text: str) -> ast.expr:
     """The expression's syntax tree; nothing is evaluated.
 
     Raises:
-        UnreadableError: no expression, longer than 4,000 characters or nested deeper than 100.
+        UnreadableError: no expression, longer than 16,000 characters or nested deeper than 400.
     """
     if len(text) > MOST_CHARACTERS:
         raise UnreadableError(f"longer than {MOST_CHARACTERS} characters")

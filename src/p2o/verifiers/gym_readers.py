@@ -14,7 +14,7 @@ from datetime import timedelta
 from functools import cache
 from typing import Any
 
-from reasoning_gym.factory import get_score_answer_fn
+from reasoning_gym.factory import create_dataset
 
 from p2o.verifiers.answers import GoldError
 from p2o.verifiers.gym_audit import evaluating_calls
@@ -65,16 +65,20 @@ GRAMMARS = {
 }
 
 
+# Questions of every level are scored with one set of settings; this family knows no words of other lengths.
+_SETTINGS: dict[str, dict[str, int]] = {"word_ladder": {"min_word_length": 3, "max_word_length": 5}}
+
+
 @cache
 def scorer(family: str) -> Callable[[str, Entry], float]:
-    """reasoning-gym's own, with the family's default settings.
+    """reasoning-gym's own, with settings that fit questions of any level.
 
     Raises:
         GoldError: it evaluates text, and there is no reader of ours.
     """
     if calls := evaluating_calls(family):
         raise GoldError(_refusal(family, calls))
-    return get_score_answer_fn(family)
+    return create_dataset(family, **_SETTINGS.get(family, {})).score_answer
 
 
 def why_refused(family: str) -> str | None:

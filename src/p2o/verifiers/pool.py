@@ -1,7 +1,7 @@
 """Worker processes for untrusted completions, each with a limit of wall-clock time and of memory per completion.
 
-A worker that is stuck does not hold up the rest: within a tenth of a second others, beside the usual number, take over
-what it has not begun; it goes on at low priority until its limit. So a batch takes little longer than the limit.
+A worker that is stuck does not hold up the rest: within a tenth of a second others take over what it has not begun, and
+it goes on at low priority until its limit. pebble limits time, but not memory, and has no sandbox for workers.
 """
 
 import atexit
@@ -88,8 +88,6 @@ class Pool:
             self._idle.clear()
         with self._forking:
             self._end_server()
-
-    # -- workers -----------------------------------------------------------------------------------------------------
 
     def take(self, task: Task, *, wait: bool) -> Worker | None:
         """A worker for this task, a new one if it was tried before; None where all are busy and it is not to wait."""
