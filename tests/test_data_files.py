@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2o import P2OConfig
+from p2o.input_checks import check_questions
 from p2o.tasks import DataError, equal_golds, load_splits, questions
-from p2o.trainer import number_questions
 from p2o.verifiers import check_solutions, unpayable
 
 FIELD_CASES = Path(os.environ.get("P2O_FIELD_CASES", Path(__file__).parents[2] / "shared" / "field")) / "data"
@@ -524,4 +524,4 @@ def test_a_script_is_told_of_columns_that_trl_takes(tmp_path):
     config = P2OConfig(str(tmp_path), use_cpu=True, bf16=False, num_generations=2, per_device_train_batch_size=2)
     data = Dataset.from_dict({"prompt": ["a", "b"], "completions": ["c", "d"]})
     with pytest.raises(ValueError, match="a column completions, which is what TRL hands"):
-        number_questions(data, config)
+        check_questions(data, config)

@@ -409,6 +409,29 @@ def test_rewards_by_trls_convention(caplog):
     assert load_function("accuracy_reward", "reward_funcs").__module__.startswith("trl.")
 
 
+def test_a_scorer_that_fails_whatever_is_answered_leaves_completions_unscored(pool, tmp_path, capsys, caplog):
+    """It is no completion's fault: the row lacks what its scorer needs."""
+    good = reasoning_gym.create_dataset("calendar_arithmetic", size=1, seed=1)[0]
+    broken = {"answer": good["answer"], "metadata": {"source_dataset": "calendar_arithmetic"}}
+    said = [f"Answer: {good['answer']}", "Answer: never"]
+    cases = [(text, {"entry": json.dumps(entry)}) for entry in (good, broken) for text in said]
+    verdicts = verify([text for text, _ in cases], [row for _, row in cases], "gym", pool=pool)
+    assert [(v.reason, v.reward) for v in verdicts[:1] + verdicts[2:]] == [("right", 1.0), *[("crash", None)] * 2]
+    assert verdicts[1].reward == 0
+
+    logged = {}
+    entries = [row["entry"] for _, row in cases]
+    assert gym([text for text, _ in cases], entry=entries, log_metric=logged.__setitem__) == [1.0, 0.0, None, None]
+    assert logged["verifier/unscored"] == 0.5 and "2 (crash)" in caplog.text
+
+    path = tmp_path / "c.jsonl"
+    path.write_text("".join(json.dumps({"completion": text, **row}) + "\n" for text, row in cases))
+    assert main(["score", str(path), "--verifier", "gym"]) == 0
+    scored = [json.loads(line)["reward"] for line in (tmp_path / "c.scored.jsonl").read_text().splitlines()]
+    assert scored == [1.0, 0.0, None, None]
+    assert "4 completions, 2 unscored, mean reward 0.500" in " ".join(capsys.readouterr().out.split())
+
+
 def test_feedback_knows_format_failures():
     tell = feedback_of("math")
     row = {"solution": "4", "reward": 0.0}

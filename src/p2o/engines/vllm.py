@@ -182,7 +182,9 @@ class LastLoadedStep:
     change without a step, too: when the best checkpoint is loaded at the end, or when somebody edits them.
     """
 
-    def __get__(self, trainer: Any, owner: type) -> int:
+    def __get__(self, trainer: Any, owner: type) -> Any:
+        if trainer is None:  # asked of the class
+            return self
         step, weights = trainer.__dict__["_last_loaded"]
         return step if weights == weight_versions(trainer.model) else -1
 

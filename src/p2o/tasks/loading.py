@@ -156,10 +156,7 @@ def questions(
     prompts = [_formatted(prompt, system_prompt, answer_format, as_chat) for prompt in prompts]
     taken = [column for column in dataset.column_names if column in TAKEN]
     if taken:
-        notes.append(
-            f"Left out: {', '.join(taken)}. TRL hands reward functions its own under such names; rename a column that "
-            "they are to get."
-        )
+        notes.append(f"Left out: {', '.join(taken)}, names that TRL gives to what it hands to reward functions itself.")
     report = check_questions(
         prompts, found.solutions, answered=cut_last_answer is False, name=name, notes=tuple(notes), **checks
     )

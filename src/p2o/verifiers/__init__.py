@@ -124,9 +124,13 @@ def verify_stream(
 
 
 def check_solutions(solutions: list[Any], *, pool: Pool | None = None) -> list[int]:
-    """Indices of gold answers that math-verify cannot parse, those that exhaust time or memory included; sorted."""
+    """Indices of gold answers that math-verify cannot parse, those that exhaust time or memory included; sorted.
+
+    One that was not looked at to the end, because other processes had the cores, is none of them.
+    """
     jobs = ({"verifier": "check", "completion": "", "solution": _text(solution)} for solution in solutions)
-    return sorted(i for i, result in (pool or default_pool()).stream(jobs) if result.get("reason") != "right")
+    results = (pool or default_pool()).stream(jobs)
+    return sorted(i for i, r in results if r.get("reason") != "right" and not _starved(r))
 
 
 def count_reasons(verdicts: Iterable[Verdict]) -> Counter[str]:
@@ -135,6 +139,10 @@ def count_reasons(verdicts: Iterable[Verdict]) -> Counter[str]:
 
 def _outside_thoughts(text: str) -> str:
     return shortened(without_thoughts(text))
+
+
+def _starved(result: Result) -> bool:
+    return result.get("reason") == "time-out" and result["reward"] is None
 
 
 def _gold(row: dict[str, Any], verifier: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from p2o.verifiers.answers import GoldError, find_answer
 from p2o.verifiers.gym_forms import other_forms
-from p2o.verifiers.gym_readers import is_right
+from p2o.verifiers.gym_readers import READERS, is_right, scorer
 
 
 def score(completion: str, job: dict[str, Any]) -> tuple[float | None, str | None]:
@@ -26,6 +26,17 @@ def score(completion: str, job: dict[str, Any]) -> tuple[float | None, str | Non
     if _fulfils(answer, family, entry):
         return 1.0, answer
     return float(any(_fulfils(form, family, entry) for form in other_forms(answer, family, entry))), answer
+
+
+def warm_up(job: dict[str, Any]) -> None:
+    """Loads what the family's scorer needs, such as word lists, without judging anything.
+
+    Raises:
+        GoldError: as from [`score`].
+    """
+    _, family = read_entry(job)
+    if family not in READERS:
+        scorer(family)
 
 
 def read_entry(job: dict[str, Any]) -> tuple[dict[str, Any], str]:

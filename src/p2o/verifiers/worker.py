@@ -190,9 +190,7 @@ def _prepare(jobs: list[dict[str, Any]]) -> None:
     for job in jobs:
         if job["verifier"] == "gym":
             with contextlib.suppress(Exception):  # a broken entry is told where it is judged
-                entry = json.loads(job["entry"]) if isinstance(job["entry"], str) else job["entry"]
-                family = job.get("family") or entry["metadata"]["source_dataset"]
-                importlib.import_module(MODULES["gym"]).scorer(family)
+                importlib.import_module(MODULES["gym"]).warm_up(job)
 
 
 def _limit_memory(most: int) -> None:
