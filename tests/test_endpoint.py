@@ -26,7 +26,7 @@ from p2o.pico import model_path, teacher
 from p2o.pico.world import accuracy_reward
 from p2o.prompt_phase.types import Reflection, ReflectionError
 from p2o.reflection.endpoint import EndpointReflection
-from test_trainer import Events, coin, load, options, questions
+from test_trainer import Watch, coin, load, options, questions
 
 KEY = "planted-4f9c2d81-never-to-be-seen"
 TEXT = "```\nTry it line by line.\n```"
@@ -486,7 +486,7 @@ def train(tmp_path, url, resume=None, **changes):
         train_dataset=questions(24),
         processing_class=AutoTokenizer.from_pretrained(model_path()),
     )
-    events = Events()
+    events = Watch()
     trainer.add_callback(events)
     trainer.train(resume_from_checkpoint=resume)
     return trainer, events

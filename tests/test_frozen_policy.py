@@ -1,11 +1,13 @@
 """A prompt phase on a frozen model, without one: numbering, scoring, what nobody could score, which model reflects."""
 
 import pytest
+from transformers import AutoTokenizer
 
 from p2o.completions import Completion, GenerationError, Sampling
 from p2o.engines.frozen import FrozenModel
 from p2o.evaluation.types import QuestionSet, Sample, Score
 from p2o.ledger import Ledger
+from p2o.pico import model_path
 from p2o.prompt_phase.frozen_policy import FrozenPolicy, gains, hard_questions
 from p2o.prompt_phase.types import Reflection, ReflectionError
 from p2o.reflection.make import make_reflection
@@ -118,3 +120,15 @@ def test_which_model_reflects():
     assert "reflection_token_limit" in endpoint.limit_reached()
     with pytest.raises(ValueError, match="litellm knows no price for 'openai/nobody'"):
         make(**{**served, "reflection_model": "openai/nobody"}, reflection_cost_limit=1.0)
+
+
+def test_a_template_that_does_not_fit_its_question_is_not_used():
+    tokenizer = AutoTokenizer.from_pretrained(model_path())
+    rows = [{"prompt": "1 + 1"}, {"prompt": "1 + 1 " * 30}]
+    lengths = [len(tokenizer(row["prompt"])["input_ids"]) for row in rows]
+    # The long question just fits by itself.
+    model = FrozenModel(echo, tokenizer, context_length=lengths[1] + 9)
+    policy = FrozenPolicy([QuestionSet("a", rows, scored_by("!"))], model, Sampling(9))
+    prompts, used = policy.prompts([(0, "Add."), (1, "Add."), (1, "")])
+    assert used == ["Add.", "", ""]
+    assert prompts == ["Add.\n\n1 + 1", rows[1]["prompt"], rows[1]["prompt"]]

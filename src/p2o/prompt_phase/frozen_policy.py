@@ -3,15 +3,17 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from p2o.completions import Sampling
-from p2o.engines.frozen import FrozenModel
+from p2o.engines.frozen import FrozenModel, encode
 from p2o.evaluation.evaluate import evaluate
 from p2o.evaluation.results import success
 from p2o.evaluation.statistics import paired_bootstrap
 from p2o.evaluation.types import RIGHT, Judgement, QuestionSet, Sample
+from p2o.policy_phase.rollouts import contexts_within
 from p2o.prompt_phase.feedback import rollout_feedback
 from p2o.prompt_phase.hard_samples import HardSamples
 from p2o.prompt_phase.types import Question, Rollout
@@ -48,11 +50,13 @@ class FrozenPolicy:
 
     def prompts(self, requests: Sequence[tuple[int, str]]) -> tuple[list[Prompt], list[str]]:
         """T(x, z) of each (question, template), and the template used: "" where z leaves no room for a completion."""
+        prompts = [self.rows[index]["prompt"] for index, _ in requests]
         used = [template for _, template in requests]
-        prompts = [apply_template(self.rows[index]["prompt"], template) for index, template in requests]
-        for place in self.model.too_long(prompts, self.sampling.max_completion_length):
-            used[place], prompts[place] = "", self.rows[requests[place][0]]["prompt"]
-        return prompts, used
+        tokenizer, length = self.model.tokenizer, self.model.context_length
+        if tokenizer is not None and length is not None:
+            room = length - self.sampling.max_completion_length
+            _, used = contexts_within(prompts, used, partial(encode, tokenizer), room)
+        return [apply_template(prompt, template) for prompt, template in zip(prompts, used, strict=True)], used
 
     def score(self, completions: Sequence[str], questions: Sequence[int]) -> list[Judgement]:
         """A judgement of each completion of the question beside it, by its own task's scorer, a call a task."""
