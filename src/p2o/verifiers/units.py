@@ -113,7 +113,7 @@ def without_left_hand_side(text: str) -> str:
     r"""The right-hand side of `\text{Area} = 18`, `P(\text{red}) = 0.3`, `\angle ABC = 18`, `Area: 18`, and what
     follows "is" in `\text{The total is } 18`."""
     for said in _SAID:
-        text = said.sub("", text)
+        text = said.sub("", text).lstrip("=: ")
     text = re.sub(r"^\\text\s*\{[^{}]*\b(?:is|are|equals):?\s+([^{}]*\d[^{}]*)\}$", r"\1", text)
     signs = _equals_signs(text)
     if not signs or not text[signs[-1] + 1 :].strip() or re.search(r"[,;<>≤≥]|\\[lg]eq", text):
