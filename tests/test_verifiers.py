@@ -137,6 +137,11 @@ def test_mathematics(pool, completion, solution, reason):
     [
         (r"\boxed{New \text{York}}", "right", r"New \text{York}"),
         ("Answer:  New   \\text{York} ", "right", r"New   \text{York}"),
+        ("**Final answer:** New \\text{York}", "right", r"New \text{York}"),
+        ("**Answer**: New \\text{York}", "right", r"New \text{York}"),
+        ("My final answer: New \\text{York}", "no answer", None),
+        ("<ANSWER>New \\text{York}</ANSWER>", "right", r"New \text{York}"),
+        ("<ANSWER>New \\text{York}", "no answer", None),
         ("<answer>\nNew \\text{York}\n</answer>", "right", r"New \text{York}"),
         (r"\boxed{York}", "wrong", "York"),
         (r"New \text{York}", "no answer", None),

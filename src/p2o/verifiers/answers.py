@@ -4,7 +4,10 @@ import re
 from collections import deque
 
 MOST_CHARACTERS = 32_768
-_MARKERS = re.compile(r"\\(?:boxed|fbox)\s*\{|<answer>|^[ \t]*(?:\*\*)?Answer:(?:\*\*)?", re.MULTILINE)
+_MARKERS = re.compile(
+    r"\\(?:boxed|fbox)\s*\{|<(?i:answer)>|^[ \t]*(?:\*\*)?(?:Final [Aa]nswer|Answer)(?:\*\*)?:(?:\*\*)?", re.MULTILINE
+)
+_CLOSING_TAG = re.compile(r"</answer>", re.IGNORECASE)
 
 _THOUGHTS = (
     ("<think>", "</think>"),
@@ -76,7 +79,8 @@ def _restated(boxed: str | None, outside: str) -> str:
 
 
 def find_answer(text: str) -> str | None:
-    """The last of `\\boxed{…}`, `<answer>…</answer>` and `Answer: …` (to the end of its line); None if there is none.
+    """The last of `\\boxed{…}`, `<answer>…</answer>` and `Answer: …` or `Final answer: …` (to the end of its
+    line); None if there is none.
 
     An empty one, or one that is never closed, is none.
     """
@@ -85,8 +89,8 @@ def find_answer(text: str) -> str | None:
         return None
     rest = text[found.end() :]
     if found[0].startswith("<"):
-        answer, closed, _ = rest.partition("</answer>")
-        return (answer.strip() or None) if closed else None
+        closed = _CLOSING_TAG.search(rest)
+        return (rest[: closed.start()].strip() or None) if closed else None
     if not found[0].startswith("\\"):
         return rest.split("\n", 1)[0].strip() or None
     end = _closing(rest)

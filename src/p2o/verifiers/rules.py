@@ -16,9 +16,9 @@ from math_verify import verify as equal
 from p2o.verifiers import sets
 from p2o.verifiers.choices import choice, is_letters, unstyled, words
 from p2o.verifiers.magnitude import equal_where_positive, far_apart
-from p2o.verifiers.notation import spelled
+from p2o.verifiers.notation import repeating, spelled
 from p2o.verifiers.numbers import based, clock, is_time, same_time, value
-from p2o.verifiers.units import changes_value, conflicting, percentage, quantity
+from p2o.verifiers.units import changes_value, conflicting, is_measure, percentage, quantity
 
 MOST_CHARACTERS = 1000
 """Of an answer that rules are tried on."""
@@ -41,7 +41,7 @@ def pays(gold: str, answer: str) -> bool:
     if not answer or max(len(gold), len(answer)) > MOST_CHARACTERS:
         return False
     wanted, said = spelled(gold), spelled(answer)
-    if not wanted or not said:
+    if not wanted or not said or _cut_off(gold, answer) or _percent_of_measure(wanted, said):
         return False
     for rule in (_times, _bases, _choices, _words, _percentages, _systems, _sets):
         verdict = rule(wanted, said)
@@ -71,10 +71,12 @@ def refuses(gold: str, answer: str, parsed: list[Any], found: list[Any]) -> bool
     wanted, said = spelled(gold), spelled(answer)
     if wanted == said:
         return False
+    if _cut_off(gold, answer) or _percent_of_measure(wanted, said):
+        return True
     for rule in (_times, _bases, _systems):
         if rule(wanted, said) is False:
             return True
-    if changes_value(said) and not changes_value(wanted) and len(sets.split(wanted)) == 1:
+    if changes_value(said) and not changes_value(wanted) and len(sets.answers(wanted)) == 1:
         return True
     if conflicting(quantity(wanted).unit, quantity(said).unit):
         return True
@@ -102,6 +104,19 @@ def readable(gold: str) -> bool:
         return True
     parts = [percentage(part) or quantity(part).core for part in sets.answers(text)]
     return bool(parts) and all(value(part) is not None or _expressions(part) for part in parts)
+
+
+def _cut_off(gold: str, answer: str) -> bool:
+    """Whether one is a repeating decimal and the other one that ends. Source: huggingface/trl#2644."""
+    repeats = [repeating(side) != side for side in (gold, answer)]
+    ends = answer if repeats[0] else gold
+    return repeats[0] != repeats[1] and bool(re.fullmatch(r"[$\s]*-?\d*\.\d+[$\s]*", ends))
+
+
+def _percent_of_measure(gold: str, answer: str) -> bool:
+    """Whether one is a percentage and the other a length, a sum of money, an angle or the like. Source: #60, #61."""
+    percent = [percentage(side) is not None for side in (gold, answer)]
+    return percent[0] != percent[1] and is_measure(quantity(answer if percent[0] else gold).unit)
 
 
 def _times(gold: str, answer: str) -> bool | None:

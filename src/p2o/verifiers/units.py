@@ -102,6 +102,11 @@ def conflicting(one: str, other: str) -> bool:
     return name != another and power == its_power and any(name in scale and another in scale for scale in _SCALES)
 
 
+def is_measure(unit: str) -> bool:
+    """Whether it is a unit of length, time, mass, volume, money, angle or speed."""
+    return any(unit.partition("^")[0] in scale for scale in _SCALES)
+
+
 def changes_value(text: str) -> bool:
     """Whether words behind a number, with all that follows them, which math-verify strikes out, change it: "thousand",
     "or more", "feet 3 inches"."""
