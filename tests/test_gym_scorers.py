@@ -16,8 +16,9 @@ from reasoning_gym.dataset import ProceduralDataset
 from reasoning_gym.factory import DATASETS
 from reasoning_gym.games.rush_hour import Board
 
+from p2o.tasks.gym import ANY_ANSWER, gold_solution
 from p2o.tasks.loading import DataError
-from p2o.tasks.named import ANY_ANSWER, _gym_solution, load_task
+from p2o.tasks.named import load_task
 from p2o.verifiers.answers import GoldError
 from p2o.verifiers.gym import check_gold, score
 from p2o.verifiers.gym_audit import evaluating_calls
@@ -44,7 +45,7 @@ def entry_of(family, index=0):
 
 @cache
 def right_answer(family, index=0):
-    gold = _gym_solution(dataset(family)[index])
+    gold = gold_solution(dataset(family)[index])
     if gold != ANY_ANSWER:
         return gold
     return {"boxnet": solved_boxnet, "rush_hour": solved_rush_hour}[family](entry_of(family, index))

@@ -102,7 +102,7 @@ def _rows(
         question = entry["question"].strip()
         if is_held_out(question) is not (split == "test") or question in rows:
             continue
-        text, solution = json.dumps(entry, default=str), _solution(entry)
+        text, solution = json.dumps(entry, default=str), gold_solution(entry)
         if solution != ANY_ANSWER:
             try:
                 check_gold(solution or '""', {"entry": text, "family": family})
@@ -125,7 +125,7 @@ def _rows(
     return list(rows.values())
 
 
-def _solution(entry: dict[str, Any]) -> str:
+def gold_solution(entry: dict[str, Any]) -> str:
     """The answer; where many are right, reasoning-gym's example, if it has one."""
     if entry["answer"] is not None:
         return str(entry["answer"])
