@@ -23,7 +23,7 @@ from p2o.verifiers.units import changes_value, conflicting, is_measure, percenta
 MOST_CHARACTERS = 1000
 """Of an answer that rules are tried on."""
 
-_MISREAD = re.compile(r"\di(?![a-zA-Z])|[<>]|\\[lg]e|\\sqrt")
+_MISREAD = re.compile(r"\di(?![a-zA-Z])|[<>]|\\[lg]e|\\sqrt\s*(?:\{[^{}]*)?[a-z]")
 """What math-verify reads as another thing, or compares less well than asked for in `_same`."""
 
 # Units are ours: math-verify would strike out any words at the end, "or more" as well.
