@@ -538,7 +538,7 @@ def test_vllms_server_reflects(server, tmp_path):
 FROZEN = """
 import json, sys
 from p2o.completions import Sampling
-    from p2o.engines.frozen import vllm_model
+from p2o.engines.frozen import vllm_model
 from p2o.pico import model_path, world
 
 prompts = [row["prompt"] for split in ("easy", "hard") for row in world.eval_dataset(per_split=16)[split]]
