@@ -154,7 +154,7 @@ def resolve_checkpoint(wanted: str | bool | None, directory: Path) -> Path | Non
 
 
 def save_buffer(checkpoint: Path, accelerator: Accelerator, rollouts: list[dict[str, Any]] | None) -> None:
-    """Writes this process's rollouts that are still to be learnt from; None for none."""
+    """Writes this process's rollouts that are still to be trained on; None for none."""
     if rollouts is not None:
         checkpoint.mkdir(parents=True, exist_ok=True)  # as transformers does for its own files of each process
         torch.save(rollouts, checkpoint / BUFFER_FILE.format(process=accelerator.process_index))

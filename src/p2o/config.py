@@ -130,7 +130,7 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
         default=0,
         metadata={
             "help": "How often groups without variance are replaced by freshly sampled questions before a batch is "
-            "learnt from (DAPO's dynamic sampling, which TRL lacks). 0: never. Every rollout counts."
+            "trained on (DAPO's dynamic sampling, which TRL lacks). 0: never. Every rollout counts."
         },
     )
 

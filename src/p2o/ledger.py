@@ -22,7 +22,7 @@ class Ledger:
         reflection_cost: US dollars paid to reflection endpoints, as far as prices are known.
         forward_tokens: prompt and completion tokens of passes without a gradient: old and reference log-probabilities,
             the context ratio, evaluation losses.
-        forward_backward_tokens: prompt and completion tokens of passes that were learnt from.
+        forward_backward_tokens: prompt and completion tokens of passes with a gradient.
     """
 
     rollouts: dict[str, int] = field(default_factory=_zeros)
@@ -38,7 +38,7 @@ class Ledger:
         self.completion_tokens[purpose] += completion_tokens
 
     def add_pass(self, tokens: int, *, backward: bool) -> None:
-        """A pass over existing tokens, that was learnt from if it went `backward`."""
+        """Counts a forward pass over existing tokens, with a backward pass or without."""
         if backward:
             self.forward_backward_tokens += tokens
         else:

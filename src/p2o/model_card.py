@@ -77,15 +77,15 @@ def p2o_section(state: P2OState, *, epochs: float, steps: int, reflection: str |
     if reflection is None:
         story = f"{done} Plain reinforcement learning on P²O's trainer, for comparison."
         return "\n\n".join([f"### What P²O {__version__} did", story, _ledger(state.ledger)])
-    learnt = (
-        "and learnt from as answers to the bare question. **At inference no instruction is needed**; those below are a "
+    training = (
+        "and trained on as answers to the bare question. **At inference no instruction is needed**; those below are a "
         "record."
         if distilled
-        else "and learnt from under them (an ablation): at inference the model has no instruction, and learnt with one."
+        else "and trained on under them (an ablation): at inference the model lacks what it was trained with."
     )
     story = (
         f"{done} Rollouts of questions that the model could not solve were sampled under instructions that "
-        f"[GEPA](https://github.com/gepa-ai/gepa) evolved between epochs, {learnt} The instructions were proposed by "
+        f"[GEPA](https://github.com/gepa-ai/gepa) evolved between epochs, {training} The instructions were proposed by "
         f"{_reflector(reflection)}."
     )
     found = [_templates(epoch, templates) for epoch, templates in sorted(state.selected.items())]

@@ -49,7 +49,7 @@ PRIVATE_NAMES = [
     PrivateName(GRPO, "_pending_extra_logs", "forgotten after a prompt phase", set_by_code=True),
     PrivateName(GRPO, "_pending_metrics", "forgotten after a prompt phase", set_by_code=True),
     PrivateName(GRPO, "_step", "the place within an epoch and within a generation batch", set_by_code=True),
-    PrivateName(GRPO, "_buffered_inputs", "rollouts still to be learnt from, for a checkpoint", set_by_code=True),
+    PrivateName(GRPO, "_buffered_inputs", "rollouts still to be trained on, for a checkpoint", set_by_code=True),
     PrivateName(GRPO, "_entropy_bonus_enabled", "whether rollouts without advantage matter", set_by_code=True),
     PrivateName(GRPO, "_last_loaded_step", "weights that change without a step reach vLLM, too", set_by_code=True),
     # vLLM as TRL drives it.

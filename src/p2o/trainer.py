@@ -375,7 +375,7 @@ class P2OTrainer(GRPOTrainer):
                 super()._save_checkpoint(model, trial)
             finally:
                 self._checkpoint = None
-            # Within a generation batch the rollouts still to be learnt from belong to the state.
+            # Within a generation batch the rollouts still to be trained on belong to the state.
             if self._step % (self.args.steps_per_generation * self.num_iterations):
                 checkpointing.save_buffer(checkpoint.path, self.accelerator, self._buffered_inputs)
             if self.args.should_save:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from p2o.policy_phase.rollouts import RolloutPlan
 
 TEMPLATED, ROLLOUT_LOGPS = "templated_rows", "rollout_context_logps"
-"""Names in a batch: rows that were sampled under another context than they are learnt on, and log π_old(y|T(x, z))."""
+"""Names in a batch: rows that were sampled under another context than they are trained on, and log π_old(y|T(x, z))."""
 
 
 def context_ratio(

@@ -87,5 +87,5 @@ def replace_rows(
             old, new = rows[: len(old)], rows[len(old) :]
         output[name] = old.clone()
         output[name][list(target)] = new[list(source)]
-    learnt_from = output["completion_mask"] * output.get("tool_mask", 1)
-    output["num_items_in_batch"] = learnt_from.sum()
+    in_loss = output["completion_mask"] * output.get("tool_mask", 1)
+    output["num_items_in_batch"] = in_loss.sum()

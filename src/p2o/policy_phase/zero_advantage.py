@@ -34,7 +34,7 @@ class LossPass:
     """The loss's own forward pass over one batch.
 
     Args:
-        batch: what TRL's loss reads, after the pass as well; a copy, since rollouts may be learnt from again.
+        batch: what TRL's loss reads, after the pass as well; a copy, since rollouts may be trained on again.
         rows: those that take part, see [`rows_to_pass`].
     """
 
