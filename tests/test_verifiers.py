@@ -414,27 +414,26 @@ def test_rewards_by_trls_convention(caplog):
     assert load_function("accuracy_reward", "reward_funcs").__module__.startswith("trl.")
 
 
-def test_a_scorer_that_fails_whatever_is_answered_leaves_completions_unscored(pool, tmp_path, capsys, caplog):
-    """It is no completion's fault: the row lacks what its scorer needs."""
-    good = reasoning_gym.create_dataset("calendar_arithmetic", size=1, seed=1)[0]
-    broken = {"answer": good["answer"], "metadata": {"source_dataset": "calendar_arithmetic"}}
-    said = [f"Answer: {good['answer']}", "Answer: never"]
+@pytest.mark.parametrize("family", ["countdown", "sudoku", "word_ladder"])
+def test_a_row_that_lacks_what_its_scorer_needs_leaves_completions_unscored(family, pool, tmp_path, capsys, caplog):
+    """It is no completion's fault, also where the library's scorer swallows the error and says 0."""
+    good = reasoning_gym.create_dataset(family, size=1, seed=1)[0]
+    broken = {"answer": "?", "metadata": {"source_dataset": family}}
+    said = [f"<answer>{good['answer']}</answer>", "Answer: never", "nothing"]
     cases = [(text, {"entry": json.dumps(entry)}) for entry in (good, broken) for text in said]
-    verdicts = verify([text for text, _ in cases], [row for _, row in cases], "gym", pool=pool)
-    assert [(v.reason, v.reward) for v in verdicts[:1] + verdicts[2:]] == [("right", 1.0), *[("crash", None)] * 2]
-    assert verdicts[1].reward == 0
+    with pytest.raises(SolutionError, match=r"row 3: .*own answer '\?' would not be scored as right"):
+        verify([text for text, _ in cases], [row for _, row in cases], "gym", pool=pool)
 
     logged = {}
     entries = [row["entry"] for _, row in cases]
-    assert gym([text for text, _ in cases], entry=entries, log_metric=logged.__setitem__) == [1.0, 0.0, None, None]
-    assert logged["verifier/unscored"] == 0.5 and "2 (crash)" in caplog.text
+    rewards = gym([text for text, _ in cases], entry=entries, log_metric=logged.__setitem__)
+    assert rewards == [1.0, 0.0, 0.0, None, None, None]
+    assert logged["verifier/unreadable solution"] == 0.5 and "own answer '?'" in caplog.text
 
     path = tmp_path / "c.jsonl"
     path.write_text("".join(json.dumps({"completion": text, **row}) + "\n" for text, row in cases))
-    assert main(["score", str(path), "--verifier", "gym"]) == 0
-    scored = [json.loads(line)["reward"] for line in (tmp_path / "c.scored.jsonl").read_text().splitlines()]
-    assert scored == [1.0, 0.0, None, None]
-    assert "4 completions, 2 unscored, mean reward 0.500" in " ".join(capsys.readouterr().out.split())
+    assert main(["score", str(path), "--verifier", "gym"]) == 2
+    assert "own answer '?'" in " ".join(capsys.readouterr().err.split())
 
 
 def test_feedback_knows_format_failures():
