@@ -12,8 +12,8 @@ from p2o.policy_phase.context_distillation import (
     ContextStatistics,
     context_mask,
     context_ratio,
-    distil,
     mask_by_context,
+    prepare_distillation,
     token_advantages,
 )
 from p2o.policy_phase.rollouts import RolloutPlan
@@ -86,7 +86,9 @@ def test_engine_correction_leaves_the_context_ratio_to_the_mask(sequence):
     mask = ContextMask("hard", 0.95, 1.05)
     failed = torch.zeros(8, dtype=torch.bool)
     contexts = plan(["", "z", "z", "z", "", "", "", ""])
-    distil(batch, contexts, NoPass(), mask, failed=failed, drop_failed=False, need_old_logps=lambda rows: False)
+    prepare_distillation(
+        batch, contexts, NoPass(), mask, failed=failed, drop_failed=False, need_old_logps=lambda rows: False
+    )
     statistics = mask_by_context(batch, batch["old_per_token_logps"], mask)
     assert (batch["importance_sampling_ratio"][templated] == 1).all()
     assert (batch["importance_sampling_ratio"][~templated] == torch.tensor(0.3)).all()
@@ -111,6 +113,8 @@ def test_templated_rollouts_that_failed_can_be_left_out():
     failed = torch.tensor([True, True, False, False] * 2)
     mask = ContextMask("off", 0.01, 10.0)
     contexts = plan(["", "z", "z", "", "", "", "", ""])
-    distil(batch, contexts, NoPass(), mask, failed=failed, drop_failed=True, need_old_logps=lambda rows: False)
+    prepare_distillation(
+        batch, contexts, NoPass(), mask, failed=failed, drop_failed=True, need_old_logps=lambda rows: False
+    )
     mask_by_context(batch, torch.zeros(8, 2), mask)
     assert batch["advantages"].tolist() == [[0, 0] if row == 1 else [1, 1] for row in range(8)]

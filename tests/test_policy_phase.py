@@ -70,7 +70,7 @@ def test_a_plan_draws_templates_by_place_and_keeps_rollouts_at_the_end():
     )
     assert plan.templates == ("", "kept", "", "", "", "") and plan.kept == (None, kept, *[None] * 4)
     assert plan.sampled_rows() == [0, 2, 3, 4, 5] and plan.is_templated(torch.device("cpu")).tolist()[:3] == [0, 1, 0]
-    ids, logprobs = plan.with_kept([[i] for i in range(5)], [[-1.0]] * 5)
+    ids, logprobs = plan.with_kept_rollouts([[i] for i in range(5)], [[-1.0]] * 5)
     assert ids == [[0], [7], [1], [2], [3], [4]] and logprobs[1] == [0.0]
     assert not plan.two_contexts
     fitted = plan.fitted(["x"] * 6, lambda prompts: [list(prompt.encode()) for prompt in prompts], max_length=4)
@@ -95,10 +95,10 @@ def test_kept_rollouts_have_the_log_probabilities_of_both_contexts():
     drawn = draw_successes(successes, 2, random.Random(0))
     assert [s.question for s in drawn] == [0, 1], "the same one counts once"
 
-    def forward(input_ids, attention_mask, width):
-        return -(input_ids * attention_mask).cumsum(1)[:, -width:].float()
+    def forward(model, input_ids, attention_mask, width):
+        return -(input_ids * attention_mask).cumsum(1)[:, -width:].float(), None, None
 
-    logprobs = CompletionLogprobs(forward, Accelerator(cpu=True), pad_token_id=99)
+    logprobs = CompletionLogprobs(forward, lambda: None, Accelerator(cpu=True), pad_token_id=99)
     dataset = [{"prompt": "a"}, {"prompt": "bb"}]
     tokenize = lambda prompts: [[len(prompt)] for prompt in prompts]  # noqa: E731
     kept = keep(drawn, dataset, tokenize, logprobs, batch_size=2)

@@ -330,7 +330,9 @@ def test_no_text_gets_anywhere_by_any_scorer_of_reasoning_gym(trap):
     texts = hostile_texts(folder, port)
     families = sorted(set(reasoning_gym.factory.DATASETS) - {"composite"})  # which has no scorer of its own
     assert len(families) > 100
-    entries = {family: reasoning_gym.create_dataset(family, size=1, seed=5)[0] for family in families}
+    # One whose integral sympy could not solve has no answer, and leaves every completion unscored.
+    seeds = {"intermediate_integration": 1}
+    entries = {f: reasoning_gym.create_dataset(f, size=1, seed=seeds.get(f, 5))[0] for f in families}
     rows = {family: {"entry": json.dumps(e, default=str), "family": family} for family, e in entries.items()}
     # There are scorers that pay for whatever is not empty.
     junk = verify(["<answer>not this</answer>"] * len(rows), list(rows.values()), "gym", pool=pool)

@@ -60,6 +60,7 @@ class StagedCheckpoint:
         self.final = checkpoint_path(directory, step)
         self.path = directory / STAGING_DIR / self.final.name
         self.to_push = False
+        self.under_way = True
 
     def publish(self) -> None:
         """Gives it its name once it is on disk."""
@@ -79,7 +80,10 @@ def staged(accelerator: Accelerator, args: TrainingArguments, state: TrainerStat
         shutil.rmtree(checkpoint.path.parent, ignore_errors=True)
         checkpoint.path.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    yield checkpoint
+    try:
+        yield checkpoint
+    finally:
+        checkpoint.under_way = False
     accelerator.wait_for_everyone()
     if args.should_save:
         if state.best_global_step:

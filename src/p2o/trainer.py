@@ -1,21 +1,30 @@
 """P²O: joint policy and prompt optimization (Lu et al., arXiv 2603.21877) as a `GRPOTrainer`.
 
-In the order in which an epoch runs, which is the order of this file:
+What an epoch consists of:
 
-1. Policy phase. GRPO as TRL has it, with one difference: a question that was hard in the last epoch samples its
-   rollouts under an instruction z in front of it, T(x, z), while the loss is computed on the bare question x. So the
-   policy learns to do without the instruction what it could do only with it.
-2. Mining. A question with no success among its rollouts, or just one, is hard: GRPO has hardly an advantage for it.
+1. Policy phase. GRPO as TRL has it; but of a question that was hard in the last epoch, each rollout is sampled under an
+   instruction z in front of the question, T(x, z), while the loss is computed on the bare question x. So the policy
+   learns to do without the instruction what it could do only with it.
+2. Mining. A question is hard if none of its rollouts, templated or not, succeeds, or one at most (`near_hard`).
 3. Context distillation. Tokens that the bare policy would hardly have written are masked.
-4. Prompt phase. GEPA evolves instructions under which the present policy solves the hard questions; a small set that
-   covers them is kept, and every hard question draws from it in the next epoch.
-5. Evaluation, always bare. Then checkpoints, from which training continues exactly.
+4. Prompt phase. GEPA evolves instructions under which the policy solves the hard questions. Each rollout of a hard
+   question is assigned one, of a small set that covers them, for the next epoch.
 
-The two contexts meet in `_generate`: TRL generates from T(x, z), and is handed back the tokens of x. TRL's hooks are
-overridden in this file only; what they do is in `policy_phase/` and `prompt_phase/`.
+TRL's hooks, which are overridden in this file only, in the order in which they are called (indented: from within):
+
+    on_epoch_begin -> _begin_epoch              here runs the prompt phase that ends the epoch before
+    iter(dataloader) -> EpochSampler
+    _generate_and_score_completions             once for a generation batch, and for each batch of an evaluation
+        _sample                                 once, and again in each round of dynamic sampling
+            _generate                           the two contexts meet: T(x, z) in, tokens of x out
+                _generate_single_turn
+            _get_per_token_logps_and_entropies  without gradient: log π_old(y|x), only where TRL needs it
+            _calculate_rewards                  then mining and context distillation
+    _compute_loss                               once for a batch of the dataloader; TRL has shuffled the rows by now
+        _get_per_token_logps_and_entropies      with gradient: applies the context mask, unless it could be before
+    on_step_end -> _end_step
 """
 
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -42,7 +51,7 @@ from p2o.policy_phase.rewards import EvaluationSet, Rewards, Scoring
 from p2o.policy_phase.rollouts import Batch, Completions, RolloutPlan
 from p2o.policy_phase.sampler import EpochSampler, drawn_questions
 from p2o.policy_phase.zero_advantage import LossPass
-from p2o.prompt_phase import phase
+from p2o.prompt_phase import phase as prompt_phase
 from p2o.prompt_phase.policy_rollouts import FeedbackFn, Generated, PolicyRollouts, default_feedback, generated_by
 from p2o.prompt_phase.types import ReflectionFn
 from p2o.reflection.make import make_reflection
@@ -80,15 +89,15 @@ class P2OTrainer(GRPOTrainer):
 
     _tag_names: ClassVar = ["trl", "grpo", "p2o"]
     _name, _paper = "P2O", model_card.PAPER
-    _last_loaded_step = vllm.LastLoadedStep()
+    _last_loaded_step = vllm.LastLoadedStep()  # TRL's attribute, which overlooks weights that changed without a step
     args: P2OConfig
-    # What is under way, for hooks that TRL calls within one another; None when nothing is.
+    # Set by a hook for those that TRL calls within or after it. Batch and pass are None where none is under way.
     _batch: Batch | None = None
     _loss_pass: LossPass | None = None
     _evaluation: EvaluationSet | None = None
     _checkpoint: checkpointing.StagedCheckpoint | None = None
     _sampler: EpochSampler | None = None
-    _epoch_began_at, _resumed = 0, False
+    _first_pass_of_epoch, _resumed = 0, False
 
     def __init__(
         self,
@@ -114,7 +123,7 @@ class P2OTrainer(GRPOTrainer):
         input_checks.check_arguments(args, reward_funcs, rollout_func, tools, environment_factory)
         input_checks.check_questions(train_dataset, args)
         self.p2o = P2OState()
-        if reflect is None and args.prompt_phase and args.reflection_endpoint:  # refused before a model is loaded
+        if reflect is None and args.prompt_phase and args.reflection_endpoint:  # checked before a model is loaded
             reflect = make_reflection(args, function=None, own=self._own_reflection, spent=lambda: self.p2o.ledgers)
         vllm.check(args, model)
         data = (train_dataset, eval_dataset, processing_class, reward_processing_classes, callbacks)
@@ -128,9 +137,10 @@ class P2OTrainer(GRPOTrainer):
         self.feedback_func = feedback_func or default_feedback(args.solution_column)
         self.reflect: ReflectionFn = reflect or self._own_reflection()
         scoring = Scoring(self.reward_weights, args.success_threshold, args.success_reward, self.reward_func_names)
-        logprobs = CompletionLogprobs(self._forward_logps, self.accelerator, self._tokenizer.pad_token_id)
+        forward = partial(self._get_per_token_logps_and_entropies, batch_size=args.per_device_train_batch_size)
+        logprobs = CompletionLogprobs(forward, lambda: self.model, self.accelerator, self._tokenizer.pad_token_id)
         parts = (self._tokens, self.max_prompt_length, scoring, logprobs, self._log_metrics)
-        self._policy = PolicyPhase(args, self.accelerator, *parts)
+        self._policy_phase = PolicyPhase(args, self.accelerator, *parts)
         self.add_callback(Alternation(self._begin_epoch, self._end_step))
 
     def _own_reflection(self) -> OwnReflection:
@@ -146,32 +156,32 @@ class P2OTrainer(GRPOTrainer):
         """A generation batch: rollouts, their rewards, and all that the loss reads."""
         if not self.model.training:
             return self._sample(inputs, [])[0]
-        before, rows = get_rng_states(), len(inputs) * self.accelerator.num_processes
-        questions = drawn_questions(self._sampler, self._step - self._epoch_began_at, rows)
+        rng_before, global_rows = get_rng_states(), len(inputs) * self.accelerator.num_processes
+        questions = drawn_questions(self._sampler, self._step - self._first_pass_of_epoch, global_rows)
         try:
             with uncounted_on_failure(self.p2o, self._metrics["train"]):
                 output, rewards = self._sample(inputs, questions)
-                self._policy.replace_collapsed(output, rewards, self._sample, self.train_dataset, self._step)
+                self._policy_phase.replace_collapsed(output, rewards, self._sample, self.train_dataset, self._step)
             return output
         except Exception as error:
-            save = partial(self._save_checkpoint, self.model_wrapped, trial=None)
-            checkpointing.rescue(error, self.accelerator, self.args, self.state, self._step, before, save)
+            run = (self.accelerator, self.args, self.state, self._step, rng_before)
+            checkpointing.rescue(error, *run, save=lambda: self._save_checkpoint(self.model_wrapped, trial=None))
             raise
 
     def _sample(self, inputs: list[dict[str, Any]], questions: list[int]) -> tuple[dict[str, Any], Rewards]:
         """Rollouts of these rows, scored, mined and distilled. `questions` are all processes'; none in evaluation."""
-        self._batch = Batch(self._policy.plan(self.p2o, [row["prompt"] for row in inputs], questions))
+        self._batch = Batch(self._policy_phase.plan(self.p2o, [row["prompt"] for row in inputs], questions))
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        (plan, rewards), self._batch = self._batch.scored(), None
-        sampled = self._policy.count(self.p2o, plan, output)
+        (plan, rewards), self._batch = self._batch.plan_and_rewards(), None
+        is_sampled = self._policy_phase.charge(self.p2o, plan, output)
         self._report_rollouts(plan, rewards)
         if questions:
-            self._policy.mine(self.p2o, plan, rewards, sampled)
+            self._policy_phase.mine(self.p2o, plan, rewards, is_sampled)
         elif self._evaluation is not None:
             self._evaluation.add(rewards)
         if plan.two_contexts and self.args.context_distillation:
-            vllm.log_mismatch_again(self._metrics["train"], output, ~plan.is_templated(self.accelerator.device))
-            self._policy.distil(self.p2o, output, plan, rewards)
+            vllm.replace_logged_mismatch(self._metrics["train"], output, ~plan.is_templated(self.accelerator.device))
+            self._policy_phase.prepare_distillation(self.p2o, output, plan, rewards)
         return output, rewards
 
     def _generate(self, prompts: list[Prompt]) -> tuple[Any, ...]:
@@ -180,31 +190,32 @@ class P2OTrainer(GRPOTrainer):
         if batch is None or not batch.plan.two_contexts:
             return super()._generate(prompts)
         prompt_ids, *others = super()._generate(batch.plan.prompts(prompts))
-        if self.rollout_func is not None:  # only the user's function knows what it generated from
+        if self.rollout_func is not None:  # it may generate from other tokens: the context ratio needs its own
             self._batch = replace(batch, plan=replace(batch.plan, contexts=tuple(prompt_ids)))
-        return self._tokens(prompts) if self.args.context_distillation else prompt_ids, *others
+        return (self._tokens(prompts) if self.args.context_distillation else prompt_ids), *others
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Completions:
+        """Kept rollouts are not sampled again. Log-probabilities of the others come from the engine or are recorded."""
         if self._batch is None or not self._batch.plan.two_contexts or self.rollout_func is not None:
-            with vllm.same_draws(self._vllm):
+            with vllm.tensor_parallel_stream(self._vllm):
                 return super()._generate_single_turn(prompt_ids, *args, **kwargs)
         plan = self._batch.plan
         contexts = [prompt_ids[row] for row in plan.sampled_rows()]
         if self.use_vllm or self.use_transformers_continuous_batching:
-            return plan.with_kept(*self._complete(contexts))
+            return plan.with_kept_rollouts(*self._complete(contexts))
         with SampledLogprobs(self.accelerator.unwrap_model(self.model), self.temperature) as recorded:
             ids, _ = self._complete(contexts)
-        return plan.with_kept(ids, recorded.of_all_processes(ids, self.accelerator))
+        return plan.with_kept_rollouts(ids, recorded.of_all_processes(ids, self.accelerator))
 
     def _complete(self, contexts: list[list[int]]) -> Completions:
-        """One completion of each context: those of a group are not alike, and processes have different numbers."""
+        """One completion of each context. Processes that have fewer contexts generate fillers, which are dropped."""
         filler = contexts[0] if contexts else self._tokens([self.train_dataset[0]["prompt"]])[0]
-        equal = processes.as_many_everywhere(self.accelerator, contexts, filler, shared=self.use_vllm)
-        with vllm.same_draws(self._vllm):
-            ids, logprobs = super()._generate_single_turn(equal, None, {}, 1)
+        padded = processes.pad_to_longest(self.accelerator, contexts, filler, shared=self.use_vllm)
+        with vllm.tensor_parallel_stream(self._vllm):
+            ids, logprobs = super()._generate_single_turn(padded, images=None, multimodal_fields={}, num_generations=1)
         return ids[: len(contexts)], None if logprobs is None else logprobs[: len(contexts)]
 
-    # -- mining ------------------------------------------------------------------------------------------------------
+    # -- rewards, which mining reads ---------------------------------------------------------------------------------
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids: Any) -> Tensor:
         """TRL's rewards of all processes' rows, (rollouts, functions); where one process fails, all of them do."""
@@ -215,11 +226,11 @@ class P2OTrainer(GRPOTrainer):
             instead=lambda: self.accelerator.gather(nothing),
             failed_elsewhere="A reward function failed in another process, whose output says how.",
         )
-        if self._batch is not None:
-            self._batch = replace(self._batch, rewards=self._policy.scoring.rewards(by_function))
+        if self._batch is not None:  # else the prompt phase asks
+            self._batch = replace(self._batch, rewards=self._policy_phase.scoring.rewards(by_function))
         return by_function
 
-    # -- context distillation ----------------------------------------------------------------------------------------
+    # -- the loss: without zero advantages, and under the context mask -------------------------------------------------
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """TRL's loss. Rollouts without advantage are left out of its pass where no other term needs them."""
@@ -228,8 +239,7 @@ class P2OTrainer(GRPOTrainer):
         entropy = self._entropy_bonus_enabled or self.top_entropy_quantile < 1.0
         skips = self.args.skip_zero_advantages and not (self.beta != 0.0 or entropy or self.aux_loss_enabled)
         self._loss_pass = LossPass.over(inputs, skips=skips)
-        if skips:
-            self._log_metrics({"p2o/skipped_rollouts": self._loss_pass.skipped()})
+        self._log_metrics(self._loss_pass.metrics())
         try:
             return super()._compute_loss(model, self._loss_pass.batch)
         finally:
@@ -239,36 +249,32 @@ class P2OTrainer(GRPOTrainer):
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Every pass over sampled tokens, TRL's and ours. One with a gradient is the loss's own."""
-        learning = self._loss_pass if torch.is_grad_enabled() else None
-        if learning is not None:
-            input_ids, attention_mask = learning.select(input_ids), learning.select(attention_mask)
+        loss_pass = self._loss_pass if torch.is_grad_enabled() else None
+        if loss_pass is not None:
+            input_ids, attention_mask = loss_pass.select(input_ids), loss_pass.select(attention_mask)
         (tokens,) = processes.all_reduce_sum(self.accelerator, int(attention_mask.sum()))
         self.p2o.ledger.add_pass(int(tokens), backward=torch.is_grad_enabled())
         logps, entropies, auxiliary = super()._get_per_token_logps_and_entropies(
             model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
         )
-        if learning is not None:
-            logps, entropies = learning.over_all_rows(logps, entropies, attention_mask[:, -logits_to_keep:])
-            if TEMPLATED in learning.batch:
-                # The policy has not moved since it sampled, and TRL reads the advantages after this pass.
-                self._policy.mask(learning.batch, logps.detach())
+        if loss_pass is not None:
+            logps, entropies = loss_pass.over_all_rows(logps, entropies, attention_mask[:, -logits_to_keep:])
+            if TEMPLATED in loss_pass.batch:
+                # Not masked yet: TRL takes this pass for log π_old(y|x) as well. It reads the advantages after it.
+                self._policy_phase.mask(loss_pass.batch, logps.detach())
         return logps, entropies, auxiliary
-
-    def _forward_logps(self, input_ids: Tensor, attention_mask: Tensor, width: int) -> Tensor:
-        size = self.args.per_device_train_batch_size
-        return self._get_per_token_logps_and_entropies(self.model, input_ids, attention_mask, width, batch_size=size)[0]
 
     # -- prompt phase ------------------------------------------------------------------------------------------------
 
     def _begin_epoch(self, batches_done: int) -> None:
-        self._epoch_began_at = self._step - batches_done
+        self._first_pass_of_epoch = self._step - batches_done
         if self.p2o.epoch_complete:
             self._prompt_phase()
 
     def _end_step(self, last_of_epoch: bool) -> bool:
         """Returns whether training may go on."""
         self.p2o.epoch_complete |= last_of_epoch
-        return phase.remaining_rollouts(self.p2o, self.args) != 0
+        return prompt_phase.remaining_rollouts(self.p2o, self.args) != 0
 
     def _prompt_phase(self) -> None:
         """From the epoch just completed to the assignment for the next one."""
@@ -276,14 +282,14 @@ class P2OTrainer(GRPOTrainer):
         state.begin_next_epoch(near_hard=args.near_hard)
         if not args.prompt_phase:
             return
-        skipped = phase.skip(state, args, self.reflect)
+        skipped = prompt_phase.begin(state, args, self.reflect)
         if skipped is None:
             self._notify("on_prompt_phase_begin", hard_set=state.hard_set)
-            evolve = phase.Evolution(args, self.accelerator, self.policy_rollouts, self.reflect, self._notify)
+            evolve = prompt_phase.Evolution(args, self.accelerator, self.policy_rollouts, self.reflect, self._notify)
             result = evolve(state, go_on=self._resumed)
-            self._log_metrics(phase.adopt(state, result))
-            state.kept = self._policy.keep(state, result.successes, self.train_dataset, self.model)
-        self._log_metrics(phase.assign(state, args))
+            self._log_metrics(prompt_phase.adopt(state, result))
+            state.kept = self._policy_phase.keep_successes(state, result.successes, self.train_dataset, self.model)
+        self._log_metrics(prompt_phase.assign(state, args))
         if skipped is None or skipped.reason is not None:
             self._notify("on_prompt_phase_end", result=result, reason=skipped.reason if skipped else None)
 
@@ -297,14 +303,12 @@ class P2OTrainer(GRPOTrainer):
     def _generate_for_evolution(self, prompts: list[Prompt], contexts: list[list[int]]) -> list[Generated]:
         if self.rollout_func is None:
             return [Generated(c, ids) for c, ids in zip(contexts, self._complete(contexts)[0], strict=True)]
-        if self.use_vllm and self._last_loaded_step != self.state.global_step:
-            self.vllm_generation.sync_weights()
-            self._last_loaded_step = self.state.global_step
+        self._last_loaded_step = vllm.load(self._vllm, self._last_loaded_step, self.state.global_step)
         return generated_by(self.rollout_func(prompts, self), len(prompts))
 
     def _score_for_evolution(self, *columns: Any) -> Rewards:
-        rewards = self._policy.scoring.rewards(self._calculate_rewards(*columns))
-        for logged in (self._pending_extra_logs, self._pending_metrics):  # by reward functions, and of no policy batch
+        rewards = self._policy_phase.scoring.rewards(self._calculate_rewards(*columns))
+        for logged in (self._pending_extra_logs, self._pending_metrics):  # of reward functions, for a training batch
             logged.clear()
         return rewards
 
@@ -314,9 +318,9 @@ class P2OTrainer(GRPOTrainer):
         templates = gather_object(list(plan.templates))
         self._logs["extra"]["template"].extend(templates)
         rollouts = sampled_rollouts(self._logs, templates, rewards.total.tolist())
-        name = {} if plan.questions else {"dataset": getattr(self._evaluation, "name", "")}
+        dataset = {} if plan.questions else {"dataset": getattr(self._evaluation, "name", "")}
         if rollouts:
-            self._notify("on_rollouts" if plan.questions else "on_evaluation_rollouts", rollouts=rollouts, **name)
+            self._notify("on_rollouts" if plan.questions else "on_evaluation_rollouts", rollouts=rollouts, **dataset)
 
     def _notify(self, event: str, **kwargs: Any) -> None:
         notify(self.callback_handler.callbacks, event, self.args, self.state, self.control, p2o=self.p2o, **kwargs)
@@ -329,16 +333,14 @@ class P2OTrainer(GRPOTrainer):
         if self.model.training:
             logs.update(self.p2o.metrics(near_hard=self.args.near_hard))
         elif self._evaluation is not None:
-            self._metrics["eval"] = defaultdict(list, self._evaluation.metrics(self._metrics["eval"]))
+            self._metrics["eval"] = self._evaluation.metrics(self._metrics["eval"])
         super().log(logs, start_time)
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
         """As `Trainer.evaluate`; `<prefix>_accuracy` is the share of successes, by the same criterion as in mining."""
         self._evaluation = EvaluationSet(metric_key_prefix.removeprefix("eval").lstrip("_"))
         with random_stream(derive_seed(self.args.seed, "evaluation")):
-            metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if (accuracy := metrics.get(f"{metric_key_prefix}_accuracy")) is not None:
             self.p2o.watch_accuracy(metric_key_prefix, accuracy, self.args.regression_margin)
         return metrics
@@ -347,7 +349,7 @@ class P2OTrainer(GRPOTrainer):
         """As TRL's, with what P²O did: epochs, prompt phases, templates with their scores, the ledger."""
         super().create_model_card(model_name, *args, **kwargs)
         if self.is_world_process_zero():
-            reflector = phase.reflector(self.args, self.reflect)
+            reflector = prompt_phase.reflector(self.args, self.reflect)
             model_card.add_section(self.args, model_name, self.p2o, self.state, reflector)
 
     # -- checkpoints, and going on from one --------------------------------------------------------------------------
@@ -358,6 +360,7 @@ class P2OTrainer(GRPOTrainer):
         Raises:
             CheckpointError: nothing to resume from, or a checkpoint of another configuration or version.
         """
+        self._resumed = False
         checkpoint = checkpointing.resolve_checkpoint(resume_from_checkpoint, Path(self.args.output_dir))
         self._last_loaded_step = -1  # steps are counted from zero again, with other weights
         if checkpoint is not None:
@@ -369,29 +372,26 @@ class P2OTrainer(GRPOTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Writes into a staging directory and renames it: what is called a checkpoint is complete, whenever we die."""
-        with checkpointing.staged(self.accelerator, self.args, self.state) as checkpoint:
-            self._checkpoint = checkpoint
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self._checkpoint = None
+        with checkpointing.staged(self.accelerator, self.args, self.state) as self._checkpoint:
+            super()._save_checkpoint(model, trial)
             # Within a generation batch the rollouts still to be trained on belong to the state.
             if self._step % (self.args.steps_per_generation * self.num_iterations):
-                checkpointing.save_buffer(checkpoint.path, self.accelerator, self._buffered_inputs)
+                checkpointing.save_buffer(self._checkpoint.path, self.accelerator, self._buffered_inputs)
             if self.args.should_save:
                 self.p2o.note_progress(self._step, self._metrics["train"])
-                self.p2o.save(checkpoint.path, self.fingerprint())
-        if checkpoint.to_push:
-            super()._push_from_checkpoint(str(checkpoint.final))
+                self.p2o.save(self._checkpoint.path, self.fingerprint())
+        if self._checkpoint.to_push:
+            super()._push_from_checkpoint(str(self._checkpoint.final))
 
     def fingerprint(self) -> dict[str, Any]:
         return checkpointing.fingerprint(self.args, self.train_dataset["prompt"], self.accelerator.num_processes)
 
     def _get_output_dir(self, trial: Any) -> str:
-        return str(self._checkpoint.path.parent) if self._checkpoint else super()._get_output_dir(trial)
+        staged = self._checkpoint if self._checkpoint and self._checkpoint.under_way else None
+        return str(staged.path.parent if staged else super()._get_output_dir(trial))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self._checkpoint:  # an upload runs in the background and must not have its folder renamed under it
+        if self._checkpoint and self._checkpoint.under_way:  # an upload in the background needs the final folder
             self._checkpoint.to_push = True
         else:
             super()._push_from_checkpoint(checkpoint_folder)

@@ -111,7 +111,7 @@ def all_reduce_sum(accelerator: Accelerator, *values: float) -> list[float]:
     return list(total.tolist())
 
 
-def as_many_everywhere(accelerator: Accelerator, items: list[Item], filler: Item, *, shared: bool) -> list[Item]:
+def pad_to_longest(accelerator: Accelerator, items: list[Item], filler: Item, *, shared: bool) -> list[Item]:
     """The items, and fillers behind them: of all processes as many as of the one with most if `shared`, at least one.
 
     TRL cuts what comes back from a shared engine as if processes had equally many, and sharded weights are gathered by

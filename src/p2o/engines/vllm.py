@@ -192,6 +192,13 @@ class LastLoadedStep:
         trainer.__dict__["_last_loaded"] = step, weight_versions(trainer.model)
 
 
+def load(generation: VLLMGeneration | None, loaded_step: int, step: int) -> int:
+    """Sends the policy's weights to the engine, if there is one and it has another step's; returns the present step."""
+    if generation is not None and loaded_step != step:
+        generation.sync_weights()
+    return step
+
+
 class CpuGeneration(VLLMGeneration):
     """TRL's vLLM backend for a trainer on a CPU; only the way in which weights reach the engine differs.
 
@@ -284,7 +291,7 @@ def same_seed(generation: VLLMGeneration, seed: int) -> int:
 
 
 @contextmanager
-def same_draws(generation: VLLMGeneration | None) -> Iterator[None]:
+def tensor_parallel_stream(generation: VLLMGeneration | None) -> Iterator[None]:
     """Inside, processes that hold parts of one engine draw alike: each draws the next token for itself, and goes on as
     if all had drawn the same. Does nothing without an engine that is shared so."""
     if generation is None or generation.mode != "colocate" or generation.tensor_parallel_size == 1:
@@ -321,7 +328,9 @@ def mismatch_metrics(
     return {name: [summary(values).item()] if values.numel() else [] for name, (summary, values) in metrics.items()}
 
 
-def log_mismatch_again(metrics: dict[str, list[float]], batch: dict[str, Tensor], rows: Bool[Tensor, " batch"]) -> None:
+def replace_logged_mismatch(
+    metrics: dict[str, list[float]], batch: dict[str, Tensor], rows: Bool[Tensor, " batch"]
+) -> None:
     """Replaces what TRL has just logged about the two engines by the same over rows whose two sides share a context."""
     if "importance_sampling_ratio" not in batch:
         return

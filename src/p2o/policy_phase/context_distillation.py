@@ -118,7 +118,7 @@ class ContextMask:
     old_under_rollout_context: bool = False
 
 
-def distil(
+def prepare_distillation(
     batch: dict[str, Tensor],
     plan: "RolloutPlan",
     logprobs: "CompletionLogprobs",

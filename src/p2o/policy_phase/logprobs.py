@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -12,8 +13,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from p2o.engines.processes import all_reduce_max
 
-ForwardLogps = Callable[[Int[Tensor, "rows tokens"], Int[Tensor, "rows tokens"], int], Float[Tensor, "rows completion"]]
-"""`forward(input_ids, attention_mask, completion width)`: log-probabilities of the completions."""
+Forward = Callable[
+    [Any, Int[Tensor, "rows tokens"], Int[Tensor, "rows tokens"], int],
+    tuple[Float[Tensor, "rows completion"], Any, Any],
+]
+"""`forward(model, input_ids, attention_mask, completion width)`: log-probabilities of the completions, and more."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +26,11 @@ class CompletionLogprobs:
 
     Args:
         forward: a pass of the policy.
+        model: the policy.
     """
 
-    forward: ForwardLogps
+    forward: Forward
+    model: Callable[[], Any]
     accelerator: Accelerator
     pad_token_id: int
 
@@ -54,7 +60,8 @@ class CompletionLogprobs:
         missing = all_reduce_max(self.accelerator, len(ids)) - len(ids)
         if not len(ids) + missing:
             return torch.zeros_like(ids, dtype=torch.float32)
-        logps = self.forward(pad(input_ids, (0, 0, 0, missing)), pad(attention, (0, 0, 0, missing)), ids.size(1))
+        input_ids, attention = (pad(tensor, (0, 0, 0, missing)) for tensor in (input_ids, attention))
+        logps, *_ = self.forward(self.model(), input_ids, attention, ids.size(1))
         return logps[: len(ids)]
 
     def _padded(self, rows: list[Tensor], *, side: str) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from p2o.config import P2OConfig
 from p2o.engines.processes import all_reduce_max, all_reduce_sum, local_slice
-from p2o.policy_phase.context_distillation import ContextMask, ContextStatistics, distil, mask_by_context
+from p2o.policy_phase.context_distillation import ContextMask, ContextStatistics, mask_by_context, prepare_distillation
 from p2o.policy_phase.dynamic_sampling import Replacement
 from p2o.policy_phase.logprobs import CompletionLogprobs
 from p2o.policy_phase.reuse import Kept, draw_successes, keep
@@ -65,27 +65,27 @@ class PolicyPhase:
         state.event("template_too_long_for_question", int(dropped))
         return plan
 
-    def count(self, state: P2OState, plan: RolloutPlan, output: dict[str, Any]) -> Bool[Tensor, " global_batch"]:
+    def charge(self, state: P2OState, plan: RolloutPlan, output: dict[str, Any]) -> Bool[Tensor, " global_batch"]:
         """Enters the batch into the ledger; returns which rows of all processes were sampled rather than kept."""
-        sampled: Tensor = self.accelerator.gather(plan.is_sampled(self.accelerator.device))
+        is_sampled: Tensor = self.accelerator.gather(plan.is_sampled(self.accelerator.device))
         read, written = all_reduce_sum(self.accelerator, *plan.tokens_spent(output))
-        state.ledger.add("policy" if plan.questions else "evaluation", int(sampled.sum()), int(read), int(written))
-        return sampled
+        state.ledger.add("policy" if plan.questions else "evaluation", int(is_sampled.sum()), int(read), int(written))
+        return is_sampled
 
     def mine(
-        self, state: P2OState, plan: RolloutPlan, rewards: Rewards, sampled: Bool[Tensor, " global_batch"]
+        self, state: P2OState, plan: RolloutPlan, rewards: Rewards, is_sampled: Bool[Tensor, " global_batch"]
     ) -> None:
         """Counts successes by question. A kept rollout says nothing of what the policy can do now."""
-        present = rewards.of(sampled)
+        present = rewards.of(is_sampled)
         state.event("unscored_rollouts", int(present.unscored.sum()))
-        k, scores = self.args.num_generations, rewards.success_scores.masked_fill(~sampled, torch.nan).tolist()
+        k, scores = self.args.num_generations, rewards.success_scores.masked_fill(~is_sampled, torch.nan).tolist()
         mined = HardSamples(self.args.near_hard, state.outcomes)
         for start in range(0, len(scores), k):
             mined.record(plan.questions[start], scores[start : start + k], self.args.success_threshold)
         templated = all_reduce_sum(self.accelerator, plan.templates_in_use())[0] / len(scores)
         self.log({"p2o/rollout_success": present.success_rate(), "p2o/templated_rollouts": templated})
         if self.args.reused_rollouts_per_group:
-            self.log({"p2o/reused_rollouts": 1 - sampled.float().mean().item()})
+            self.log({"p2o/reused_rollouts": 1 - is_sampled.float().mean().item()})
 
     def replace_collapsed(
         self, output: dict[str, Any], rewards: Rewards, sample: Sample, dataset: Any, step: int
@@ -122,10 +122,12 @@ class PolicyPhase:
             old_under_rollout_context=self.args.old_logprobs_context == "rollout",
         )
 
-    def distil(self, state: P2OState, output: dict[str, Any], plan: RolloutPlan, rewards: Rewards) -> None:
+    def prepare_distillation(
+        self, state: P2OState, output: dict[str, Any], plan: RolloutPlan, rewards: Rewards
+    ) -> None:
         """Prepares a batch of two contexts for the loss, and masks it where log π_old(y|x) is known before that."""
         early = bool(state.kept) or self.context_mask.old_under_rollout_context
-        distil(
+        prepare_distillation(
             output,
             plan,
             self.logprobs,
@@ -138,11 +140,13 @@ class PolicyPhase:
             self.mask(output, output["old_per_token_logps"])
 
     def mask(self, batch: dict[str, Any], bare_logps: Float[Tensor, "batch completion"]) -> None:
-        """Masks the advantages of a batch that [`distil`] has prepared, and logs the context ratio."""
+        """Masks the advantages of a batch that [`prepare_distillation`] has prepared, and logs the context ratio."""
         local = mask_by_context(batch, bare_logps, self.context_mask)
         self.log(ContextStatistics(*all_reduce_sum(self.accelerator, *astuple(local))).metrics())
 
-    def keep(self, state: P2OState, successes: Sequence[Success], dataset: Any, model: torch.nn.Module) -> Kept:
+    def keep_successes(
+        self, state: P2OState, successes: Sequence[Success], dataset: Any, model: torch.nn.Module
+    ) -> Kept:
         """Draws what of evolution's successes will be reused, with log-probabilities of the policy that sampled it."""
         per_question = self.args.reused_rollouts_per_group
         rng = random.Random(derive_seed(self.args.seed, state.epoch, "reuse"))

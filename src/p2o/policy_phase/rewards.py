@@ -5,6 +5,7 @@ evidence: neither a success nor a failure, and no variance within its group.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -119,13 +120,14 @@ class EvaluationSet:
         """Share of successes in [0, 1]; NaN where no rollout was scored."""
         return sum(self.successes) / len(self.successes) if self.successes else math.nan
 
-    def metrics(self, trl: Mapping[str, list[float]]) -> dict[str, list[float]]:
+    def metrics(self, trl: Mapping[str, list[float]]) -> defaultdict[str, list[float]]:
         """TRL's metrics of an evaluation with the accuracy of the set, under its name.
 
         TRL names them alike for every set of a dictionary; the last one would win.
         """
-        found = dict(trl)
+        found = defaultdict(list, trl)
         if not self.logged:
             self.logged = True
             found["accuracy"] = [self.accuracy()]
-        return {f"{self.name}_{name}": values for name, values in found.items()} if self.name else found
+        prefix = f"{self.name}_" if self.name else ""
+        return defaultdict(list, {prefix + name: values for name, values in found.items()})

@@ -93,7 +93,9 @@ class RolloutPlan:
         rows = zip(self.templates, self.kept, strict=True)
         return torch.tensor([bool(z) or kept is not None for z, kept in rows], device=device)
 
-    def with_kept(self, completion_ids: Sequence[list[int]], logprobs: Sequence[list[float]] | None) -> Completions:
+    def with_kept_rollouts(
+        self, completion_ids: Sequence[list[int]], logprobs: Sequence[list[float]] | None
+    ) -> Completions:
         """Completions of all rows, and their log-probabilities: the sampled ones, given in order, and the kept ones."""
         ids = iter(completion_ids)
         all_ids = [next(ids) if k is None else k.completion_ids for k in self.kept]
@@ -129,7 +131,7 @@ class Batch:
     plan: RolloutPlan
     rewards: Rewards | None = None
 
-    def scored(self) -> tuple[RolloutPlan, Rewards]:
+    def plan_and_rewards(self) -> tuple[RolloutPlan, Rewards]:
         assert self.rewards is not None, "TRL scores a batch that it has generated"
         return self.plan, self.rewards
 

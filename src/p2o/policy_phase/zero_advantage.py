@@ -36,19 +36,23 @@ class LossPass:
     Args:
         batch: what TRL's loss reads, after the pass as well; a copy, since rollouts may be trained on again.
         rows: those that take part, see [`rows_to_pass`].
+        skips: whether rows without an advantage are left out.
     """
 
     batch: dict[str, Tensor]
     rows: Int[Tensor, " passed"] | None
+    skips: bool
 
     @classmethod
     def over(cls, batch: Mapping[str, Tensor], *, skips: bool) -> "LossPass":
         """Over this batch, without rows that have no advantage if it `skips` them."""
-        return cls(dict(batch), rows_to_pass(batch["advantages"]) if skips else None)
+        return cls(dict(batch), rows_to_pass(batch["advantages"]) if skips else None, skips)
 
-    def skipped(self) -> float:
-        """Share of rows without an advantage, in [0, 1]."""
-        return 1 - has_advantage(self.batch["advantages"]).float().mean().item()
+    def metrics(self) -> dict[str, float]:
+        """Share of rows without an advantage, in [0, 1], where they are left out."""
+        if not self.skips:
+            return {}
+        return {"p2o/skipped_rollouts": 1 - has_advantage(self.batch["advantages"]).float().mean().item()}
 
     def select(self, values: Tensor) -> Tensor:
         return values if self.rows is None else values[self.rows]

@@ -42,8 +42,8 @@ class Skipped:
     reason: str | None = None
 
 
-def skip(state: P2OState, args: P2OConfig, reflect: ReflectionFn) -> Skipped | None:
-    """Whether this epoch goes without a prompt phase. Its last templates then stay in use, or there are none."""
+def begin(state: P2OState, args: P2OConfig, reflect: ReflectionFn) -> Skipped | None:
+    """None where evolution is to follow. Drops the last epoch's templates, unless they stay in use without it."""
     if args.max_prompt_phases is not None and state.prompt_phases >= args.max_prompt_phases:
         return Skipped()
     if isinstance(reflect, EndpointReflection) and (reached := reflect.limit_reached()) is not None:

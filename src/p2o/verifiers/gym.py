@@ -28,7 +28,8 @@ def score(completion: str, job: dict[str, Any]) -> tuple[float | None, str | Non
     answer = find_answer(completion)
     if answer is not None and _is_paid(answer, family, entry):
         return 1.0, answer
-    if problem := _problem_of(json.dumps(entry), family):
+    # An example of many right answers may be none: that alone does not make the row useless.
+    if entry["answer"] is not None and (problem := _problem_of(str(entry["answer"]), json.dumps(entry), family)):
         raise GoldError(problem)
     return (None, None) if answer is None else (0.0, answer)
 
@@ -78,17 +79,15 @@ def check_gold(job: dict[str, Any]) -> None:
         GoldError: it is not, or the entry or its family cannot be used; the message says why.
     """
     entry, family = read_entry(job)
-    if problem := _problem_of(json.dumps(entry), family):
+    gold = own_answer(entry)
+    if gold is not None and (problem := _problem_of(gold, json.dumps(entry), family)):
         raise GoldError(problem)
 
 
 # One scoring for each question, not for each completion; entries are a few kilobytes.
 @lru_cache(maxsize=1024)
-def _problem_of(entry_text: str, family: str) -> str | None:
+def _problem_of(gold: str, entry_text: str, family: str) -> str | None:
     entry = json.loads(entry_text)
-    gold = own_answer(entry)
-    if gold is None:
-        return None
     answer = find_answer(f"<answer>{gold or EMPTY}</answer>")
     if answer is not None and _is_paid(answer, family, entry):
         return None
