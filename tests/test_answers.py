@@ -7,7 +7,7 @@ import pytest
 from trl.rewards import accuracy_reward
 
 from p2o.verifiers import Limits, Pool, Verdict, unpayable, verify, verify_stream
-from p2o.verifiers.answers import find_answer, gold_answer, without_thoughts
+from p2o.verifiers.answers import answer_part, find_answer, gold_answer
 
 PAIRS = [json.loads(line) for line in (Path(__file__).parent / "answers.jsonl").read_text().splitlines()]
 
@@ -83,7 +83,7 @@ def test_accuracy_is_trls_own_verdict(pool):
     ],
 )
 def test_thoughts_are_cut_out(text, outside):
-    assert without_thoughts(text) == outside
+    assert answer_part(text) == outside
 
 
 def test_exact_does_not_look_into_thoughts(pool):

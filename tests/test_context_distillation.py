@@ -12,6 +12,7 @@ from p2o.policy_phase.context_distillation import (
     ContextStatistics,
     context_mask,
     context_ratio,
+    head_and_tail,
     mask_by_context,
     prepare_distillation,
     token_advantages,
@@ -50,6 +51,16 @@ def test_extremes_stay_finite():
     statistics = ContextStatistics.of(ratio, torch.ones_like(ratio, dtype=torch.int), 0.01, 10)
     assert (statistics.tokens, statistics.below, statistics.above) == (3, 1, 1)
     assert math.isfinite(statistics.log_ratio)
+
+
+@given(st.lists(st.integers(0, 13), min_size=1, max_size=5))
+def test_head_and_tail_are_quarters_of_each_rollout(lengths):
+    mask = torch.tensor([[1] * length + [0] * (13 - length) for length in lengths])
+    head, tail = head_and_tail(mask)
+    for row, length in enumerate(lengths):
+        quarter = math.ceil(length / 4)
+        assert head[row].nonzero().flatten().tolist() == list(range(quarter))
+        assert tail[row].nonzero().flatten().tolist() == list(range(length - quarter, length))
 
 
 def test_only_templated_rows_are_masked():

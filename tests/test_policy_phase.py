@@ -1,7 +1,9 @@
 """The pure parts of the policy phase: rewards, plans, kept rollouts, the sampler's memory."""
 
+import json
 import math
 import random
+from statistics import fmean
 
 import pytest
 import torch
@@ -10,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trl.trainer.utils import RepeatSampler
 
+from p2o.policy_phase.lengths import LengthWatch
 from p2o.policy_phase.logprobs import CompletionLogprobs
 from p2o.policy_phase.reuse import KeptRollout, draw_successes, keep
 from p2o.policy_phase.rewards import EvaluationSet, Rewards, Scoring
 from p2o.policy_phase.rollouts import RolloutPlan
 from p2o.policy_phase.sampler import EpochSampler, drawn_questions
 from p2o.prompt_phase.types import Success
+from p2o.state import P2OState, uncounted_on_failure
 from p2o.templates import Template
 
 K = 4
@@ -105,3 +109,37 @@ def test_kept_rollouts_have_the_log_probabilities_of_both_contexts():
     assert kept[0][0].bare_logps.tolist() == kept[0][0].sampled_logps.tolist() == [-7, -14, -22]
     assert kept[1][0].bare_logps.tolist() == [-6, -11]
     assert kept[1][0].sampled_logps.tolist() == [-4 - len("z\n\nbb"), -9 - len("z\n\nbb")]
+
+
+@given(st.lists(st.floats(1, 1000), max_size=40), st.floats(1.01, 20))
+def test_a_length_watch_agrees_with_the_definition(lengths, factor):
+    watch = LengthWatch()
+    for count, length in enumerate(lengths, start=1):
+        watch = watch.after(length, factor)
+        ratio = 1.0 if count < 10 else fmean(lengths[max(count - 10, 0) : count]) / fmean(lengths[:10])
+        assert watch.ratio == pytest.approx(ratio)
+        assert watch.outside == (not 1 / factor <= watch.ratio <= factor)
+
+
+@pytest.mark.parametrize("lengths", [[511.0] * 15 + [46.0] * 20, [46.0] * 10 + [511.0] * 20])
+def test_a_change_of_response_length_is_told_once_also_after_resuming(lengths, caplog):
+    state = P2OState()
+    for length in lengths:
+        state.watch_length(length, factor=3.0)
+        state = P2OState.from_dict(json.loads(json.dumps(state.to_dict())))
+    assert state.events == {"response_length_changed": 1}
+    assert caplog.text.count("Response length has changed") == 1
+    assert state.metrics(near_hard=True)["p2o/length_ratio"] == pytest.approx(lengths[-1] / lengths[0])
+    for _ in range(10):
+        state.watch_length(lengths[0], factor=3.0)
+    for _ in range(10):
+        state.watch_length(lengths[-1], factor=3.0)
+    assert state.events == {"response_length_changed": 2}
+
+
+def test_a_failed_batch_leaves_no_trace_in_the_lengths():
+    state = P2OState()
+    with pytest.raises(ValueError), uncounted_on_failure(state, {}):
+        state.watch_length(5.0, factor=3.0)
+        raise ValueError
+    assert state == P2OState()

@@ -290,12 +290,18 @@ def test_mask_statistics_reach_the_metrics(tmp_path):
     metrics, contexts = logged(trainer), contexts_of(trainer, watch.rollouts)
     assert metrics["p2o/templated_rollouts"] == 3 / 8
     below = above = tokens = 0
+    shifts: dict[str, list[float]] = {"head": [], "tail": []}
     for row, (prompt, completion) in enumerate(rows_of(output)):
         if watch.rollouts[row].template:
             bare = brute_force_logps(trainer.model, prompt, completion)
             ratio = (bare - brute_force_logps(trainer.model, contexts[row], completion)).exp()
             below, above = below + int((ratio < 0.6).sum()), above + int((ratio > 1.4).sum())
             tokens += len(completion)
+            quarter = -(-len(completion) // 4)
+            shifts["head"] += ratio[:quarter].log().tolist()
+            shifts["tail"] += ratio[-quarter:].log().tolist()
+    for part, values in shifts.items():
+        assert metrics[f"p2o/shift/{part}"] == pytest.approx(sum(values) / len(values), rel=1e-4) != 0.0
     assert metrics["p2o/context_ratio/below"] == pytest.approx(below / tokens)
     assert metrics["p2o/context_ratio/above"] == pytest.approx(above / tokens) != 0.0
 
@@ -454,7 +460,7 @@ def test_a_fall_in_accuracy_is_told(tmp_path, caplog):
     trainer = make(tmp_path, num_generations_eval=1, per_device_eval_batch_size=8)
     trainer.eval_dataset = questions(8)
     for accuracy, events in ((0.8, {}), (0.76, {}), (0.7, {"accuracy_regression": 1})):
-        trainer.p2o.watch_accuracy("eval_easy", accuracy, margin=0.05)
+        trainer.p2o.watch_accuracy("eval_easy", {"eval_easy_accuracy": accuracy}, margin=0.05)
         assert trainer.p2o.events == events
     assert "eval_easy_accuracy fell from 0.800 to 0.700" in caplog.text
     trainer.reward_funcs[0] = lambda prompts, **kwargs: [1.0] * len(prompts)
@@ -1198,6 +1204,44 @@ def test_rollouts_without_advantage_are_left_out_and_nothing_changes(tmp_path, l
     clipped = {name for name in results[False][3] if name.startswith("clip_ratio")}
     for name in clipped:
         assert results[True][3][name] == pytest.approx(results[False][3][name])
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
+def test_groups_without_variance_can_be_left_out_of_the_kl_term(tmp_path, loss_type, skip):
+    """Against TRL's loss with the reference's log-probabilities of these groups replaced by the policy's own."""
+    trainer = make(
+        tmp_path,
+        reward=lambda completions, **kwargs: [1.0] * K + [float(i) for i in range(len(completions) - K)],
+        loss_type=loss_type,
+        beta=0.5,
+        kl_on_collapsed_groups=False,
+        skip_zero_advantages=skip,
+    )
+    output = generation_batch(trainer, assign={})
+    assert output["collapsed_rows"].tolist() == [True] * K + [False] * K
+    output["advantages"][K] = 0.0  # a rollout without advantage in a group with variance is still held back
+    perturb(trainer, 0.01)
+    trainer.current_gradient_accumulation_steps = 1
+    parameters = [p for p in trainer.model.parameters() if p.requires_grad]
+    before = trainer.p2o.ledger.forward_backward_tokens
+    loss = trainer._compute_loss(trainer.model, dict(output))
+    spent = trainer.p2o.ledger.forward_backward_tokens - before
+    gradient = torch.autograd.grad(loss, parameters)
+    assert logged(trainer).get("p2o/skipped_rollouts") == (0.5 if skip else None)
+
+    theirs = {name: value for name, value in output.items() if name != "collapsed_rows"}
+    for row, (prompt, completion) in enumerate(rows_of(output)):
+        if row < K:
+            own = brute_force_logps(trainer.model, prompt, completion).detach()
+            theirs["ref_per_token_logps"][row, : len(completion)] = own
+    trainer.args.kl_on_collapsed_groups = True
+    expected = trainer._compute_loss(trainer.model, theirs)
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-4)
+    for ours, wanted in zip(gradient, torch.autograd.grad(expected, parameters), strict=True):
+        torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=1e-3)
+    passed = slice(K, 2 * K) if skip else slice(0, 2 * K)
+    assert spent == output["prompt_mask"][passed].sum() + output["completion_mask"][passed].sum()
 
 
 def test_with_a_kl_term_all_rollouts_are_learnt_from(tmp_path):

@@ -125,6 +125,14 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
         },
     )
 
+    length_change_factor: float = field(
+        default=3.0,
+        metadata={
+            "help": "A warning is logged and counted when the mean response length of the last 10 generation batches "
+            "is more than this many times that of the run's first 10, or less than that by this factor."
+        },
+    )
+
     # -- dynamic sampling -------------------------------------------------------------------------------------------
     dynamic_sampling_rounds: int = field(
         default=0,
@@ -139,8 +147,16 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
         metadata={
             "help": "Whether rollouts whose advantage is zero are left out of the update's forward and backward "
             "passes, to which they add exactly nothing; loss and normalisers stay TRL's, equal to rounding. Has "
-            "no effect with a KL term, an entropy bonus, `top_entropy_quantile` or a router's auxiliary loss, where "
-            "they do add something."
+            "no effect with a KL term on all groups, an entropy bonus, `top_entropy_quantile` or a router's auxiliary "
+            "loss, where they do add something."
+        },
+    )
+
+    kl_on_collapsed_groups: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether groups without variance take part in the KL term (`beta`), as in TRL. `False`: they pull "
+            "nothing towards the reference, and with `skip_zero_advantages` they are left out of the passes."
         },
     )
 
@@ -194,6 +210,8 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
                 f"The context ratio's range [{self.context_ratio_min}, {self.context_ratio_max}] must satisfy "
                 "0 < context_ratio_min < context_ratio_max."
             )
+        if not self.length_change_factor > 1:
+            raise ValueError(f"length_change_factor={self.length_change_factor} must be greater than 1.")
         if self.regression_margin < 0:
             raise ValueError(f"regression_margin={self.regression_margin} must not be negative.")
         self.check_evolution()

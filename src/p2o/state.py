@@ -5,14 +5,15 @@ import copy
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from p2o.ledger import Ledger
+from p2o.policy_phase.lengths import LengthWatch
 from p2o.policy_phase.reuse import Kept, load_kept, save_kept
-from p2o.prompt_phase.hard_samples import HardSamples, Outcome
+from p2o.prompt_phase.hard_samples import HardSamples, Outcome, taken_over
 from p2o.templates import Template
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ class P2OState:
         ledger: rollouts and tokens spent.
         events: counted incidents that lost nothing (templates over the length limit, unscored rollouts, …).
         first_accuracy: of each evaluation set, what later ones are held against.
+        lengths: of completions, now and in the beginning.
+        templated_outcomes: mining's counts of the last complete epoch, of the questions that had templates in it.
         trainer_step: TRL's count of forward/backward passes, its place within a generation batch.
         pending_metrics: metrics gathered since the last log.
         kept: successes of the last prompt phase that this epoch's groups reuse, by question.
@@ -59,6 +62,8 @@ class P2OState:
     ledger: Ledger = field(default_factory=Ledger)
     events: dict[str, int] = field(default_factory=dict)
     first_accuracy: dict[str, float] = field(default_factory=dict)
+    lengths: LengthWatch = field(default_factory=LengthWatch)
+    templated_outcomes: dict[int, Outcome] = field(default_factory=dict)
     trainer_step: int = 0
     pending_metrics: dict[str, list[float]] = field(default_factory=dict)
     kept: Kept = field(default_factory=dict, compare=False)
@@ -74,15 +79,33 @@ class P2OState:
         if count:
             self.events[name] = self.events.get(name, 0) + count
 
-    def begin_next_epoch(self, *, near_hard: bool) -> None:
-        """From the outcomes of the epoch just completed to its hard set; nobody has a template any more."""
+    def begin_next_epoch(self, *, near_hard: bool) -> dict[str, float]:
+        """From the outcomes of the epoch just completed to its hard set; nobody has a template any more.
+
+        Returns metrics of the epoch.
+        """
+        metrics = taken_over(self.templated_outcomes, self.outcomes, self.assignment)
+        self.templated_outcomes = {q: o for q, o in self.outcomes.items() if q in self.assignment}
         self.hard_set = HardSamples(near_hard, self.outcomes).hard_set()
         self.outcomes, self.assignment, self.kept = {}, {}, {}
         self.epoch += 1
         self.epoch_complete = False
+        return metrics
 
-    def watch_accuracy(self, evaluation: str, accuracy: float, margin: float) -> None:
+    def watch_length(self, mean_length: float, factor: float) -> None:
+        """Takes note of a generation batch. Warns, and counts it, where response length leaves the range around its
+        beginning that `factor` allows."""
+        before, self.lengths = self.lengths, self.lengths.after(mean_length, factor)
+        if self.lengths.outside and not before.outside:
+            self.event("response_length_changed")
+            logger.warning(
+                "Response length has changed by more than length_change_factor=%g: %s.", factor, self.lengths
+            )
+
+    def watch_accuracy(self, evaluation: str, metrics: Mapping[str, float], margin: float) -> None:
         """Warns, and counts it, when a set's accuracy is more than `margin` below the first one measured on it."""
+        if (accuracy := metrics.get(f"{evaluation}_accuracy")) is None:
+            return
         first = self.first_accuracy.setdefault(evaluation, accuracy)
         if accuracy < first - margin:
             self.event("accuracy_regression")
@@ -110,6 +133,7 @@ class P2OState:
         for unit in ("rollouts", "prompt_tokens", "completion_tokens"):
             for purpose, count in getattr(self.ledger, unit).items():
                 logs[f"p2o/{unit}/{purpose}"] = count
+        logs["p2o/length_ratio"] = self.lengths.ratio
         logs["p2o/rollouts/total"] = self.ledger.total_rollouts
         if self.ledger.reflection_cost:
             logs["p2o/reflection_cost"] = self.ledger.reflection_cost
@@ -120,7 +144,8 @@ class P2OState:
     def to_dict(self) -> dict[str, Any]:
         data = {
             **asdict(replace(self, kept={})),
-            "outcomes": {str(q): [o.successes, o.rollouts] for q, o in self.outcomes.items()},
+            "outcomes": _plain(self.outcomes),
+            "templated_outcomes": _plain(self.templated_outcomes),
             "templates": [t.to_dict() for t in self.templates],
             "selected": {str(epoch): [t.to_dict() for t in found] for epoch, found in self.selected.items()},
             "assignment": {str(q): draws for q, draws in self.assignment.items()},
@@ -134,9 +159,11 @@ class P2OState:
         return cls(
             **{
                 **data,
-                "outcomes": {int(q): Outcome(*o) for q, o in data["outcomes"].items()},
+                "outcomes": _outcomes(data["outcomes"]),
+                # Early checkpoints of 0.1 have neither these nor `selected`.
+                "templated_outcomes": _outcomes(data.get("templated_outcomes", {})),
+                "lengths": LengthWatch(**_tuples(data.get("lengths", {}))),
                 "templates": [Template.from_dict(t) for t in data["templates"]],
-                # Early checkpoints of 0.1 have none.
                 "selected": {int(e): [Template.from_dict(t) for t in f] for e, f in data.get("selected", {}).items()},
                 "assignment": {int(q): draws for q, draws in data["assignment"].items()},
                 "ledger": Ledger(**data["ledger"]),
@@ -182,17 +209,29 @@ class P2OState:
         return state
 
 
+def _plain(outcomes: Mapping[int, Outcome]) -> dict[str, list[int]]:
+    return {str(question): [outcome.successes, outcome.rollouts] for question, outcome in outcomes.items()}
+
+
+def _outcomes(plain: Mapping[str, Sequence[int]]) -> dict[int, Outcome]:
+    return {int(question): Outcome(*counts) for question, counts in plain.items()}
+
+
+def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+
+
 @contextlib.contextmanager
 def uncounted_on_failure(state: P2OState, metrics: dict[str, list[float]]) -> Iterator[None]:
     """What is counted inside stays counted unless it ends in an exception: the batch will be tried again."""
-    counted = copy.deepcopy((state.ledger, state.events))
+    counted, lengths = copy.deepcopy((state.ledger, state.events)), state.lengths
     outcomes = dict(state.outcomes)  # one a question of the epoch, and none ever changes
     logged = {name: list(values) for name, values in metrics.items()}
     try:
         yield
     except Exception:
         state.ledger, state.events = counted
-        state.outcomes = outcomes
+        state.outcomes, state.lengths = outcomes, lengths
         metrics.clear()
         metrics.update(logged)
         raise

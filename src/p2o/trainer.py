@@ -176,7 +176,7 @@ class P2OTrainer(GRPOTrainer):
         is_sampled = self._policy_phase.charge(self.p2o, plan, output)
         self._report_rollouts(plan, rewards)
         if questions:
-            self._policy_phase.mine(self.p2o, plan, rewards, is_sampled)
+            self._policy_phase.mine(self.p2o, output, plan, rewards, is_sampled)
         elif self._evaluation is not None:
             self._evaluation.add(rewards)
         if plan.two_contexts and self.args.context_distillation:
@@ -237,7 +237,8 @@ class P2OTrainer(GRPOTrainer):
         if not self.model.training:
             return super()._compute_loss(model, inputs)
         entropy = self._entropy_bonus_enabled or self.top_entropy_quantile < 1.0
-        skips = self.args.skip_zero_advantages and not (self.beta != 0.0 or entropy or self.aux_loss_enabled)
+        full_kl = self.beta != 0.0 and self.args.kl_on_collapsed_groups
+        skips = self.args.skip_zero_advantages and not (full_kl or entropy or self.aux_loss_enabled)
         self._loss_pass = LossPass.over(inputs, skips=skips)
         self._log_metrics(self._loss_pass.metrics())
         try:
@@ -279,7 +280,7 @@ class P2OTrainer(GRPOTrainer):
     def _prompt_phase(self) -> None:
         """From the epoch just completed to the assignment for the next one."""
         state, args, result = self.p2o, self.args, None
-        state.begin_next_epoch(near_hard=args.near_hard)
+        self._log_metrics(state.begin_next_epoch(near_hard=args.near_hard))
         if not args.prompt_phase:
             return
         skipped = prompt_phase.begin(state, args, self.reflect)
@@ -341,8 +342,7 @@ class P2OTrainer(GRPOTrainer):
         self._evaluation = EvaluationSet(metric_key_prefix.removeprefix("eval").lstrip("_"))
         with random_stream(derive_seed(self.args.seed, "evaluation")):
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        if (accuracy := metrics.get(f"{metric_key_prefix}_accuracy")) is not None:
-            self.p2o.watch_accuracy(metric_key_prefix, accuracy, self.args.regression_margin)
+        self.p2o.watch_accuracy(metric_key_prefix, metrics, self.args.regression_margin)
         return metrics
 
     def create_model_card(self, model_name: str | None = None, *args: Any, **kwargs: Any) -> None:

@@ -65,14 +65,32 @@ def token_advantages(
     return per_token
 
 
+def head_and_tail(
+    mask: Int[Tensor, "templated completion"],
+) -> tuple[Bool[Tensor, "templated completion"], Bool[Tensor, "templated completion"]]:
+    """The first and the last quarter of each rollout's tokens, rounded up; they overlap in one of a single token."""
+    place, length = mask.cumsum(dim=1) - 1, mask.sum(dim=1, keepdim=True)
+    valid = mask.bool()
+    return valid & (4 * place < length), valid & (4 * (length - 1 - place) < length)
+
+
 @dataclass(frozen=True)
 class ContextStatistics:
-    """Sums over the tokens of templated rollouts; they add up over processes and batches."""
+    """Sums over the tokens of templated rollouts; they add up over processes and batches.
+
+    Args:
+        head_tokens: tokens in the first quarter of their rollout, `tail_tokens` in its last.
+        head_shift: sum of log π(y|x) − log π(y|T(x, z)) over the former, `tail_shift` over the latter.
+    """
 
     tokens: float
     below: float
     above: float
     log_ratio: float
+    head_tokens: float
+    head_shift: float
+    tail_tokens: float
+    tail_shift: float
 
     @classmethod
     def of(
@@ -85,15 +103,21 @@ class ContextStatistics:
         """Counts where `mask` is 1. A ratio of 0 enters the mean logarithm as the smallest positive number."""
         valid = mask.bool()
         logs = ratio.clamp(min=torch.finfo(ratio.dtype).tiny, max=torch.finfo(ratio.dtype).max).log()
+        head, tail = head_and_tail(mask)
         return cls(
             tokens=valid.sum().item(),
             below=((ratio < minimum) & valid).sum().item(),
             above=((ratio > maximum) & valid).sum().item(),
             log_ratio=(logs * valid).sum().item(),
+            head_tokens=head.sum().item(),
+            head_shift=(logs * head).sum().item(),
+            tail_tokens=tail.sum().item(),
+            tail_shift=(logs * tail).sum().item(),
         )
 
     def metrics(self) -> dict[str, float]:
-        """Shares of tokens out of range, and the mean logarithm of the ratio; empty without tokens."""
+        """Shares of tokens out of range, and the mean logarithm of the ratio: over all tokens, and as the shift that
+        distillation is to take away, over heads and over tails. Empty without tokens."""
         if not self.tokens:
             return {}
         return {
@@ -101,6 +125,8 @@ class ContextStatistics:
             "p2o/context_ratio/above": self.above / self.tokens,
             "p2o/context_ratio/outside": (self.below + self.above) / self.tokens,
             "p2o/context_ratio/mean_log": self.log_ratio / self.tokens,
+            "p2o/shift/head": self.head_shift / self.head_tokens,
+            "p2o/shift/tail": self.tail_shift / self.tail_tokens,
         }
 
 

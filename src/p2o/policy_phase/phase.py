@@ -18,6 +18,7 @@ from p2o.policy_phase.logprobs import CompletionLogprobs
 from p2o.policy_phase.reuse import Kept, draw_successes, keep
 from p2o.policy_phase.rewards import Rewards, Scoring
 from p2o.policy_phase.rollouts import RolloutPlan
+from p2o.policy_phase.zero_advantage import COLLAPSED
 from p2o.prompt_phase.hard_samples import HardSamples
 from p2o.prompt_phase.types import Success
 from p2o.seeding import derive_seed
@@ -69,13 +70,24 @@ class PolicyPhase:
         """Enters the batch into the ledger; returns which rows of all processes were sampled rather than kept."""
         is_sampled: Tensor = self.accelerator.gather(plan.is_sampled(self.accelerator.device))
         read, written = all_reduce_sum(self.accelerator, *plan.tokens_spent(output))
-        state.ledger.add("policy" if plan.questions else "evaluation", int(is_sampled.sum()), int(read), int(written))
+        rollouts = int(is_sampled.sum())
+        state.ledger.add("policy" if plan.questions else "evaluation", rollouts, int(read), int(written))
+        if plan.questions and rollouts:
+            state.watch_length(written / rollouts, self.args.length_change_factor)
         return is_sampled
 
     def mine(
-        self, state: P2OState, plan: RolloutPlan, rewards: Rewards, is_sampled: Bool[Tensor, " global_batch"]
+        self,
+        state: P2OState,
+        output: dict[str, Any],
+        plan: RolloutPlan,
+        rewards: Rewards,
+        is_sampled: Bool[Tensor, " global_batch"],
     ) -> None:
-        """Counts successes by question. A kept rollout says nothing of what the policy can do now."""
+        """Counts successes by question. A kept rollout says nothing of what the policy can do now.
+
+        Notes in the `output` what the KL term is to leave out.
+        """
         present = rewards.of(is_sampled)
         state.event("unscored_rollouts", int(present.unscored.sum()))
         k, scores = self.args.num_generations, rewards.success_scores.masked_fill(~is_sampled, torch.nan).tolist()
@@ -84,6 +96,14 @@ class PolicyPhase:
             mined.record(plan.questions[start], scores[start : start + k], self.args.success_threshold)
         templated = all_reduce_sum(self.accelerator, plan.templates_in_use())[0] / len(scores)
         self.log({"p2o/rollout_success": present.success_rate(), "p2o/templated_rollouts": templated})
+        if plan.two_contexts:
+            under = self.accelerator.gather(plan.is_templated(self.accelerator.device))
+            for name, rows in (("templated", is_sampled & under), ("bare", is_sampled & ~under)):
+                if rows.any():
+                    self.log({f"p2o/rollout_success/{name}": rewards.of(rows).success_rate()})
+        if not self.args.kl_on_collapsed_groups and "ref_per_token_logps" in output:
+            mine = local_slice(self.accelerator, len(plan.templates))
+            output[COLLAPSED] = rewards.collapsed(k).repeat_interleave(k)[mine] & (output["advantages"] == 0)
         if self.args.reused_rollouts_per_group:
             self.log({"p2o/reused_rollouts": 1 - is_sampled.float().mean().item()})
 

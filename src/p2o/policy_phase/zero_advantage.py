@@ -1,5 +1,7 @@
 """Rollouts whose advantage is zero are left out of the update's passes, to which they add nothing. Pure.
 
+So are groups without variance where the KL term is to leave them out.
+
 The loss stays TRL's, over all rows and with its normalisers: rows left out get a policy ratio of 1.
 """
 
@@ -10,6 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+COLLAPSED = "collapsed_rows"
+"""Name in a batch: rows of groups without variance, where the KL term leaves them out."""
+
 
 def has_advantage(
     advantages: Float[Tensor, " batch"] | Float[Tensor, "batch completion"],
@@ -18,12 +23,11 @@ def has_advantage(
     return advantages != 0 if advantages.dim() == 1 else (advantages != 0).any(dim=1)
 
 
-def rows_to_pass(advantages: Tensor) -> Int[Tensor, " passed"] | None:
+def rows_to_pass(live: Bool[Tensor, " batch"]) -> Int[Tensor, " passed"] | None:
     """Rows that take part in the update's passes; None for all of them.
 
     One row at least, since every process takes part in the backward pass.
     """
-    live = has_advantage(advantages)
     if live.all():
         return None
     return live.nonzero().flatten() if live.any() else torch.zeros_like(live[:1], dtype=torch.long)
@@ -45,14 +49,12 @@ class LossPass:
 
     @classmethod
     def over(cls, batch: Mapping[str, Tensor], *, skips: bool) -> "LossPass":
-        """Over this batch, without rows that have no advantage if it `skips` them."""
-        return cls(dict(batch), rows_to_pass(batch["advantages"]) if skips else None, skips)
+        """Over this batch, without rows that have nothing to add if it `skips` them."""
+        return cls(dict(batch), rows_to_pass(_live(batch)) if skips else None, skips)
 
     def metrics(self) -> dict[str, float]:
-        """Share of rows without an advantage, in [0, 1], where they are left out."""
-        if not self.skips:
-            return {}
-        return {"p2o/skipped_rollouts": 1 - has_advantage(self.batch["advantages"]).float().mean().item()}
+        """Share of rows that have nothing to add, in [0, 1], where they are left out."""
+        return {"p2o/skipped_rollouts": 1 - _live(self.batch).float().mean().item()} if self.skips else {}
 
     def select(self, values: Tensor) -> Tensor:
         return values if self.rows is None else values[self.rows]
@@ -66,12 +68,22 @@ class LossPass:
         """Log-probabilities and entropies with a row for each rollout, left out or not.
 
         Those left out have the old log-probabilities, so that their policy ratio is 1. Their entropy, which is only
-        logged, is the mean of the others'.
+        logged, is the mean of the others'. Where the KL term leaves rows out, the reference has the policy's own
+        log-probabilities there from now on: KL divergence and its gradient are exactly zero.
         """
-        if self.rows is None:
-            return logps, entropies
-        shape = (len(self.batch["completion_ids"]), logps.size(1))
-        unmoved = self.batch.get("old_per_token_logps", logps.new_zeros(shape)).to(logps)
-        mean = (entropies * mask).sum() / mask.sum().clamp(min=1)
-        everywhere = mean.expand(shape).to(entropies)
-        return unmoved.index_copy(0, self.rows, logps), everywhere.index_copy(0, self.rows, entropies)
+        if self.rows is not None:
+            shape = (len(self.batch["completion_ids"]), logps.size(1))
+            unmoved = self.batch.get("old_per_token_logps", logps.new_zeros(shape)).to(logps)
+            mean = (entropies * mask).sum() / mask.sum().clamp(min=1)
+            entropies = mean.expand(shape).to(entropies).index_copy(0, self.rows, entropies)
+            logps = unmoved.index_copy(0, self.rows, logps)
+        if COLLAPSED in self.batch:
+            reference = self.batch["ref_per_token_logps"]
+            own = logps.detach().to(reference)
+            self.batch["ref_per_token_logps"] = torch.where(self.batch[COLLAPSED].unsqueeze(1), own, reference)
+        return logps, entropies
+
+
+def _live(batch: Mapping[str, Tensor]) -> Bool[Tensor, " batch"]:
+    """Rows with something to add to the loss: to the KL term, where the batch notes what that leaves out."""
+    return ~batch[COLLAPSED] if COLLAPSED in batch else has_advantage(batch["advantages"])

@@ -5,8 +5,9 @@ function answered None) is no evidence: neither a success nor a failure.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 
 @dataclass(frozen=True)
@@ -46,3 +47,25 @@ class HardSamples:
     def clear(self) -> None:
         """Starts a new epoch."""
         self.outcomes.clear()
+
+
+def taken_over(
+    templated: Mapping[int, Outcome], outcomes: Mapping[int, Outcome], assignment: Collection[int]
+) -> dict[str, float]:
+    """Whether the weights have taken over what templates did: success of the same questions under them, then bare.
+
+    Args:
+        templated: of the questions that had templates in the epoch before.
+        outcomes: of this epoch.
+        assignment: questions with templates in this epoch, which do not count.
+
+    Returns:
+        Metrics, in [0, 1]; none where there is no such question.
+    """
+    bare = [question for question in sorted(templated) if question in outcomes and question not in assignment]
+    if not bare:
+        return {}
+    return {
+        "p2o/taken_over/templated": fmean(templated[q].successes / templated[q].rollouts for q in bare),
+        "p2o/taken_over/bare": fmean(outcomes[q].successes / outcomes[q].rollouts for q in bare),
+    }

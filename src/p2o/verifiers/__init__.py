@@ -17,7 +17,7 @@ if sys.platform != "linux":
         "can lock in as they must be. Use a Linux machine, a container or WSL 2."
     )
 
-from p2o.verifiers.answers import shortened, without_thoughts
+from p2o.verifiers.answers import answer_part, shortened
 from p2o.verifiers.golds import unpayable
 from p2o.verifiers.pool import Limits, Pool, Result, default_pool, set_default_limits
 
@@ -138,7 +138,7 @@ def count_reasons(verdicts: Iterable[Verdict]) -> Counter[str]:
 
 
 def _outside_thoughts(text: str) -> str:
-    return shortened(without_thoughts(text))
+    return shortened(answer_part(text))
 
 
 def _starved(result: Result) -> bool:

@@ -3,26 +3,14 @@
 import re
 from collections import deque
 
+from p2o.thoughts import without_thoughts
+
 MOST_CHARACTERS = 32_768
 _MARKERS = re.compile(
     r"\\(?:boxed|fbox)\s*\{|<(?i:answer)>|^[ \t]*(?:\*\*)?(?:Final [Aa]nswer|Answer)(?:\*\*)?:(?:\*\*)?", re.MULTILINE
 )
 _CLOSING_TAG = re.compile(r"</answer>", re.IGNORECASE)
 
-_THOUGHTS = (
-    ("<think>", "</think>"),
-    ("<thinking>", "</thinking>"),
-    ("<thought>", "</thought>"),
-    ("[THINK]", "[/THINK]"),
-    ("◁think▷", "◁/think▷"),
-    ("<|begin_of_thought|>", "<|end_of_thought|>"),
-    ("<seed:think>", "</seed:think>"),
-)
-# Begins with a set of characters, for which regular expressions are quick.
-_MARKS = re.compile(
-    rf"(?=[<\[◁])(?:{'|'.join(re.escape(mark) for marks in _THOUGHTS for mark in marks)})", re.IGNORECASE
-)
-_OPENING = frozenset(opening.lower() for opening, _ in _THOUGHTS)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _STATED = re.compile(r"(?i:\banswer(?:\s+is)?):?\s+(\S[^\n]*?)[.\s]*$")
 _ENUMERATION = re.compile(r"(?:[\s$,;]|\\[()\[\],; ]|\\q?quad|\\text\{\s*(?:and|or)\s*\}|and|or)*")
@@ -46,29 +34,15 @@ def shortened(text: str) -> str:
     return text[start : start + MOST_CHARACTERS]
 
 
-def without_thoughts(text: str) -> str:
-    """What stands outside of thoughts such as `<think>…</think>`; an answer that only stands in one is none.
+def answer_part(text: str, *, begins_inside: bool = False) -> str:
+    """What stands outside of thoughts ([`p2o.thoughts.without_thoughts`]); an answer that only stands in one is none.
 
-    A thought that is not closed goes on to the end, and one that is closed only began before the text: chat templates
-    open it in the prompt. Text without marks is left as it is.
+    But for one: the box of a thought that the text behind it ends by naming as the answer.
     """
-    # Looking for one character is a hundred times faster than for marks, and there may be megabytes.
-    if not any(sign in text for sign in "<[◁"):
-        return text
-    kept, start, inside = [], 0, False
-    for mark in _MARKS.finditer(text):
-        opens = mark[0].lower() in _OPENING
-        if opens and not inside:
-            kept.append(text[start : mark.start()])
-        elif not opens:
-            if not inside:
-                kept.clear()
-            start = mark.end()
-        inside = opens
-    if not kept and not start:
-        return text
-    outside = "".join(kept) + ("" if inside else text[start:])
-    return outside if _BOX.search(outside) else outside + _restated(last_boxes(text), outside)
+    outside = without_thoughts(text, begins_inside=begins_inside)
+    if outside == text or _BOX.search(outside):
+        return outside
+    return outside + _restated(last_boxes(text), outside)
 
 
 def _restated(boxed: str | None, outside: str) -> str:

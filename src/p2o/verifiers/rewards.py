@@ -14,7 +14,7 @@ from typing import Any
 
 from p2o.prompt_phase.feedback import rollout_feedback
 from p2o.verifiers import COLUMNS, REASONS, Verdict, count_reasons, verify_stream
-from p2o.verifiers.answers import find_answer, shortened, without_thoughts
+from p2o.verifiers.answers import answer_part, find_answer, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def feedback_of(reward: str) -> Callable[[str, dict[str, Any]], str] | None:
     def feedback(completion: str, row: dict[str, Any]) -> str:
         return rollout_feedback(
             reward=row["reward"],
-            extracted=find_answer(shortened(without_thoughts(completion))),
+            extracted=find_answer(shortened(answer_part(completion))),
             solution=str(row.get("solution") or ""),
             answer_format=ANSWER_FORMATS[reward],
         )
