@@ -33,7 +33,7 @@ from trl.trainer.grpo_trainer import EnvironmentFactory, RewardFunc, RolloutFunc
 from p2o import checkpointing, input_checks, model_card
 from p2o.callbacks import Alternation, notify, sampled_rollouts
 from p2o.config import P2OConfig
-from p2o.engines import processes, vllm
+from p2o.engines import generation, processes, vllm
 from p2o.engines.sampled_logprobs import SampledLogprobs
 from p2o.policy_phase.context_distillation import TEMPLATED
 from p2o.policy_phase.logprobs import CompletionLogprobs
@@ -186,7 +186,7 @@ class P2OTrainer(GRPOTrainer):
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Completions:
         if self._batch is None or not self._batch.plan.two_contexts or self.rollout_func is not None:
-            with vllm.same_draws(self._vllm):
+            with vllm.same_draws(self._vllm), generation.only_asked_settings(self.model):
                 return super()._generate_single_turn(prompt_ids, *args, **kwargs)
         plan = self._batch.plan
         contexts = [prompt_ids[row] for row in plan.sampled_rows()]
@@ -200,7 +200,7 @@ class P2OTrainer(GRPOTrainer):
         """One completion of each context: those of a group are not alike, and processes have different numbers."""
         filler = contexts[0] if contexts else self._tokens([self.train_dataset[0]["prompt"]])[0]
         equal = processes.as_many_everywhere(self.accelerator, contexts, filler, shared=self.use_vllm)
-        with vllm.same_draws(self._vllm):
+        with vllm.same_draws(self._vllm), generation.only_asked_settings(self.model):
             ids, logprobs = super()._generate_single_turn(equal, None, {}, 1)
         return ids[: len(contexts)], None if logprobs is None else logprobs[: len(contexts)]
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from p2o.completions import CompleteFn, Completion, GenerationError, Sampling
 from p2o.engines.endpoint import Endpoint
+from p2o.engines.generation import only_asked_settings
 from p2o.seeding import derive_seed, random_stream
 from p2o.tasks import long_prompts
 from p2o.templates import Prompt
@@ -128,7 +129,6 @@ def _sample_batch(
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(stops, default=0)
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=model.device)
-    # Nothing of the model's own generation settings: what is sampled from is the model.
     drawing: dict[str, Any] = {"do_sample": False}
     if sampling.temperature > 0:
         drawing = {
@@ -137,14 +137,15 @@ def _sample_batch(
             "top_k": sampling.top_k,
             "top_p": sampling.top_p,
         }
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=sampling.max_completion_length,
-        pad_token_id=pad,
-        eos_token_id=sorted(stops) or None,
-        **drawing,
-    )
+    with only_asked_settings(model):
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=sampling.max_completion_length,
+            pad_token_id=pad,
+            eos_token_id=sorted(stops) or None,
+            **drawing,
+        )
     rows: list[list[int]] = output[:, width:].tolist()
     return [_ended(row, stops) for row in rows]
 
@@ -249,7 +250,7 @@ def vllm_model(
         revision=revision,
         trust_remote_code=trust_remote_code,
         seed=seed,
-        generation_config="vllm",  # nothing of the model's own generation settings, as above
+        generation_config="vllm",  # nothing of the model's own generation settings, as with transformers
         disable_log_stats=True,
     )
     tokenizer = engine.get_tokenizer()
