@@ -16,7 +16,6 @@ from reasoning_gym.dataset import ProceduralDataset
 from reasoning_gym.factory import DATASETS
 from reasoning_gym.games.rush_hour import Board
 
-
 from p2o.tasks.loading import DataError
 from p2o.tasks.named import load_task
 from p2o.verifiers.answers import GoldError

@@ -124,7 +124,7 @@ class P2OTrainer(GRPOTrainer):
         self._vllm = self.vllm_generation if args.use_vllm else None
         vllm.seed_again(args)
         self.max_prompt_length = input_checks.longest_prompt(args, self.model, vllm.context_length(self._vllm))
-        input_checks.check_prompt_lengths(train_dataset, self._tokens, self.max_prompt_length)
+        input_checks.check_prompts(train_dataset, eval_dataset, self._tokens, self.max_prompt_length)
         self.feedback_func = feedback_func or default_feedback(args.solution_column)
         self.reflect: ReflectionFn = reflect or self._own_reflection()
         scoring = Scoring(self.reward_weights, args.success_threshold, args.success_reward, self.reward_func_names)

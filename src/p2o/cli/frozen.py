@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2.exceptions import TemplateError
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
@@ -34,6 +33,8 @@ def model_settings(arguments: FrozenArguments) -> dict[str, Any]:
     """What decides the completions, beside sampling; work that was begun under another value cannot go on."""
     engine = "served" if arguments.served else "vllm" if arguments.use_vllm else "transformers"
     settings: dict[str, Any] = {"model": arguments.model, "engine": engine}
+    if options := arguments.template_options():
+        settings["chat_template_kwargs"] = options
     if engine == "served":
         return {**settings, "base_url": arguments.base_url}
     settings |= {"dtype": arguments.dtype, "model_revision": arguments.model_revision}
@@ -57,6 +58,7 @@ def load_model(arguments: FrozenArguments) -> FrozenModel:
         common: dict[str, Any] = {
             "revision": arguments.model_revision,
             "trust_remote_code": arguments.trust_remote_code,
+            "template_options": arguments.template_options(),
         }
         if arguments.use_vllm:
             return vllm_model(
@@ -92,6 +94,7 @@ def _endpoint(arguments: FrozenArguments) -> Callable[[Sampling], Endpoint]:
             timeout=arguments.timeout,
             max_retries=arguments.max_retries,
             empty_answers=True,
+            template_options=arguments.template_options(),
             options=OptionNames("MODEL", "--base_url", "--max_completion_length", "not"),
         )
 
@@ -105,15 +108,21 @@ def _path(name: str) -> str:
 def refuse_long_questions(tasks: Sequence[QuestionSet], model: FrozenModel, sampling: Sampling) -> None:
     """
     Raises:
-        InputError: questions that leave no room for an answer, or that the tokenizer refuses.
+        InputError: questions that leave no room for an answer, or that the chat template refuses.
     """
     for task in tasks:
+        prompts = [row["prompt"] for row in task.rows]
         try:
-            long = model.too_long([row["prompt"] for row in task.rows], sampling.max_completion_length)
-        except TemplateError as error:
-            raise InputError(f"{task.name}: the model's chat template refuses a question: {error}.") from None
+            refused = model.refused(prompts)
         except ValueError as error:
-            raise InputError(str(error)) from None
+            raise InputError(f"{task.name}: {error}") from None
+        if refused:
+            first, why = next(iter(refused.items()))
+            raise InputError(
+                f"{task.name}: the model's chat template refuses {len(refused)} of {len(prompts)} questions, question "
+                f"{first} the first: {why}."
+            )
+        long = model.too_long(prompts, sampling.max_completion_length)
         if long:
             first, length = next(iter(long.items()))
             room = (model.context_length or 0) - max(long.values())
