@@ -11,16 +11,15 @@ from typing import Any
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
-from p2o.cli.defaults import EMBEDDED
 from p2o.cli.errors import InputError
 from p2o.cli.frozen_options import FrozenArguments
+from p2o.cli.models import path_of_model
 from p2o.completions import GenerationError, Sampling
 from p2o.engines.endpoint import Endpoint, OptionNames
 from p2o.engines.frozen import FrozenModel, served_model, transformers_model, vllm_model, weights_digest
 from p2o.evaluation.scorers import ScoringError
 from p2o.evaluation.types import QuestionSet, Sample
 from p2o.ledger import Ledger, Purpose
-from p2o.pico import model_path
 from p2o.state import differences, write_json
 from p2o.verifiers import SolutionError
 
@@ -38,7 +37,7 @@ def model_settings(arguments: FrozenArguments) -> dict[str, Any]:
     if engine == "served":
         return {**settings, "base_url": arguments.base_url}
     settings |= {"dtype": arguments.dtype, "model_revision": arguments.model_revision}
-    settings["weights"] = weights_digest(Path(_path(arguments.model)))
+    settings["weights"] = weights_digest(Path(path_of_model(arguments.model)))
     if engine == "transformers":
         settings |= {"attn_implementation": arguments.attn_implementation, "batch_size": arguments.batch_size}
     return settings
@@ -62,7 +61,7 @@ def load_model(arguments: FrozenArguments) -> FrozenModel:
         }
         if arguments.use_vllm:
             return vllm_model(
-                _path(arguments.model),
+                path_of_model(arguments.model),
                 dtype=arguments.dtype,
                 max_model_length=arguments.vllm_max_model_length,
                 gpu_memory_utilization=arguments.vllm_gpu_memory_utilization,
@@ -70,7 +69,7 @@ def load_model(arguments: FrozenArguments) -> FrozenModel:
                 **common,
             )
         return transformers_model(
-            _path(arguments.model),
+            path_of_model(arguments.model),
             batch_size=arguments.batch_size,
             dtype=arguments.dtype,
             attn_implementation=arguments.attn_implementation,
@@ -99,10 +98,6 @@ def _endpoint(arguments: FrozenArguments) -> Callable[[Sampling], Endpoint]:
         )
 
     return make
-
-
-def _path(name: str) -> str:
-    return model_path() if name == EMBEDDED else name
 
 
 def refuse_long_questions(tasks: Sequence[QuestionSet], model: FrozenModel, sampling: Sampling) -> None:

@@ -12,6 +12,7 @@ from p2o.cli.settings import checked, read_settings
 from p2o.cli.words import spelled, take_option
 from p2o.completions import Sampling
 from p2o.engines.endpoint import check_base_url
+from p2o.models import NAMED_MODELS
 from p2o.options import check_least
 from p2o.verifiers import VERIFIERS
 
@@ -26,7 +27,7 @@ def _option(default: Any, text: str) -> Any:
 
 @dataclass
 class ModelArguments:
-    """A frozen model: a checkpoint, a name on the hub, 'pico', or what is served."""
+    """A frozen model: a checkpoint, a name on the hub, 'pico', 'smollm2-135m', or what is served."""
 
     model: str = field(init=False, default="")  # positional
     use_vllm: bool = _option(False, "Whether vLLM in this process runs the model instead of transformers.")
@@ -153,7 +154,8 @@ def parse(
         allow_abbrev=False,
         description=f"{description} --config FILE.yaml, a configuration of training, sets options of the same name.",
     )
-    parser.add_argument("model", metavar="MODEL", help="a checkpoint, a name on the hub, 'pico', or what is served")
+    named = ", ".join(map(repr, NAMED_MODELS))
+    parser.add_argument("model", metavar="MODEL", help=f"a checkpoint, a name on the hub, {named}, or what is served")
     argv = _with_truth(argv, parser)
     named, rest = parser.parse_known_args(argv)
     refuse_unknown(rest, {action.dest for action in parser._actions})
