@@ -65,13 +65,24 @@ def questions(count=12):
     return world.train_dataset(hard=count, easy=0)
 
 
-def make(tmp_path, trainer=P2OTrainer, config=P2OConfig, reward=length_reward, data=None, rollout_func=None, **changes):
+def make(
+    tmp_path,
+    trainer=P2OTrainer,
+    config=P2OConfig,
+    reward=length_reward,
+    data=None,
+    eval_dataset=None,
+    rollout_func=None,
+    tokenizer=None,
+    **changes,
+):
     return trainer(
         model=load(),
         reward_funcs=reward,
         args=config(**options(tmp_path, **changes)),
         train_dataset=questions() if data is None else data,
-        processing_class=AutoTokenizer.from_pretrained(model_path()),
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer or AutoTokenizer.from_pretrained(model_path()),
         rollout_func=rollout_func,
     )
 

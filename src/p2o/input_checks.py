@@ -1,11 +1,14 @@
 """Checks of arguments and data before any training."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
+from datasets import Dataset
+
 from p2o.config import P2OConfig
-from p2o.templates import question_text
+from p2o.tasks import refused_by
+from p2o.templates import Tokenize, question_text
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +23,8 @@ def check_arguments(args: Any, reward_funcs: Any, rollout_func: Any, tools: Any,
     for option, value in (("tools", tools), ("environment_factory", environment_factory)):
         if value is not None:
             raise ValueError(f"P2OTrainer does not support `{option}`: templates are defined for single turns.")
+    if not isinstance(args.chat_template_kwargs or {}, dict):
+        raise ValueError(f"chat_template_kwargs={args.chat_template_kwargs!r} is no mapping of options to values.")
     if not reward_funcs:
         raise ValueError("P2OTrainer needs reward_funcs: which questions are hard shows in the rewards.")
     if args.reused_rollouts_per_group and rollout_func is not None:
@@ -89,7 +94,30 @@ def _check_size(dataset: Any, args: P2OConfig) -> None:
         )
 
 
-def check_prompt_lengths(dataset: Any, tokenize: Callable[[list[Any]], list[list[int]]], limit: int | None) -> None:
+def check_prompts(train: Any, evaluation: Any, tokenize: Tokenize, limit: int | None) -> None:
+    """
+    Args:
+        evaluation: one dataset or several by name; None for none. A stream is left alone.
+        tokenize: prompts as they are generated from.
+        limit: of a training prompt, in tokens.
+
+    Raises:
+        ValueError: chats that the model's chat template refuses, or training prompts over the limit; rows are named.
+    """
+    by_name = {f"eval_dataset {n!r}": d for n, d in evaluation.items()} if isinstance(evaluation, Mapping) else {}
+    for name, data in {"train_dataset": train, "eval_dataset": evaluation, **by_name}.items():
+        if isinstance(data, Dataset) and "prompt" in data.column_names:
+            refused = refused_by(data["prompt"], lambda chat: tokenize([chat]))
+            for row, why in refused.items():
+                raise ValueError(
+                    f"{name} row {row}, field `prompt`: the model's chat template refuses it ({why}), and so "
+                    f"{len(refused)} of {len(data)} rows. Without a role for it, what a system prompt says belongs in "
+                    "the question."
+                )
+    check_prompt_lengths(train, tokenize, limit)
+
+
+def check_prompt_lengths(dataset: Any, tokenize: Tokenize, limit: int | None) -> None:
     """
     Raises:
         ValueError: prompts over the limit, in tokens; rows are named.

@@ -42,7 +42,7 @@ from trl.trainer.grpo_trainer import EnvironmentFactory, RewardFunc, RolloutFunc
 from p2o import checkpointing, input_checks, model_card
 from p2o.callbacks import Alternation, notify, sampled_rollouts
 from p2o.config import P2OConfig
-from p2o.engines import processes, vllm
+from p2o.engines import generation, processes, vllm
 from p2o.engines.sampled_logprobs import SampledLogprobs
 from p2o.policy_phase.context_distillation import TEMPLATED
 from p2o.policy_phase.logprobs import CompletionLogprobs
@@ -133,7 +133,7 @@ class P2OTrainer(GRPOTrainer):
         self._vllm = self.vllm_generation if args.use_vllm else None
         vllm.seed_again(args)
         self.max_prompt_length = input_checks.longest_prompt(args, self.model, vllm.context_length(self._vllm))
-        input_checks.check_prompt_lengths(train_dataset, self._tokens, self.max_prompt_length)
+        input_checks.check_prompts(train_dataset, eval_dataset, self._tokens, self.max_prompt_length)
         self.feedback_func = feedback_func or default_feedback(args.solution_column)
         self.reflect: ReflectionFn = reflect or self._own_reflection()
         scoring = Scoring(self.reward_weights, args.success_threshold, args.success_reward, self.reward_func_names)
@@ -197,7 +197,7 @@ class P2OTrainer(GRPOTrainer):
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Completions:
         """Kept rollouts are not sampled again. Log-probabilities of the others come from the engine or are recorded."""
         if self._batch is None or not self._batch.plan.two_contexts or self.rollout_func is not None:
-            with vllm.tensor_parallel_stream(self._vllm):
+            with vllm.tensor_parallel_stream(self._vllm), generation.only_asked_settings(self.model):
                 return super()._generate_single_turn(prompt_ids, *args, **kwargs)
         plan = self._batch.plan
         contexts = [prompt_ids[row] for row in plan.sampled_rows()]
@@ -211,7 +211,7 @@ class P2OTrainer(GRPOTrainer):
         """One completion of each context. Processes that have fewer contexts generate fillers, which are dropped."""
         filler = contexts[0] if contexts else self._tokens([self.train_dataset[0]["prompt"]])[0]
         padded = processes.pad_to_longest(self.accelerator, contexts, filler, shared=self.use_vllm)
-        with vllm.tensor_parallel_stream(self._vllm):
+        with vllm.tensor_parallel_stream(self._vllm), generation.only_asked_settings(self.model):
             ids, logprobs = super()._generate_single_turn(padded, images=None, multimodal_fields={}, num_generations=1)
         return ids[: len(contexts)], None if logprobs is None else logprobs[: len(contexts)]
 

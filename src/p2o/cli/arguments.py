@@ -11,6 +11,7 @@ from p2o.cli.data import load_questions
 from p2o.cli.defaults import EMBEDDED, with_defaults
 from p2o.cli.errors import InputError
 from p2o.cli.functions import load_function, refuse_missing_columns
+from p2o.cli.models import path_of_model
 from p2o.cli.options import LEAST, Parser, RunArguments, explicit, option_types
 from p2o.cli.settings import Settings, checked, read_settings
 from p2o.cli.words import take_option
@@ -127,11 +128,8 @@ def prepare(argv: list[str], output_dir: str) -> Run:
         InputError: whatever cannot work, before anything is trained.
     """
     arguments, training, model, settings, told = parse(argv, output_dir)
-    if model.model_name_or_path == EMBEDDED:
-        from p2o.pico import model_path
-
-        model.model_name_or_path = model_path()
-    _refuse_without_weights(str(model.model_name_or_path))
+    model.model_name_or_path = path_of_model(str(model.model_name_or_path))
+    _refuse_without_weights(model.model_name_or_path)
     names = arguments.reward_funcs or []
     rewards = [load_function(name, "reward_funcs") for name in names]
     feedback = load_function(arguments.feedback_func, "feedback_func") if arguments.feedback_func else None

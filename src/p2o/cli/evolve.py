@@ -9,7 +9,6 @@ from rich.table import Table
 from rich.text import Text
 
 from p2o.cli.console import Meter, share
-from p2o.cli.defaults import EMBEDDED
 from p2o.cli.errors import InputError
 from p2o.cli.frozen import charge, load_model, model_settings, open_directory, refuse_long_questions, run
 from p2o.cli.frozen_options import FrozenArguments, parse
@@ -22,6 +21,7 @@ from p2o.evaluation.evaluate import evaluate
 from p2o.evaluation.results import question_key, success
 from p2o.evaluation.types import RIGHT, QuestionSet
 from p2o.ledger import Ledger
+from p2o.models import NAMED_MODELS
 from p2o.options import check_least
 from p2o.prompt_phase.evolve import evolve
 from p2o.prompt_phase.frozen_policy import FrozenPolicy, Groups, gains, hard_questions
@@ -54,7 +54,7 @@ class EvolveArguments(FrozenArguments, EvolutionOptions, ReflectionOptions, Func
     @property
     def reflection_endpoint(self) -> bool:
         """Whether reflections come from an endpoint: the model may be a directory here as well."""
-        return self.reflection_model not in (*OWN_MODELS, EMBEDDED) and not Path(self.reflection_model).is_dir()
+        return self.reflection_model not in (*OWN_MODELS, *NAMED_MODELS) and not Path(self.reflection_model).is_dir()
 
 
 def evolve_alone(argv: list[str]) -> int:

@@ -8,20 +8,18 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2.exceptions import TemplateError
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
-from p2o.cli.defaults import EMBEDDED
 from p2o.cli.errors import InputError
 from p2o.cli.frozen_options import FrozenArguments
+from p2o.cli.models import path_of_model
 from p2o.completions import GenerationError, Sampling
 from p2o.engines.endpoint import Endpoint, OptionNames
 from p2o.engines.frozen import FrozenModel, served_model, transformers_model, vllm_model, weights_digest
 from p2o.evaluation.scorers import ScoringError
 from p2o.evaluation.types import QuestionSet, Sample
 from p2o.ledger import Ledger, Purpose
-from p2o.pico import model_path
 from p2o.state import differences, write_json
 from p2o.verifiers import SolutionError
 
@@ -34,10 +32,12 @@ def model_settings(arguments: FrozenArguments) -> dict[str, Any]:
     """What decides the completions, beside sampling; work that was begun under another value cannot go on."""
     engine = "served" if arguments.served else "vllm" if arguments.use_vllm else "transformers"
     settings: dict[str, Any] = {"model": arguments.model, "engine": engine}
+    if options := arguments.template_options():
+        settings["chat_template_kwargs"] = options
     if engine == "served":
         return {**settings, "base_url": arguments.base_url}
     settings |= {"dtype": arguments.dtype, "model_revision": arguments.model_revision}
-    settings["weights"] = weights_digest(Path(_path(arguments.model)))
+    settings["weights"] = weights_digest(Path(path_of_model(arguments.model)))
     if engine == "transformers":
         settings |= {"attn_implementation": arguments.attn_implementation, "batch_size": arguments.batch_size}
     return settings
@@ -57,10 +57,11 @@ def load_model(arguments: FrozenArguments) -> FrozenModel:
         common: dict[str, Any] = {
             "revision": arguments.model_revision,
             "trust_remote_code": arguments.trust_remote_code,
+            "template_options": arguments.template_options(),
         }
         if arguments.use_vllm:
             return vllm_model(
-                _path(arguments.model),
+                path_of_model(arguments.model),
                 dtype=arguments.dtype,
                 max_model_length=arguments.vllm_max_model_length,
                 gpu_memory_utilization=arguments.vllm_gpu_memory_utilization,
@@ -68,7 +69,7 @@ def load_model(arguments: FrozenArguments) -> FrozenModel:
                 **common,
             )
         return transformers_model(
-            _path(arguments.model),
+            path_of_model(arguments.model),
             batch_size=arguments.batch_size,
             dtype=arguments.dtype,
             attn_implementation=arguments.attn_implementation,
@@ -92,28 +93,31 @@ def _endpoint(arguments: FrozenArguments) -> Callable[[Sampling], Endpoint]:
             timeout=arguments.timeout,
             max_retries=arguments.max_retries,
             empty_answers=True,
+            template_options=arguments.template_options(),
             options=OptionNames("MODEL", "--base_url", "--max_completion_length", "not"),
         )
 
     return make
 
 
-def _path(name: str) -> str:
-    return model_path() if name == EMBEDDED else name
-
-
 def refuse_long_questions(tasks: Sequence[QuestionSet], model: FrozenModel, sampling: Sampling) -> None:
     """
     Raises:
-        InputError: questions that leave no room for an answer, or that the tokenizer refuses.
+        InputError: questions that leave no room for an answer, or that the chat template refuses.
     """
     for task in tasks:
+        prompts = [row["prompt"] for row in task.rows]
         try:
-            long = model.too_long([row["prompt"] for row in task.rows], sampling.max_completion_length)
-        except TemplateError as error:
-            raise InputError(f"{task.name}: the model's chat template refuses a question: {error}.") from None
+            refused = model.refused(prompts)
         except ValueError as error:
-            raise InputError(str(error)) from None
+            raise InputError(f"{task.name}: {error}") from None
+        if refused:
+            first, why = next(iter(refused.items()))
+            raise InputError(
+                f"{task.name}: the model's chat template refuses {len(refused)} of {len(prompts)} questions, question "
+                f"{first} the first: {why}."
+            )
+        long = model.too_long(prompts, sampling.max_completion_length)
         if long:
             first, length = next(iter(long.items()))
             room = (model.context_length or 0) - max(long.values())

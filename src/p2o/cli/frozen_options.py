@@ -1,5 +1,6 @@
 """Options of `p2o eval` and `p2o evolve`: a frozen model, its sampling, the questions."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from p2o.cli.settings import checked, read_settings
 from p2o.cli.words import spelled, take_option
 from p2o.completions import Sampling
 from p2o.engines.endpoint import check_base_url
+from p2o.models import NAMED_MODELS
 from p2o.options import check_least
 from p2o.verifiers import VERIFIERS
 
@@ -25,7 +27,7 @@ def _option(default: Any, text: str) -> Any:
 
 @dataclass
 class ModelArguments:
-    """A frozen model: a checkpoint, a name on the hub, 'pico', or what is served."""
+    """A frozen model: a checkpoint, a name on the hub, 'pico', 'smollm2-135m', or what is served."""
 
     model: str = field(init=False, default="")  # positional
     use_vllm: bool = _option(False, "Whether vLLM in this process runs the model instead of transformers.")
@@ -41,9 +43,31 @@ class ModelArguments:
     model_revision: str | None = _option(None, "Branch, tag or commit of a model on the hub.")
     trust_remote_code: bool = _option(False, "Whether to run code that comes with the model.")
     batch_size: int = _option(32, "Completions that transformers generates at once.")
+    chat_template_kwargs: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Options of the chat template, such as '{\"enable_thinking\": false}', for answers and for "
+            "reflection by a model in this process; a server of MODEL is sent them."
+        },
+    )
     vllm_max_model_length: int | None = _option(None, "Tokens of prompt and completion; the model's own when not set.")
     vllm_gpu_memory_utilization: float = _option(0.9, "Share of the GPU's memory for vLLM.")
     vllm_tensor_parallel_size: int = _option(1, "GPUs that share the model.")
+
+    def template_options(self) -> dict[str, Any]:
+        """Options of the chat template.
+
+        Raises:
+            ValueError: neither a mapping nor one as JSON.
+        """
+        given = self.chat_template_kwargs
+        try:
+            options = json.loads(given) if isinstance(given, str) else given or {}
+        except json.JSONDecodeError:
+            options = None
+        if not isinstance(options, dict):
+            raise ValueError(f"chat_template_kwargs={given!r} is no mapping such as '{{\"enable_thinking\": false}}'.")
+        return options
 
 
 @dataclass
@@ -100,6 +124,7 @@ class FrozenArguments(ModelArguments, SamplingArguments, QuestionArguments):
             raise ValueError(f"verifier={self.verifier!r} is unknown; choose one of {', '.join(VERIFIERS)}.")
         if self.verifier and not self.dataset_name:
             raise ValueError("--verifier is for --dataset; a task brings its own.")
+        self.template_options()
         if self.base_url:
             check_base_url("base_url", self.base_url)
             self.served = True
@@ -129,7 +154,8 @@ def parse(
         allow_abbrev=False,
         description=f"{description} --config FILE.yaml, a configuration of training, sets options of the same name.",
     )
-    parser.add_argument("model", metavar="MODEL", help="a checkpoint, a name on the hub, 'pico', or what is served")
+    named = ", ".join(map(repr, NAMED_MODELS))
+    parser.add_argument("model", metavar="MODEL", help=f"a checkpoint, a name on the hub, {named}, or what is served")
     argv = _with_truth(argv, parser)
     named, rest = parser.parse_known_args(argv)
     refuse_unknown(rest, {action.dest for action in parser._actions})

@@ -67,6 +67,7 @@ class Endpoint:
         backoff: seconds before the first retry, doubled for every further one.
         empty_answers: whether an answer without text is one. A reflection without text is useless; a completion of a
             model that thinks until its tokens are spent is empty, and that is its result.
+        template_options: for the chat template of an OpenAI-compatible server.
         options: the names of these settings in messages.
 
     Raises:
@@ -87,11 +88,14 @@ class Endpoint:
         max_retries: int = 3,
         backoff: float = 1.0,
         empty_answers: bool = False,
+        template_options: dict[str, Any] | None = None,
         options: OptionNames = OptionNames(),
     ) -> None:
         self.model, self.base_url = model, base_url
         self.max_tokens, self.temperature, self.top_p = max_tokens, temperature, top_p
         self.empty_answers, self.options = empty_answers, options
+        # Beside OpenAI's own fields, as vLLM and others take it.
+        self.extra = {"extra_body": {"chat_template_kwargs": template_options}} if template_options else {}
         self.concurrency, self.timeout, self.max_retries, self.backoff = concurrency, timeout, max_retries, backoff
         self.litellm = import_litellm()
         try:
@@ -150,6 +154,7 @@ class Endpoint:
                 temperature=self.temperature,
                 top_p=self.top_p,
                 seed=request.seed,
+                **self.extra,
                 drop_params=True,  # what a provider does not take, such as the seed, is left out
                 timeout=self.timeout,
                 max_retries=0,

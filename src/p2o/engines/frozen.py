@@ -5,8 +5,8 @@ random numbers: work in batches that is interrupted gets the same completions ag
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from p2o.completions import CompleteFn, Completion, GenerationError, Sampling
 from p2o.engines.endpoint import Endpoint
+from p2o.engines.generation import only_asked_settings
 from p2o.seeding import derive_seed, random_stream
-from p2o.tasks import long_prompts
+from p2o.tasks import long_prompts, refused_chats
 from p2o.templates import Prompt
 
 BLOCK = 2**20  # bytes
@@ -30,17 +31,28 @@ class FrozenModel:
         complete: samples from it.
         tokenizer: None for a server.
         context_length: tokens of prompt and completion together; None where it is not known.
+        template_options: of its chat template.
     """
 
     complete: CompleteFn
     tokenizer: PreTrainedTokenizerBase | None = None
     context_length: int | None = None
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def refused(self, prompts: Sequence[Prompt]) -> dict[int, str]:
+        """Chats that the chat template refuses, by index, with why; none where there is no tokenizer to ask.
+
+        Raises:
+            ValueError: chats, and no chat template.
+        """
+        return refused_chats(prompts, self.tokenizer, **self.template_options) if self.tokenizer is not None else {}
 
     def too_long(self, prompts: Sequence[Prompt], max_completion_length: int) -> dict[int, int]:
         """Prompts, by index, that leave no room for a completion, with their tokens; none where it is not known."""
         if self.tokenizer is None or self.context_length is None or not prompts:
             return {}
-        return long_prompts(prompts, self.tokenizer, self.context_length - max_completion_length)
+        limit = self.context_length - max_completion_length
+        return long_prompts(prompts, self.tokenizer, limit, **self.template_options)
 
     @property
     def special_tokens(self) -> frozenset[str]:
@@ -66,8 +78,11 @@ def weights_digest(path: Path) -> str | None:
 # -- text and tokens ---------------------------------------------------------------------------------------------------
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[list[int]]:
+def encode(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], **template_options: Any) -> list[list[int]]:
     """Tokens of each prompt as TRL makes them: a chat by the chat template, with the start of an answer; a text as is.
+
+    Args:
+        template_options: for the chat template, as `chat_template_kwargs` of TRL.
 
     Raises:
         ValueError: a chat, and no chat template.
@@ -82,7 +97,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> lis
                 f"{tokenizer.name_or_path} has no chat template, and the questions are chats. Set one in its "
                 "tokenizer, or ask it texts: a dataset whose prompts are strings."
             )
-        chat = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
+        chat = tokenizer.apply_chat_template(
+            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **template_options
+        )
         encoded.append(list(chat["input_ids"]))
     return encoded
 
@@ -128,7 +145,6 @@ def _sample_batch(
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(stops, default=0)
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=model.device)
-    # Nothing of the model's own generation settings: what is sampled from is the model.
     drawing: dict[str, Any] = {"do_sample": False}
     if sampling.temperature > 0:
         drawing = {
@@ -137,14 +153,15 @@ def _sample_batch(
             "top_k": sampling.top_k,
             "top_p": sampling.top_p,
         }
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=sampling.max_completion_length,
-        pad_token_id=pad,
-        eos_token_id=sorted(stops) or None,
-        **drawing,
-    )
+    with only_asked_settings(model):
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=sampling.max_completion_length,
+            pad_token_id=pad,
+            eos_token_id=sorted(stops) or None,
+            **drawing,
+        )
     rows: list[list[int]] = output[:, width:].tolist()
     return [_ended(row, stops) for row in rows]
 
@@ -153,15 +170,18 @@ def _ended(row: list[int], stops: set[int]) -> list[int]:
     return next((row[: index + 1] for index, token in enumerate(row) if token in stops), row)
 
 
-def transformers_complete(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> CompleteFn:
+def transformers_complete(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, **template_options: Any
+) -> CompleteFn:
     """Samples from a model at hand; the process-wide generators are as before afterwards.
 
     Args:
         batch_size: prompts generated at once. The draws depend on it.
+        template_options: for the chat template.
     """
 
     def complete(prompts: Sequence[Prompt], *, sampling: Sampling, seed: int) -> list[Completion]:
-        encoded = encode(tokenizer, prompts)
+        encoded = encode(tokenizer, prompts, **template_options)
         sampled = sample_tokens(model, tokenizer, encoded, sampling, batch_size=batch_size, seed=seed)
         stops = stop_tokens(model, tokenizer)
         return [
@@ -186,6 +206,7 @@ def transformers_model(
     attn_implementation: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    template_options: Mapping[str, Any] | None = None,
 ) -> FrozenModel:
     """A checkpoint, or a name on the hub, run by `transformers`.
 
@@ -193,6 +214,7 @@ def transformers_model(
         batch_size: prompts generated at once. The draws depend on it.
         dtype: of the weights; "auto" is the checkpoint's own on a GPU, and float32 on a CPU, which has no use for less.
         device: where it runs; a GPU when there is one and None is given.
+        template_options: for the chat template.
 
     Raises:
         OSError, ValueError: as `from_pretrained`.
@@ -209,7 +231,8 @@ def transformers_model(
     model.eval()
 
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return FrozenModel(transformers_complete(model, tokenizer, batch_size), tokenizer, positions)
+    options = dict(template_options or {})
+    return FrozenModel(transformers_complete(model, tokenizer, batch_size, **options), tokenizer, positions, options)
 
 
 # -- vLLM --------------------------------------------------------------------------------------------------------------
@@ -224,6 +247,7 @@ def vllm_model(
     tensor_parallel_size: int = 1,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    template_options: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> FrozenModel:
     """A checkpoint, or a name on the hub, run by vLLM in this process; options as vLLM has them.
@@ -249,15 +273,15 @@ def vllm_model(
         revision=revision,
         trust_remote_code=trust_remote_code,
         seed=seed,
-        generation_config="vllm",  # nothing of the model's own generation settings, as above
+        generation_config="vllm",  # nothing of the model's own generation settings, as with transformers
         disable_log_stats=True,
     )
     tokenizer = engine.get_tokenizer()
-    length = int(engine.llm_engine.model_config.max_model_len)
-    return FrozenModel(_vllm_complete(engine, tokenizer), tokenizer, length)
+    length, options = int(engine.llm_engine.model_config.max_model_len), dict(template_options or {})
+    return FrozenModel(_vllm_complete(engine, tokenizer, **options), tokenizer, length, options)
 
 
-def _vllm_complete(engine: Any, tokenizer: PreTrainedTokenizerBase) -> CompleteFn:
+def _vllm_complete(engine: Any, tokenizer: PreTrainedTokenizerBase, **template_options: Any) -> CompleteFn:
     """Samples from a vLLM engine."""
     from vllm import SamplingParams
 
@@ -272,7 +296,7 @@ def _vllm_complete(engine: Any, tokenizer: PreTrainedTokenizerBase) -> CompleteF
             )
             for index in range(len(prompts))
         ]
-        encoded = encode(tokenizer, prompts)
+        encoded = encode(tokenizer, prompts, **template_options)
         outputs = engine.generate([{"prompt_token_ids": ids} for ids in encoded], params, use_tqdm=False)
         return [
             Completion(

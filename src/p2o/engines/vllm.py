@@ -110,7 +110,7 @@ def _check_server(args: Any) -> None:
     transfer = f"--worker-extension-cls {EXTENSION}" if on_cpu else """--weight-transfer-config '{"backend": "nccl"}'"""
     start = (
         "VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server --model <the model> "
-        f"--logprobs-mode processed_logprobs --max-logprobs -1 {transfer}"
+        f"--logprobs-mode processed_logprobs --max-logprobs -1 --generation-config vllm {transfer}"
     )
     _wait_for(url, args.vllm_server_timeout, start)
     try:

@@ -1,6 +1,6 @@
 """Reflections of a model in this process or behind a completion server: its completions of the reflection prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,6 +47,7 @@ def transformers_reflection(
     max_new_tokens: int = 1024,
     temperature: float = 1.0,
     batch_size: int = 32,
+    template_options: Mapping[str, Any] | None = None,
 ) -> ModelReflection:
     """Reflections of a `transformers` model at hand.
 
@@ -54,7 +55,8 @@ def transformers_reflection(
         max_new_tokens: longest reflection.
         temperature: of sampling; 0 is greedy.
         batch_size: prompts generated at once. The draws depend on it.
+        template_options: for the chat template, as rollouts have them.
     """
-    complete = transformers_complete(model, tokenizer, batch_size)
+    complete = transformers_complete(model, tokenizer, batch_size, **(template_options or {}))
     sampling = Sampling(max_new_tokens, temperature)
     return ModelReflection(complete, sampling, chats=tokenizer.chat_template is not None)

@@ -26,6 +26,7 @@ class OwnReflection:
         frozen: a copy of it from before training; None where the policy reflects, or the two below have one.
         reference_model: the reference model that TRL keeps for its KL term; None where it needs none.
         present: whether the policy reflects as it is.
+        template_options: for the chat template, as rollouts have them.
     """
 
     accelerator: Accelerator
@@ -37,6 +38,7 @@ class OwnReflection:
     max_new_tokens: int
     temperature: float
     batch_size: int
+    template_options: dict[str, Any]
 
     def __call__(self, prompts: list[str], *, seed: int) -> list[Reflection]:
         broadcast_task(self.accelerator, "reflections", prompts, seed)
@@ -50,6 +52,7 @@ class OwnReflection:
                 max_new_tokens=self.max_new_tokens,
                 temperature=self.temperature,
                 batch_size=self.batch_size,
+                template_options=self.template_options,
             )
             return run_in_batches(
                 self.accelerator,
@@ -101,4 +104,5 @@ def own_reflection(
         max_new_tokens=args.reflection_max_tokens,
         temperature=args.reflection_temperature,
         batch_size=args.prompt_phase_batch_size,
+        template_options=args.chat_template_kwargs or {},
     )

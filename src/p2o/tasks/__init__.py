@@ -5,7 +5,7 @@ from p2o.tasks.golds import equal_golds
 from p2o.tasks.layouts import DataError
 from p2o.tasks.loading import load_splits, questions
 from p2o.tasks.named import NAMED_SETS, Task, is_task, load_task, verifier_of
-from p2o.tasks.rendering import long_prompts, refused_chats
+from p2o.tasks.rendering import long_prompts, refused_by, refused_chats
 
 __all__ = [
     "CONFLICTS",
@@ -20,6 +20,7 @@ __all__ = [
     "load_task",
     "long_prompts",
     "questions",
+    "refused_by",
     "refused_chats",
     "verifier_of",
 ]

@@ -1,6 +1,6 @@
 """Prompts against the model's tokenizer and chat template: those it refuses, those too long."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -12,22 +12,29 @@ from p2o.templates import Prompt
 def refused_chats(prompts: Sequence[Prompt], tokenizer: Any, **template_options: Any) -> dict[int, str]:
     """Which chats the chat template refuses, as index to its message: no role `system`, say, or no two users in a row.
 
-    Templates refuse roles and their order, so one chat of each order is rendered.
-
     Raises:
         ValueError: chats, and a tokenizer without a chat template.
+    """
+    if not getattr(tokenizer, "chat_template", None) and any(not isinstance(prompt, str) for prompt in prompts):
+        raise ValueError("The prompts are chats, but the model's tokenizer has no chat template.")
+    options = {"add_generation_prompt": True, "tokenize": False, **template_options}
+    return refused_by(prompts, lambda chat: tokenizer.apply_chat_template(chat, **options))
+
+
+def refused_by(prompts: Sequence[Prompt], render: Callable[[Any], Any]) -> dict[int, str]:
+    """Which chats cannot be rendered, as index to why.
+
+    Templates refuse roles and their order, so one chat of each order is rendered.
     """
     said: dict[tuple[str, ...], str] = {}
     refused = {}
     for index, prompt in enumerate(prompts):
         if isinstance(prompt, str):
             continue
-        if not getattr(tokenizer, "chat_template", None):
-            raise ValueError("The prompts are chats, but the model's tokenizer has no chat template.")
         roles = tuple(message["role"] for message in prompt)
         if roles not in said:
             try:
-                tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **template_options)
+                render(prompt)
                 said[roles] = ""
             except (TemplateError, TypeError, ValueError, KeyError) as error:  # what templates raise is up to them
                 said[roles] = f"roles {', '.join(roles)}: {error or type(error).__name__}"
