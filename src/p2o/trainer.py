@@ -18,7 +18,6 @@ overridden in this file only; what they do is in `policy_phase/` and `prompt_pha
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -154,8 +153,8 @@ class P2OTrainer(GRPOTrainer):
                 self._policy.replace_collapsed(output, rewards, self._sample, self.train_dataset, self._step)
             return output
         except Exception as error:
-            save = partial(self._save_checkpoint, self.model_wrapped, trial=None)
-            checkpointing.rescue(error, self.accelerator, self.args, self.state, self._step, before, save)
+            now = (self.accelerator, self.args, self.state, self._step, before)
+            checkpointing.rescue(error, *now, lambda: self._save_checkpoint(self.model_wrapped, trial=None))
             raise
 
     def _sample(self, inputs: list[dict[str, Any]], questions: list[int]) -> tuple[dict[str, Any], Rewards]:
@@ -336,6 +335,7 @@ class P2OTrainer(GRPOTrainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """As `Trainer.evaluate`; `<prefix>_accuracy` is the share of successes, by the same criterion as in mining."""
+        input_checks.check_evaluation(self.args)
         self._evaluation = EvaluationSet(metric_key_prefix.removeprefix("eval").lstrip("_"))
         with random_stream(derive_seed(self.args.seed, "evaluation")):
             metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
