@@ -49,7 +49,7 @@ STOPS = {
     "no such split": (ROWS, {"dataset_test_split": "test"}, "no split 'test'"),
     "no such success reward": (ROWS, {"success_reward": "style"}, "style"),
     "weights for other rewards": (ROWS, {"reward_weights": [1.0, 2.0]}, "reward weights"),
-    "a batch that does not divide": (ROWS, {"num_generations": 5}, "divisible"),
+    "a batch that does not divide": (ROWS, {"num_generations": 5}, "num_generations=5 does not divide"),
     "no room for prompts": (ROWS, {"max_completion_length": 2047}, "nothing left"),
     "no model": (ROWS, {"model_name_or_path": "/nowhere/model"}, "/nowhere/model"),
     "a model without weights": (ROWS, {"model_name_or_path": "empty"}, "holds no model"),

@@ -1,9 +1,10 @@
 """`P2OConfig`: everything `GRPOConfig` has, plus what P²O adds. The help texts are the documentation."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from trl import GRPOConfig
 
+from p2o.batch_sizes import BatchSizes
 from p2o.options import check_least
 from p2o.prompt_phase.options import EvolutionOptions
 from p2o.reflection.options import ReflectionOptions
@@ -170,7 +171,17 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        sizes = BatchSizes.of(self, 1, evaluates=self.eval_strategy != "no")
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            # How many processes there are is known once devices are; what is wrong before that is no matter of sizes.
+            known = getattr(self, "distributed_state", None) is not None
+            if known and (problem := replace(sizes, processes=self.world_size).problem()):
+                raise ValueError(problem) from error
+            raise
+        if problem := replace(sizes, processes=self.world_size).problem():
+            raise ValueError(problem)
         choices = {
             "context_mask": ("hard", "soft", "off"),
             "old_logprobs_context": ("bare", "rollout"),

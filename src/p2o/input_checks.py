@@ -6,6 +6,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from p2o.batch_sizes import BatchSizes
 from p2o.config import P2OConfig
 from p2o.tasks import refused_by
 from p2o.templates import Tokenize, question_text
@@ -29,6 +30,15 @@ def check_arguments(args: Any, reward_funcs: Any, rollout_func: Any, tools: Any,
         raise ValueError("P2OTrainer needs reward_funcs: which questions are hard shows in the rewards.")
     if args.reused_rollouts_per_group and rollout_func is not None:
         raise ValueError("reused_rollouts_per_group does not go together with a rollout_func of your own.")
+
+
+def check_evaluation(args: P2OConfig) -> None:
+    """
+    Raises:
+        ValueError: an evaluation batch that cuts a question's rollouts apart. TRL looks where `eval_strategy` is set.
+    """
+    if problem := BatchSizes.of_complete(args, evaluates=True).problem():
+        raise ValueError(problem)
 
 
 def longest_prompt(args: P2OConfig, model: Any, engine_length: int | None) -> int | None:

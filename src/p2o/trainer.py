@@ -339,6 +339,7 @@ class P2OTrainer(GRPOTrainer):
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
         """As `Trainer.evaluate`; `<prefix>_accuracy` is the share of successes, by the same criterion as in mining."""
+        input_checks.check_evaluation(self.args)
         self._evaluation = EvaluationSet(metric_key_prefix.removeprefix("eval").lstrip("_"))
         with random_stream(derive_seed(self.args.seed, "evaluation")):
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)

@@ -16,6 +16,7 @@ from p2o.cli.options import LEAST, Parser, RunArguments, explicit, option_types
 from p2o.cli.settings import Settings, checked, read_settings
 from p2o.cli.words import take_option
 from p2o.config import P2OConfig
+from p2o.input_checks import check_evaluation
 from p2o.methods import with_method
 from p2o.tasks import Report, is_task
 from p2o.verifiers import Limits, set_default_limits
@@ -158,6 +159,8 @@ def prepare(argv: list[str], output_dir: str) -> Run:
             )
     if not arguments.evaluate_before_and_after:
         final_datasets = {}
+    if final_datasets:
+        _refuse_cut_groups(training)
     return Run(
         arguments=arguments,
         training=training,
@@ -172,6 +175,17 @@ def prepare(argv: list[str], output_dir: str) -> Run:
         report=report,
         told=told,
     )
+
+
+def _refuse_cut_groups(training: P2OConfig) -> None:
+    """
+    Raises:
+        InputError: evaluation batches that no question's answers fit into.
+    """
+    try:
+        check_evaluation(training)
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def _refuse_without_weights(name: str) -> None:

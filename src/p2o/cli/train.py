@@ -18,6 +18,7 @@ from rich.markup import escape
 from transformers import PrinterCallback, ProgressCallback
 from transformers.utils.logging import disable_progress_bar
 
+from p2o.batch_sizes import BatchSizes
 from p2o.checkpointing import newest_checkpoint
 from p2o.cli.arguments import Run, prepare
 from p2o.cli.console import Watch, bare_accuracies, clock, outcome_table
@@ -83,6 +84,9 @@ def _check(run: Run, directory: Path, resume: bool, console: Console) -> int:
             raise InputError(problem)
     _refuse_unless_writable(directory, 0, make=False)
     rehearse(run, newest_checkpoint(directory) if resume else None)
+    given = "generation_batch_size" in run.config
+    sizes = BatchSizes.of_complete(run.training, evaluates=bool(run.final_datasets), batch_is_given=given)
+    console.print(sizes.summary())
     console.print("Fit to train on; nothing was begun.")
     return 0
 

@@ -104,14 +104,19 @@ def server_url(args: Any) -> str:
     return str(args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}").rstrip("/")
 
 
+def server_command(*, on_cpu: bool, model: str = "<the model>") -> str:
+    """How to start a server that takes weights from a trainer on a CPU or a GPU."""
+    transfer = f"--worker-extension-cls {EXTENSION}" if on_cpu else """--weight-transfer-config '{"backend": "nccl"}'"""
+    return (
+        f"VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server --model {model} "
+        f"--logprobs-mode processed_logprobs --max-logprobs -1 --generation-config vllm {transfer}"
+    )
+
+
 def _check_server(args: Any) -> None:
     url = server_url(args)
     on_cpu = args.device.type == "cpu"
-    transfer = f"--worker-extension-cls {EXTENSION}" if on_cpu else """--weight-transfer-config '{"backend": "nccl"}'"""
-    start = (
-        "VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server --model <the model> "
-        f"--logprobs-mode processed_logprobs --max-logprobs -1 --generation-config vllm {transfer}"
-    )
+    start = server_command(on_cpu=on_cpu)
     _wait_for(url, args.vllm_server_timeout, start)
     try:
         # The first time, vLLM looks over its whole environment.

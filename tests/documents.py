@@ -1,0 +1,153 @@
+"""Code blocks and commands of README, docs/ and recipes/, and what stands in for models and data that they name."""
+
+import json
+import re
+import shlex
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+from p2o.pico import model_path
+from p2o.tasks import NAMED_SETS
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES += sorted((ROOT / "recipes").rglob("*.md"))
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+PROGRAMS = ("p2o", "python", "pip", "accelerate", "pytest")
+FENCE = re.compile(
+    r"(?:<!-- *not run: *(?P<reason>[^>]*?) *-->\n)?^(?P<indent> *)```(?P<language>\S*)\n(?P<text>.*?)^ *```$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A code block, or a command in the text of a page.
+
+    Args:
+        language: "inline" for a command in the text.
+        reason: why it is not run, by the comment `<!-- not run: … -->` above it; None where it is.
+    """
+
+    file: str
+    line: int
+    language: str
+    text: str
+    reason: str | None = None
+
+    def __str__(self):
+        return f"{self.file}:{self.line}"
+
+
+def blocks_of(page):
+    """The code blocks of a page in Markdown, and after them the commands in its text."""
+    text, file = page.read_text(), str(page.relative_to(ROOT)) if page.is_relative_to(ROOT) else page.name
+
+    def line(place):
+        return text.count("\n", 0, place) + 1
+
+    found = []
+    for fence in FENCE.finditer(text):
+        code = re.sub(f"^{fence['indent']}", "", fence["text"], flags=re.MULTILINE)
+        found.append(Block(file, line(fence.start("language")), fence["language"], code, fence["reason"]))
+    prose = FENCE.sub(lambda fence: re.sub(r"[^\n]", " ", fence[0]), text)
+    for span in re.finditer(r"`([^`]+)`", prose):
+        words = span[1].split()
+        if next((word for word in words if "=" not in word), "") in PROGRAMS and len(words) > 1:
+            found.append(Block(file, line(span.start()), "inline", " ".join(words)))
+    return found
+
+
+def blocks_of_recipe(recipe):
+    """The commands in the comments on top of a recipe: what is indented there."""
+    lines = recipe.read_text().splitlines()
+    code = [(number, line[4:]) for number, line in enumerate(lines, 1) if re.match(r"#   \s*\S", line)]
+    text = "".join(f"{line}\n" for _, line in code)
+    return [Block(str(recipe.relative_to(ROOT)), code[0][0], "sh", text)] if code else []
+
+
+def all_blocks():
+    return [b for page in PAGES for b in blocks_of(page)] + [b for recipe in RECIPES for b in blocks_of_recipe(recipe)]
+
+
+def commands(text):
+    """The commands of a shell block, each as its words; without what it sets in the environment."""
+    found = []
+    for line in re.sub(r"\\\n", " ", text).splitlines():
+        words = shlex.split(line, comments=True)
+        while words:
+            end = words.index("&&") if "&&" in words else len(words)
+            command, words = words[:end], words[end + 1 :]
+            while re.match(r"[A-Z_0-9]+=", command[0]):
+                command = command[1:]
+            found.append(command)
+    return found
+
+
+# -- stand-ins ---------------------------------------------------------------------------------------------------------
+
+# Data that blocks name and that is none of our named sets: a row in the layout that it has on the hub.
+ROWS = {
+    "trl-lib/DeepMath-103K": lambda i: {
+        "prompt": [{"role": "user", "content": f"What is {i}+1?"}],
+        "solution": f"${i + 1}$",
+    },
+    "my.jsonl": lambda i: {"question": f"What is {i} + 1?", "answer": str(i + 1)},
+}
+MODELS = re.compile(r"(?:model(?:_name_or_path)?\s*[=:]\s*\"?|p2o (?:eval|evolve) )([\w.-]+/[\w./-]+)")
+# What `my.yaml` stands for: a user's own configuration, which fits whatever number of processes.
+MY_YAML = (
+    "model_name_or_path: my/model\ndataset_name: my.jsonl\nprompt_column: question\nsolution_column: answer\n"
+    "num_generations: 4\nper_device_train_batch_size: 4\nmax_completion_length: 8\nreport_to: none\n"
+)
+
+
+def make_stand_ins(directory, blocks):
+    """Fills a directory with all that blocks name, as files and folders of the same names, which win over the hub.
+
+    Models are one of Qwen3's architecture and a few thousand parameters, with the embedded model's tokenizer.
+    """
+    for name in ("recipes", "benchmarks", "docs", "constraints.txt", "pyproject.toml"):
+        (directory / name).symlink_to(ROOT / name)
+    for file in ROOT.glob("requirements*.txt"):
+        (directory / file.name).symlink_to(file)
+    (directory / "my.yaml").write_text(MY_YAML)
+    for name, row in ROWS.items():
+        path = directory / name if name.endswith(".jsonl") else directory / name / "train.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row(i)) + "\n" for i in range(200)))
+    for named in NAMED_SETS:
+        folder = directory / named.hub_id
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            rest = {"difficulty": 8.0, "topic": "Mathematics -> Algebra"}
+            rows = [{named.prompt: f"What is {i}+1?", named.solution: str(i + 1), **rest} for i in range(named.rows)]
+            Dataset.from_list(rows).to_parquet(folder / f"{named.split}.parquet")
+    save_tiny_model(directory / "tiny")
+    texts = [block.text for block in blocks] + [recipe.read_text() for recipe in RECIPES]
+    for name in {name for text in texts for name in MODELS.findall(text)} | {"my/model"}:
+        if not name.startswith("openai/"):
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(directory / "tiny", directory / name)
+
+
+def save_tiny_model(directory):
+    tokenizer = AutoTokenizer.from_pretrained(model_path())
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=40_960,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
