@@ -357,6 +357,22 @@ def test_what_a_reflection_thinks_aloud_is_no_part_of_its_proposal(tmp_path):
     assert [c.text for c in result.candidates] == ["", "Use A."]
 
 
+def test_cut_off_reflections_become_no_templates_and_are_charged(tmp_path, caplog):
+    """Every other answer is cut off in its block; a whole block before the cut would count."""
+
+    def reflect(prompts, *, seed):
+        whole = Reflection("```\nUse A.\n```\nThis names the", 100, 20, truncated=True)
+        return [Reflection("```\nUse A. Use", 100, 20, truncated=True) if seed % 2 else whole for _ in prompts]
+
+    result = evolve(QUESTIONS, Land().rollout, reflect, CONFIG, seed=0, epoch=1, run_dir=tmp_path)
+    assert {c.text for c in result.candidates} == {"", "Use A."}
+    assert 0 < result.rejections["truncated"] < result.reflections == result.events["reflection_truncated"]
+    assert result.spent.completion_tokens["reflection"] == 20 * result.reflections
+    assert "Raise reflection_max_tokens" in caplog.text
+    again = evolve(QUESTIONS, Land().rollout, reflect, CONFIG, seed=0, epoch=1, run_dir=tmp_path)
+    assert again == result, "the journal knows which were cut off"
+
+
 def test_a_duplicate_is_not_evaluated_again(tmp_path):
     land = Land(reflections=["Use A."])
     result = run(land, tmp_path)

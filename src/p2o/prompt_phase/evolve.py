@@ -80,11 +80,7 @@ def evolve(
         found = _optimize([by_id[i] for i in feedback_ids], [by_id[i] for i in dev_ids], proposals, progress)
     if proposals.error is not None:
         raise proposals.error
-    if proposals.ended_early is not None:
-        logger.warning(
-            f"The prompt phase before epoch {epoch} ends early, after {spent.metric_calls} of {limit} rollouts and "
-            f"with the {len(found.candidates)} candidate(s) it has, the empty one included: {proposals.ended_early}"
-        )
+    _warn(proposals, epoch, limit, len(found.candidates))
     return EvolutionResult(
         feedback_ids=feedback_ids,
         dev_ids=dev_ids,
@@ -96,6 +92,22 @@ def evolve(
         events=dict(sorted((proposals.events + adapter.events).items())),
         ended_early=proposals.ended_early,
     )
+
+
+def _warn(proposals: ProposalStrategy, epoch: int, limit: int, candidates: int) -> None:
+    """Says why evolution ended before its time, and what to do about reflections that were cut off."""
+    spent = proposals.adapter.spent
+    if proposals.ended_early is not None:
+        logger.warning(
+            f"The prompt phase before epoch {epoch} ends early, after {spent.metric_calls} of {limit} rollouts and "
+            f"with the {candidates} candidate(s) it has, the empty one included: {proposals.ended_early}"
+        )
+    if cut_off := proposals.events["reflection_truncated"]:
+        logger.warning(
+            f"{cut_off} of {spent.rollouts['reflection']} reflections before epoch {epoch} were cut off at the limit "
+            "of their length, and no unfinished one becomes a template. Raise reflection_max_tokens: a model that "
+            "thinks first needs more of them."
+        )
 
 
 def _optimize(

@@ -1,28 +1,72 @@
-"""The guard: templates that contain markup, an answer or a quoted question are rejected. Pure.
+"""The guard: templates that are none, or contain markup, an answer or a quoted question, are rejected. Pure.
 
 The reflection model sees gold answers, and completions that a model wrote. A template that contains an answer earns
 reward on its feedback question and distils a memorised answer; one that contains a special token rewrites the chat.
 """
 
+import ast
+import json
 import re
+import unicodedata
 from collections.abc import Collection, Sequence, Set
 from typing import Literal
 
-Rejection = Literal["empty", "no_fence", "too_long", "markup", "leaked_answer", "quoted_question", "duplicate"]
+from p2o.prompt_phase.numbers import stated_numbers, states_a_result
+
+Rejection = Literal[
+    "empty",
+    "truncated",
+    "no_fence",
+    "several_fences",
+    "no_instruction",
+    "too_long",
+    "markup",
+    "leaked_answer",
+    "quoted_question",
+    "duplicate",
+]
 
 RUN = 6  # this many words of a question in a row are a quotation
 
 _MARKUP = re.compile(
-    r"<\|[^<>|\n]{1,60}\|>"  # ChatML, Llama 3, Phi, ours
+    r"<\|[^<>\n]{1,60}\|?>|<[^<>|\n]{1,60}\|>"  # ChatML, Llama 3, Phi, Gemma 4, ours
     r"|<｜[^<>\n]{1,60}｜>"  # DeepSeek
-    r"|</?(?:s|think|pad|unk|bos|eos|tool_call|tool_response)>"
-    r"|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>"
-    r"|^\s*(?:system|user|assistant|human)\s*:",
+    r"|</?(?:\w+:)?(?:s|think|thinking|thoughts?|pad|unk|bos|eos|mask|tool_calls?|tool_response|image)>"
+    r"|<(?:start|end)_of_(?:turn|image)>|<(?:unused|extra_id_)\d+>|<0x[0-9a-f]{2}>"
+    r"|\[/?(?:INST|THINK|TOOL_CALLS|AVAILABLE_TOOLS|SYSTEM_PROMPT|IMG|BOS|EOS|PAD|CLS|SEP|MASK)\]|<</?SYS>>|◁/?think▷"
+    r"|(?<!\S)/(?:no_?)?think\b"  # Qwen3's and GLM's switches
+    r"|^[ \t#*_>]*(?:system|user|assistant|human)[ \t*_]*:",
     re.IGNORECASE | re.MULTILINE,
 )
+_PLACEHOLDER = re.compile(
+    r"(?:<[^<>]*>|\[[^\[\]]*\]|\{+[^{}]*\}+|\(?(?:the |your |my )?(?:new |improved |revised |updated |final )*"
+    r"(?:instructions?|prompt|template)(?: text)?(?: (?:goes |comes )?here)?\)?|(?:insert|put|write) .{0,40} here"
+    r"|none|n/?a|null|nil|nothing|todo|tbd|empty|unchanged|same(?: as (?:before|above))?|no changes?(?: needed)?)\W*",
+    re.IGNORECASE,
+)
+_REFUSAL = re.compile(
+    r"(?:i['’]?m |i am )?(?:very |so |truly )?(?:sorry|afraid)\b.{0,20}\b(?:i|but|can|cannot)\b|i apologi[sz]e"
+    r"|unfortunately,? i\b|as an? (?:ai|large|language)\b"
+    r"|i(?: can(?:no|['’])t| am (?:not able|unable)|['’]m (?:not able|unable))\b",
+    re.IGNORECASE,
+)
+_ECHO = re.compile(
+    r"^# Example \d+\s+## Question|^## (?:Question|Answer given|Feedback)\s*$"
+    r"|I provided an assistant with the following|Your task is to write a new instruction"
+    r"|Provide the new instructions? within",
+    re.IGNORECASE | re.MULTILINE,
+)
+_CODE_LANGUAGES = frozenset(
+    "bash c c++ console cpp csharp css diff go html java javascript js php r ruby rust sh shell sql typescript".split()
+)
+_ONE_QUESTION = re.compile(
+    r"\b(?:when(?:ever)?|if|once) (?:you are |you're )?asked\b[^.\n]*?"
+    r"\b(?:how (?:many|much|long|far|old)|what|which|who|where|when)\b([^,.;:\n]*)",
+    re.IGNORECASE,
+)
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+|[^\w\s]")
-_NUMBER = re.compile(r"(?<![\w.])[-+−]?\d[\d,]*(?:\.\d+)?(?![\w])")
 _ANNOUNCES = r"(?:answer|result|solution|say|says|reply|respond|output|return|write|give|is|equals?|=|:)\W{0,12}"
+_GENERAL = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 60, 90, 100, 180, 360, 1000}  # numbers that many questions have
 
 
 def words(text: str) -> list[str]:
@@ -59,16 +103,61 @@ def leaks_answer(template: str, answer: str) -> bool:
     answer = answer.strip().strip("$.").strip()
     if not answer:
         return False
-    number = _NUMBER.fullmatch(answer)
+    number = re.fullmatch(r"[-+−]?\d[\d,]*(?:\.\d+)?", answer)
     if number:
-        digits = answer.replace(",", "").replace("−", "-").lstrip("+")
-        stated = [found.replace(",", "").replace("−", "-").lstrip("+") for found in _NUMBER.findall(template)]
         # "-14" is quoted by "14" as well: signs detach in prose such as "minus 14".
-        if len(re.sub(r"\D", "", digits)) >= 2:
-            return digits.lstrip("-") in {found.lstrip("-") for found in stated}
+        value = abs(float(answer.replace(",", "").replace("−", "-")))
+        if len(re.sub(r"\D", "", answer)) >= 2:
+            return value in {abs(stated) for stated in stated_numbers(template)}
     elif len(answer) >= 4:
         return bool(re.search(rf"(?<!\w){re.escape(answer.lower())}(?!\w)", template.lower()))
     return bool(re.search(rf"\b{_ANNOUNCES}{re.escape(answer.lower())}(?!\w)", template.lower()))
+
+
+def check_form(text: str, language: str = "") -> Rejection | None:
+    """Why this may not become a template whatever the question, or None.
+
+    Args:
+        language: that its fence names, in lower case.
+    """
+    text = text.strip()
+    if not any(character.isalnum() for character in text):
+        return "empty" if not text else "no_instruction"
+    if _PLACEHOLDER.fullmatch(text) or _REFUSAL.match(text) or _ECHO.search(text) or _is_code(text, language):
+        return "no_instruction"
+    if _MARKUP.search(text) or _has_hidden_characters(text):
+        return "markup"
+    if states_a_result(text):
+        return "leaked_answer"
+    asked = _ONE_QUESTION.findall(text)
+    if any(abs(number) not in _GENERAL for about in asked for number in stated_numbers(about)):
+        return "quoted_question"
+    return None
+
+
+def _is_code(text: str, language: str) -> bool:
+    if language in ("py", "python", "python3"):
+        try:
+            ast.parse(text)
+        except (SyntaxError, ValueError):
+            return False
+        return True
+    if language in _CODE_LANGUAGES:
+        return True
+    try:
+        return isinstance(json.loads(text), dict | list)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _has_hidden_characters(text: str) -> bool:
+    """Control characters, directions, spaces without width, halves of pairs; joiners between letters are not hidden."""
+    for before, character, after in zip(" " + text, text, text[1:] + " ", strict=False):
+        category = unicodedata.category(character)
+        joins = character in "\u200c\u200d" and not before.isascii() and not after.isascii()
+        if character == "\ufffd" or (category in ("Cc", "Cf", "Cs", "Co") and character not in "\n\t" and not joins):
+            return True
+    return False
 
 
 def check_template(
@@ -93,8 +182,10 @@ def check_template(
         return "empty"
     if len(text) > max_length:
         return "too_long"
-    if _MARKUP.search(text) or any(token in text for token in special_tokens if token.strip()):
+    if any(token in text for token in special_tokens if token.strip()):
         return "markup"
+    if (reason := check_form(text)) is not None:
+        return reason
     if any(leaks_answer(text, answer) for _, answer in questions):
         return "leaked_answer"
     quoted = _runs(text)

@@ -9,9 +9,12 @@ from typing import Any
 from gepa.proposer.reflective_mutation.reflection_lm import ReflectionProposal
 from gepa.strategies.instruction_proposal import InstructionProposalSignature
 
+from p2o.prompt_phase.extraction import extract_instruction, read_reflection
 from p2o.prompt_phase.gepa_adapter import GepaAdapter
-from p2o.prompt_phase.guard import check_template, stock_runs
+from p2o.prompt_phase.guard import Rejection, check_template, stock_runs
 from p2o.prompt_phase.types import COMPONENT, EvolutionConfig, Reflection, ReflectionError, ReflectionFn
+
+__all__ = ["ProposalStrategy", "extract_instruction", "reflection_prompt"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,17 +31,6 @@ def reflection_prompt(instruction: str, records: Sequence[Mapping[str, str]], wo
             {"current_instruction_doc": instruction, "dataset_with_feedback": records, "prompt_template": wording}
         )
     )
-
-
-def proposed_text(answer: str) -> str | None:
-    """The instruction that a reflection proposes, "" for none; None where it has no fenced block.
-
-    Proposals that a model considers in its thoughts are not its answer; thoughts without an end have none behind them.
-    """
-    answer = answer.rpartition("</think>")[2].partition("<think>")[0]
-    if answer.strip() and "```" not in answer:
-        return None
-    return str(InstructionProposalSignature.output_extractor(answer.strip())["new_instruction"]).strip()
 
 
 @dataclass
@@ -86,7 +78,7 @@ class ProposalStrategy:
         if prompts and not self.stopped():
             try:
                 for index, answer in zip(wanted, self._answers(prompts), strict=True):
-                    text = None if answer.error else self._checked(answer.text, jobs[index][1][COMPONENT])
+                    text = None if answer.error else self._checked(answer, jobs[index][1][COMPONENT])
                     if text is not None:
                         proposals[index].new_texts[COMPONENT] = text
             except ReflectionError as error:
@@ -122,29 +114,31 @@ class ProposalStrategy:
         if failed:
             self.rejections["failed"] += failed
             self.events["reflection_failed"] += failed
+        truncated = sum(r.truncated for r in reflections)
+        if truncated:
+            self.events["reflection_truncated"] += truncated
         unknown = sum(r.prompt_tokens is None for r in reflections)
         if unknown:
             self.events["reflection_usage_unknown"] += unknown
 
-    def _checked(self, answer: str, records: Sequence[Mapping[str, Any]]) -> str | None:
+    def _checked(self, answer: Reflection, records: Sequence[Mapping[str, Any]]) -> str | None:
         """The proposed template, or None where it may not become a candidate, which is counted."""
-        text = proposed_text(answer)
-        reason: str | None
-        if text is None:
-            reason = "no_fence"
-        elif text and text in self.proposed:
-            reason = "duplicate"
-        else:
-            reason = check_template(
-                text,
-                questions=[(r["Question"], self.solutions[r["Question"]]) for r in records],
-                max_length=self.config.max_template_length,
-                special_tokens=self.special_tokens,
-                stock=self.stock,
-            )
+        found = read_reflection(answer.text, answer.truncated)
+        text, reason = found.instruction, found.rejection
+        if text is not None:
+            reason = "duplicate" if text in self.proposed else self._guard(text, records)
         if reason is not None:
             self.rejections[reason] += 1
-            logger.info("Reflection rejected (%s): %.200s", reason, answer)
+            logger.info("Reflection rejected (%s): %.200s", reason, answer.text)
             return None
         self.proposed.add(str(text))
         return text
+
+    def _guard(self, text: str, records: Sequence[Mapping[str, Any]]) -> Rejection | None:
+        return check_template(
+            text,
+            questions=[(r["Question"], self.solutions[r["Question"]]) for r in records],
+            max_length=self.config.max_template_length,
+            special_tokens=self.special_tokens,
+            stock=self.stock,
+        )
