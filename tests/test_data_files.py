@@ -457,7 +457,7 @@ def test_golds_that_nobody_can_be_paid_for_are_told_whatever_the_reward_is(tmp_p
     data, report = questions(loaded, unpayable=unpayable)
     (finding,) = report.findings
     assert (finding.rows, finding.kept, report.stops, len(data)) == ((0, 1, 2), True, False, 4)
-    assert "Kept, but: 3 solution that no answer can match" in report.line() and "proof" in finding.first_rows()
+    assert "Kept with a warning: 3 solution that no answer can match" in report.line() and "proof" in finding.first_rows()
     assert not questions(loaded, unpayable=unpayable, strict=True)[1].stops, "a function of the user's may know better"
     data, report = questions(loaded, unpayable=unpayable, unparsable=lambda golds: [])
     assert data["solution"][:] == ["43"] and "3 of 4 questions dropped" in report.line()

@@ -56,7 +56,7 @@ STOPS = {
     "no such reward": (ROWS, {"reward_funcs": ["think_format"]}, "perhaps think_format_reward"),
     "half of an endpoint": (ROWS, {"reflection_base_url": "http://127.0.0.1:1/v1"}, "reflection_base_url"),
     "an unknown option": (ROWS, {"learning_rates": 1}, "learning_rates (perhaps learning_rate)"),
-    "an unheeded option": (ROWS, {"dataset_size": 3}, "dataset_size would have no effect"),
+    "an unheeded option": (ROWS, {"dataset_size": 3}, "Options without effect: dataset_size"),
 }
 
 
@@ -95,7 +95,7 @@ def test_checking_says_what_training_says(tmp_path, said, case):
     checked, trained = said("--check-only", "--config", "my.yaml"), said("--config", "my.yaml", "--output_dir", "run")
     assert checked == trained and checked[0] == 2, (checked, trained)
     assert message in checked[1] and checked[1].startswith("Error: ") and "Traceback" not in checked[1], checked[1]
-    assert not list(tmp_path.glob("run*/*")), "nothing was begun"
+    assert not list(tmp_path.glob("run*/*")), "training was not started"
 
 
 def test_what_passes_the_check_trains(tmp_path, said):
@@ -138,7 +138,7 @@ def test_every_named_set_brings_its_own(tmp_path, name, verifier):
     (tmp_path / "my.yaml").write_text(f"model_name_or_path: pico\ndataset_name: {name}\n")
     parsed = parse(["--config", str(tmp_path / "my.yaml")], str(tmp_path / "run"))
     assert parsed.arguments.reward_funcs == parsed.config["reward_funcs"] == [verifier]
-    assert any(verifier in line for line in parsed.told)
+    assert any(verifier in line for line in parsed.default_messages)
 
 
 @pytest.mark.parametrize(

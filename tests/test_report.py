@@ -79,7 +79,7 @@ def test_the_page_is_whole_and_self_contained(run):
         "evolution dev",
     ):
         assert part in page
-    assert "not all is there" not in page
+    assert "incomplete run directory" not in page
     # What a model wrote is text on this page, not markup.
     assert "<script>alert" not in page and "&lt;script&gt;alert(1)&lt;/script&gt; Go on." in page
     charts = re.search(r'id="charts">(.*?)</script>', page, re.DOTALL).group(1)

@@ -31,7 +31,7 @@ class Run:
         eval_datasets: small sets by name for the curve during training.
         final_datasets: full sets by name for before and after.
         report: what the check of the training data found; None for the embedded questions.
-        told: what was chosen where nothing was said, in lines for people.
+        default_messages: what was chosen for settings that were not given.
     """
 
     arguments: RunArguments
@@ -45,7 +45,7 @@ class Run:
     feedback: Any
     reflect: Any
     report: Report | None
-    told: list[str]
+    default_messages: list[str]
 
 
 class Parsed(NamedTuple):
@@ -55,7 +55,7 @@ class Parsed(NamedTuple):
     training: P2OConfig
     model: ModelConfig
     config: Settings
-    told: list[str]
+    default_messages: list[str]
 
 
 def parse(argv: list[str], output_dir: str) -> Parsed:
@@ -68,11 +68,11 @@ def parse(argv: list[str], output_dir: str) -> Parsed:
     path = take_option(argv, "--config")
     settings = checked(read_settings(path), option_types(), path) if path else {}
     settings |= checked(explicit(argv), option_types(), "the command line")
-    _refuse_what_the_data_has_not(settings)
-    settings, told = with_defaults(settings, has_file=path is not None)
+    _refuse_options_without_effect(settings)
+    settings, messages = with_defaults(settings, has_file=path is not None)
     missing = [name for name in ("model_name_or_path", "dataset_name") if not settings.get(name)]
     if missing:
-        raise InputError(f"The configuration names no {', no '.join(missing)}.")
+        raise InputError(f"Missing in the configuration: {', '.join(missing)}.")
     # Not among the settings that are written down: with them a run is repeated elsewhere.
     settings.pop("output_dir", None)
     try:
@@ -88,10 +88,10 @@ def parse(argv: list[str], output_dir: str) -> Parsed:
         arguments, training, model = parser.parse_args_into_dataclasses(args=[], look_for_args_file=False)
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(str(error)) from error
-    return Parsed(arguments, training, model, settings, told)
+    return Parsed(arguments, training, model, settings, messages)
 
 
-def _refuse_what_the_data_has_not(settings: Settings) -> None:
+def _refuse_options_without_effect(settings: Settings) -> None:
     """
     Raises:
         InputError: an option about data of another sort, which would have no effect.
@@ -102,10 +102,10 @@ def _refuse_what_the_data_has_not(settings: Settings) -> None:
         if name == EMBEDDED:
             without += ["dataset_path", "dataset_size", "dataset_test_split"]
     else:
-        sort, without = "no named set", ["dataset_path", "dataset_size"]
+        sort, without = "not a named set", ["dataset_path", "dataset_size"]
     found = [option for option in without if settings.get(option) is not None]
     if found:
-        raise InputError(f"{', '.join(found)} would have no effect: {name} is {sort}.")
+        raise InputError(f"Options without effect: {', '.join(found)} ({name} is {sort}).")
 
 
 def limit_verifiers(arguments: Any) -> None:
@@ -126,7 +126,7 @@ def prepare(argv: list[str], output_dir: str) -> Run:
     Raises:
         InputError: whatever cannot work, before anything is trained.
     """
-    arguments, training, model, settings, told = parse(argv, output_dir)
+    arguments, training, model, settings, messages = parse(argv, output_dir)
     if model.model_name_or_path == EMBEDDED:
         from p2o.pico import model_path
 
@@ -172,7 +172,7 @@ def prepare(argv: list[str], output_dir: str) -> Run:
         feedback=feedback,
         reflect=reflect,
         report=report,
-        told=told,
+        default_messages=messages,
     )
 
 

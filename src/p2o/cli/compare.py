@@ -52,15 +52,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated (default: %(default)s)")
     parser.add_argument("--output_dir", "--output-dir", type=Path, default=Path("runs/compare"), help="(%(default)s)")
     parser.add_argument(
-        "--total_rollouts", "--total-rollouts", type=int, default=12_000, help="every method spends this many in all"
+        "--total_rollouts", "--total-rollouts", type=int, default=12_000, help="total rollouts per method"
     )
-    parser.add_argument("--steps", type=int, help="equal optimizer steps instead, prompt phases for nothing")
+    parser.add_argument(
+        "--steps", type=int, help="equal number of optimizer steps instead; prompt-phase rollouts are not charged"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once, one thread each")
     parser.add_argument(
         "--sweep",
         metavar="OPTION=VALUE,VALUE,…",
-        help="first try every method with each value; it keeps the one with the best accuracy on the evaluation sets "
-        "of training. Ablations p2o-… take p2o's, so that they differ in one thing",
+        help="first try each value for each method and use the one with the best evaluation accuracy. Ablations "
+        "(p2o-…) use p2o's value",
     )
     parser.add_argument(
         "--sweep_seed", "--sweep-seed", type=int, default=1000, help="seed of these trials (default: %(default)s)"
@@ -173,7 +175,7 @@ def _checked(arguments: argparse.Namespace, rest: list[str]) -> tuple[list[str],
         raise InputError(f"--{option} is both swept and set.")
     if arguments.sweep_seed in seeds:
         raise InputError(
-            f"--sweep_seed {arguments.sweep_seed} is one of --seeds: choose by other runs than you report."
+            f"--sweep_seed {arguments.sweep_seed} is also one of --seeds: tune on a seed that is not reported."
         )
     return methods, seeds, Sweep(option, values, arguments.sweep_seed)
 
@@ -184,7 +186,7 @@ def _same_comparison(directory: Path, settings: dict[str, Any]) -> None:
     if path.exists():
         changed = differences(json.loads(path.read_text()), settings)
         if changed:
-            raise InputError(f"{directory} holds another comparison: {changed}. Choose another --output_dir.")
+            raise InputError(f"{directory} holds a comparison with other settings: {changed}. Choose another --output_dir.")
         return
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,10 @@ class EvalArguments(FrozenArguments):
         default=None,
         metadata={"help": "For pass@k and maj@k, such as 1,4,8; powers of two up to n, and n, when not set."},
     )
-    questions_per_batch: int = field(default=16, metadata={"help": "Questions that a kill loses at most."})
+    questions_per_batch: int = field(
+        default=16,
+        metadata={"help": "Results are saved every this many questions; at most so many are lost when killed."},
+    )
 
     def check(self) -> None:
         super().check()

@@ -38,8 +38,10 @@ from p2o.templates import Template, select_templates
 class EvolveArguments(FrozenArguments, EvolutionOptions, ReflectionOptions, FunctionArguments):
     """Options of `p2o evolve`; those of evolution and reflection are training's."""
 
-    num_generations: int = field(default=8, metadata={"help": "Bare rollouts of each question, which find hard ones."})
-    min_hard_questions: int = field(default=4, metadata={"help": "Hard questions, fewer than which are too few."})
+    num_generations: int = field(default=8, metadata={"help": "Bare rollouts per question, to find the hard ones."})
+    min_hard_questions: int = field(
+        default=4, metadata={"help": "Minimum number of hard questions; with fewer the command stops."}
+    )
     confirm_samples: int = field(
         default=4,
         metadata={"help": "Fresh answers to each dev question, bare and under each selected template; 0: none."},

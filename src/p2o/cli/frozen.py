@@ -118,10 +118,10 @@ def refuse_long_questions(tasks: Sequence[QuestionSet], model: FrozenModel, samp
             first, length = next(iter(long.items()))
             room = (model.context_length or 0) - max(long.values())
             raise InputError(
-                f"{task.name}: {len(long)} of {len(task.rows)} questions are too long, question {first} with {length} "
-                f"tokens the first: the model holds {model.context_length}, and --max_completion_length is "
+                f"{task.name}: {len(long)} of {len(task.rows)} questions are too long (e.g. question {first}: {length} "
+                f"tokens) for a context of {model.context_length} tokens with --max_completion_length "
                 f"{sampling.max_completion_length}. "
-                + (f"Lower that, to {room} at most." if room > 0 else "Shorten the questions.")
+                + (f"Lower it to at most {room}." if room > 0 else "Shorten the questions.")
             )
 
 
@@ -144,7 +144,7 @@ def open_directory(output_dir: str | None, kind: str, model: str, settings: dict
         if kept.exists():
             changed = differences(json.loads(kept.read_text()), settings)
             if changed:
-                raise InputError(f"{path} holds other work: {changed}. Choose another --output_dir.")
+                raise InputError(f"{path} holds results made with other settings: {changed}. Choose another --output_dir.")
             return path
         if path.exists() and any(path.iterdir()):
             raise InputError(f"{path} is not empty and holds nothing of `p2o {kind}`. Choose another --output_dir.")
@@ -169,7 +169,7 @@ def run(command: Callable[[list[str], Console], int], argv: list[str]) -> int:
     if not console.is_terminal:
         console.width = 180  # for tables
     errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
-    # What the libraries say to programmers is not for a watcher.
+    # Hide library warnings and progress bars that would break our output.
     disable_progress_bar()
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
@@ -181,17 +181,17 @@ def run(command: Callable[[list[str], Console], int], argv: list[str]) -> int:
         errors.print(f"Error: A gold answer cannot be read: {error}")
         return 2
     except GenerationError as error:
-        errors.print(f"Error: {error}\nWhat is finished is kept. The same command goes on from there.")
+        errors.print(f"Error: {error}\nFinished results are saved. Run the same command again to continue.")
         return 1
     except OSError as error:
         if error.errno not in NO_WRITING:
             raise
         where = f" {error.filename}" if error.filename else ""
         errors.print(
-            f"Error: Cannot write{where}: {error.strerror}.\nWhat is finished is kept. Make room, and give the "
-            "same command again: it goes on from there."
+            f"Error: Cannot write{where}: {error.strerror}.\nFinished results are saved. Make room and run the "
+            "same command again to continue."
         )
         return 1
     except KeyboardInterrupt:
-        errors.print("Interrupted; nothing that was finished is lost. The same command goes on from there.")
+        errors.print("Interrupted. Finished results are saved. Run the same command again to continue.")
         return 130

@@ -30,14 +30,14 @@ class ModelArguments:
     model: str = field(init=False, default="")  # positional
     use_vllm: bool = _option(False, "Whether vLLM in this process runs the model instead of transformers.")
     base_url: str | None = _option(
-        None, "Where MODEL is served; it is openai/NAME then, for an OpenAI-compatible server."
+        None, "Base URL of a server; MODEL is then openai/NAME for an OpenAI-compatible one."
     )
     served: bool = _option(False, "Whether MODEL is a name for litellm, with its key in the environment.")
     concurrency: int = _option(16, "Requests to a served model at once.")
     timeout: float = _option(600.0, "Seconds that a request to a served model may take.")
-    max_retries: int = _option(3, "Further attempts at a request to a served model.")
-    dtype: str = _option("auto", "Of the weights; 'auto' is the checkpoint's own, and float32 on a CPU.")
-    attn_implementation: str | None = _option(None, "Attention of transformers.")
+    max_retries: int = _option(3, "Retries per request to a served model.")
+    dtype: str = _option("auto", "Dtype of the weights; 'auto' is the checkpoint's own, and float32 on a CPU.")
+    attn_implementation: str | None = _option(None, "Attention implementation of transformers.")
     model_revision: str | None = _option(None, "Branch, tag or commit of a model on the hub.")
     trust_remote_code: bool = _option(False, "Whether to run code that comes with the model.")
     batch_size: int = _option(32, "Completions that transformers generates at once.")
@@ -73,7 +73,7 @@ class QuestionArguments(DataArguments):
     reward_func: str | None = _option(
         None, "Reward function as `module:function` in place of the verifier; more than 0 is right."
     )
-    limit: int | None = _option(None, "The first so many questions of each task.")
+    limit: int | None = _option(None, "Use only the first N questions of each task.")
     data_seed: int = _option(0, "Seed of questions that are drawn.")
 
 
@@ -81,7 +81,7 @@ class QuestionArguments(DataArguments):
 class FrozenArguments(ModelArguments, SamplingArguments, QuestionArguments):
     """What `p2o eval` and `p2o evolve` have in common."""
 
-    output_dir: str | None = _option(None, "Where the work is kept; the same command goes on there.")
+    output_dir: str | None = _option(None, "Output directory; the same command resumes there.")
 
     def check(self) -> None:
         """

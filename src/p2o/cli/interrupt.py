@@ -28,7 +28,7 @@ class Interrupt(TrainerCallback):
             again, self.asked = self.asked, True
             if again or not politely():
                 raise KeyboardInterrupt
-            print("\nFinishing this step and saving; again to stop at once.", file=sys.stderr)
+            print("\nFinishing this step and saving. Press Ctrl-C again to stop immediately.", file=sys.stderr)
 
         previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
         try:

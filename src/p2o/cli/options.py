@@ -41,38 +41,41 @@ class DataArguments:
         },
     )
     system_prompt: str | None = field(
-        default=None, metadata={"help": "Put in front of chats that have none; makes chats of texts."}
+        default=None,
+        metadata={"help": "System prompt for chats that have none; turns plain-text prompts into chats."},
     )
     answer_format: str | None = field(
-        default=None, metadata={"help": "What is expected of the answer's form, put behind each question."}
+        default=None, metadata={"help": "Answer-format instruction, appended to each question."}
     )
     prompts_as_chats: bool = field(
         default=False,
-        metadata={"help": "Whether prompts that are texts become chats. As they are, they meet no chat template."},
+        metadata={
+            "help": "Whether to turn plain-text prompts into chats. Plain text is not passed through the chat template."
+        },
     )
     cut_last_answer: bool | None = field(
         default=None,
         metadata={
-            "help": "Whether the assistant's words that a chat ends with are cut off: true, or false to let the model "
-            "go on from them. When not set, such chats are not trained on."
+            "help": "If a chat ends with an assistant message: true removes it, false lets the model continue it. When "
+            "not set, such rows are dropped."
         },
     )
     conflicts: Literal["stop", "first", "drop"] | None = field(
         default=None,
         metadata={
-            "help": "What happens to a prompt that comes with unequal gold answers: 'stop' the run, go on with the "
-            "'first', or 'drop' it. When not set: 'drop' in a named set, 'stop' in other data."
+            "help": "What to do about a prompt with different gold answers: 'stop' the run, use the 'first', or 'drop' "
+            "it. When not set: 'drop' in a named set, 'stop' in other data."
         },
     )
     verifier_timeout: float = field(
         default=Limits.seconds,
-        metadata={"help": "Seconds that the rewards 'math', 'exact' and 'gym' give one completion."},
+        metadata={"help": "Time limit per completion of the rewards 'math', 'exact' and 'gym', in seconds."},
     )
     verifier_memory: int = field(
-        default=Limits.memory_mb, metadata={"help": "Memory in MiB that one of their worker processes may take."}
+        default=Limits.memory_mb, metadata={"help": "Memory limit of one verifier process, in MiB."}
     )
     verifier_workers: int | None = field(
-        default=None, metadata={"help": "Their worker processes; as many as there are cores if unset."}
+        default=None, metadata={"help": "Number of verifier processes; one per core when not set."}
     )
 
 
@@ -98,20 +101,20 @@ class FunctionArguments:
 
 @dataclass
 class RunArguments(DataArguments, FunctionArguments):
-    """What is trained on what; the options of training are those of [`P2OConfig`]."""
+    """Options of a run: data, rewards and method. Training options are in [`P2OConfig`]."""
 
     method: str = field(
         default="p2o",
-        metadata={"help": f"What is trained by, each a few settings over the same trainer: {', '.join(METHODS)}."},
+        metadata={"help": f"Training method; each is a preset of options for the same trainer: {', '.join(METHODS)}."},
     )
     dataset_path: str | None = field(
         default=None, metadata={"help": "Folder with a copy of a named set, in place of the hub."}
     )
     dataset_size: int | None = field(
-        default=None, metadata={"help": "Questions of a named set, when not all; of a reasoning-gym one, how many."}
+        default=None, metadata={"help": "Number of questions to use from a named set; for reasoning-gym, to generate."}
     )
     strict_data: bool = field(
-        default=False, metadata={"help": "Whether a row that would be dropped stops the run instead."}
+        default=False, metadata={"help": "Stop with an error instead of dropping faulty rows."}
     )
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
     dataset_test_split: str | None = field(

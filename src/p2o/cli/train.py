@@ -38,10 +38,10 @@ RUNS = Path("runs")
 
 def train(argv: list[str]) -> int:
     """Runs the command; returns its exit code (0: done, 1: failed, 2: bad input, 130: interrupted)."""
-    # One of several processes speaks and writes.
+    # Only rank 0 prints and writes.
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), quiet=os.environ.get("RANK", "0") != "0")
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    # What the libraries say to programmers, and bars that cross ours, are not for a watcher.
+    # Hide library warnings and progress bars that would break our output.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl")
     disable_progress_bar()
     try:
@@ -50,7 +50,7 @@ def train(argv: list[str]) -> int:
         check_only = take_flag(argv, "--check_only")
         directory, argv = run_directory(argv, resume)
         run = prepare(argv, str(directory))
-        for line in run.told:
+        for line in run.default_messages:
             console.print(line, markup=False)
         if check_only:
             return _check(run, directory, resume, console)
@@ -70,20 +70,20 @@ def take_flag(argv: list[str], name: str) -> bool:
 
 
 def _check(run: Run, directory: Path, resume: bool, console: Console) -> int:
-    """Says what was found and what training would say; makes and changes nothing.
+    """Prints what the checks found and what would stop training; changes nothing.
 
     Raises:
         InputError: what would stop training.
     """
     if run.report is None:
-        console.print(f"{run.arguments.dataset_name}: {len(run.train_dataset)} questions that the package makes itself")
+        console.print(f"{run.arguments.dataset_name}: {len(run.train_dataset)} generated questions")
     else:
         console.print(run.report.table())
         if problem := run.report.problem():
             raise InputError(problem)
     _refuse_unless_writable(directory, 0, make=False)
     rehearse(run, newest_checkpoint(directory) if resume else None)
-    console.print("Fit to train on; nothing was begun.")
+    console.print("All checks passed; training was not started.")
     return 0
 
 
@@ -110,7 +110,7 @@ def run_directory(argv: list[str], resume: bool) -> tuple[Path, list[str]]:
             raise InputError(f"{named} holds no run to resume: it has no config.yaml.")
         return Path(named), argv if file else ["--config", str(config), *argv]
     if named is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("Several processes need --output_dir: each would make up a name of its own.")
+        raise InputError("Several processes need --output_dir; otherwise each process would choose its own directory.")
     if named is None:
         method = take_option(list(argv), "--method") or "p2o"
         stem = RUNS / f"{method}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -170,7 +170,7 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
         raise
     if not leads:
         return 0
-    _tell_outcome(trainer, run, directory, before, after, started, console)
+    _write_outcome(trainer, run, directory, before, after, started, console)
     return _upload(upload, run, directory, console)
 
 
@@ -210,7 +210,7 @@ def _evaluated_training(
     return before or {}, after
 
 
-def _tell_outcome(
+def _write_outcome(
     trainer: P2OTrainer,
     run: Run,
     directory: RunDirectory,
@@ -239,14 +239,14 @@ def _tell_outcome(
     if summary["bare_accuracy"]:
         console.print(outcome_table(summary))
     spent = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in state.ledger.rollouts.items())
-    console.print(f"Rollouts to train: {state.ledger.total_rollouts} (all by purpose: {spent}).")
+    console.print(f"Rollouts charged to training: {state.ledger.total_rollouts} (by purpose: {spent}).")
     if state.events:
         console.print("Events: " + ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in state.events.items()) + ".")
     console.print(
         f"{clock(summary['wall_seconds'])} in all, {summary['peak_rss_bytes'] / 1e9:.1f} GB of memory at most."
     )
     write_report([directory.path], directory.path / "report.html")
-    console.print(f"Model: {directory.path / 'model'} · what happened: {directory.path / 'report.html'}")
+    console.print(f"Model: {directory.path / 'model'} · report: {directory.path / 'report.html'}")
 
 
 def _upload(upload: Callable[[], str] | None, run: Run, directory: RunDirectory, console: Console) -> int:

@@ -61,18 +61,18 @@ def accuracy_figure(runs: list[RunData], split: str) -> go.Figure:
 
 # Metrics by epoch: section, name, caption, and whether the value is a share.
 BY_EPOCH = (
-    ("The collapse", "frac_reward_zero_std", "Share of questions whose rollouts all got the same reward.", True),
+    ("Collapsed groups", "frac_reward_zero_std", "Share of questions whose rollouts all got the same reward.", True),
     (
         "Outside the context ratio's range",
         "p2o/context_ratio/outside",
-        "Share of templated tokens that the bare policy would hardly write, or far more readily: they are masked.",
+        "Share of tokens in templated rollouts whose context ratio is out of range (masked by default).",
         True,
     ),
     ("Templates in use", "p2o/templates", "Distinct templates that the epoch's rollouts draw on.", False),
     (
         "Similarity of templates",
         "p2o/template_similarity",
-        "Mean share of words that two templates in use have in common: towards 1 they collapse into one.",
+        "Mean word overlap (Jaccard) of two templates in use; 1 means all are the same.",
         True,
     ),
     ("Response length", "completions/mean_length", "Mean tokens of a completion.", False),

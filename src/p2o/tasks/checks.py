@@ -84,7 +84,7 @@ class Report:
     def line(self) -> str:
         """The outcome in one line."""
         dropped = [f for f in self.findings if not f.stops and not f.kept]
-        kept = "".join(f" Kept, but: {len(f.rows)} {f.what}." for f in self.findings if f.kept)
+        kept = "".join(f" Kept with a warning: {len(f.rows)} {f.what}." for f in self.findings if f.kept)
         if not dropped:
             return f"{self.name}: {len(self.kept)} questions, nothing dropped.{kept}"
         kinds = ", ".join(f"{len(f.rows)} {f.what}" for f in dropped)
@@ -304,7 +304,7 @@ def _solution_fault(solution: Any) -> tuple[str, str] | None:
 
 def _kind(solution: Any) -> str:
     if isinstance(solution, bool):
-        return "true or false, not a text; write what an answer has to say, such as Yes and No"
+        return "boolean, not text; write the expected answer, e.g. Yes or No"
     if isinstance(solution, list):
         return f"list of {len(solution)}, not one text or number"
     if isinstance(solution, dict):
