@@ -201,7 +201,10 @@ def test_bad_input_is_one_clear_error_before_training(tmp_path, monkeypatch, cap
         ("warmup_ratio: 0.1\n", "warmup_ratio (here: warmup_steps"),
         ("do_eval: true\n", "Options without effect in"),
         ("resume_from_checkpoint: x\n", "use --resume"),
-        ("dataset_name: a.jsonl\ndataset_size: 5\n", "Options without effect: dataset_size (a.jsonl is not a named set)"),
+        (
+            "dataset_name: a.jsonl\ndataset_size: 5\n",
+            "Options without effect: dataset_size (a.jsonl is not a named set)",
+        ),
         ("dataset_name: gym:gcd\nprompt_column: q\n", "Options without effect: prompt_column (gym:gcd is a named set)"),
     ],
 )

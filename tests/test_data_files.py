@@ -321,8 +321,8 @@ SHAPES = {
     ),
     "a web page": ("a.parquet", b"<!DOCTYPE html>\n<html><body>Sign in</body></html>", {}, "is a web page"),
     "a web page as JSON": ("a.json", b"\n<html>Not found</html>", {}, "is a web page"),
-    "JSON as Parquet": ("a.parquet", PLAIN, {}, "is no Parquet file"),
-    "another format": ("a.xlsx", b"PK\x03\x04", {}, "is of no format that is read here"),
+    "JSON as Parquet": ("a.parquet", PLAIN, {}, "is not a Parquet file"),
+    "another format": ("a.xlsx", b"PK\x03\x04", {}, "has an unsupported format"),
 }
 
 
@@ -415,7 +415,7 @@ def test_what_was_read_in_another_way_is_told(tmp_path):
     for shape, told in (
         ("verl", "`reward_model.ground_truth`"),
         ("worked answers", "2 solutions end in `#### …`"),
-        ("a chat as JSON text", "1 prompts were chats written as text"),
+        ("a chat as JSON text", "1 prompts were chats serialized as text"),
         ("chats with the answer, cut", "1 chats ended with the assistant's answer"),
     ):
         name, content, options, _ = SHAPES[shape]
@@ -457,7 +457,9 @@ def test_golds_that_nobody_can_be_paid_for_are_told_whatever_the_reward_is(tmp_p
     data, report = questions(loaded, unpayable=unpayable)
     (finding,) = report.findings
     assert (finding.rows, finding.kept, report.stops, len(data)) == ((0, 1, 2), True, False, 4)
-    assert "Kept with a warning: 3 solution that no answer can match" in report.line() and "proof" in finding.first_rows()
+    assert (
+        "Kept with a warning: 3 solution that no answer can match" in report.line() and "proof" in finding.first_rows()
+    )
     assert not questions(loaded, unpayable=unpayable, strict=True)[1].stops, "a function of the user's may know better"
     data, report = questions(loaded, unpayable=unpayable, unparsable=lambda golds: [])
     assert data["solution"][:] == ["43"] and "3 of 4 questions dropped" in report.line()

@@ -148,7 +148,7 @@ def test_what_cannot_be_compared_is_refused(second, message):
     ("options", "message"),
     [
         ([], "either --tasks"),
-        (["--tasks", "maths500"], "There is no task 'maths500'; math500?"),
+        (["--tasks", "maths500"], "Unknown task 'maths500'; did you mean math500?"),
         (["--tasks", "pico:esay"], "the embedded world has"),
         (["--tasks", "pico:hard", "--n", "0"], "n=0 must be at least 1"),
         (["--tasks", "pico:hard", "--temperature", "0"], "evaluate with --n 1"),

@@ -109,7 +109,7 @@ def test_a_set_in_the_hubs_layout(tmp_path, named):
     assert row["prompt"][0]["content"] == f"Question {row['solution']}?\n\n{named.answer_format}"
     if named.balance:
         assert all(int(s) % 3 for s in task.dataset["solution"]), "only the difficult ones"
-    with pytest.raises(DataError, match="41 are expected"):
+    with pytest.raises(DataError, match="expected 41"):
         load_set(dataclasses.replace(small, rows=41), path=str(tmp_path))
     with pytest.raises(DataError, match="no column nowhere"):
         load_set(dataclasses.replace(small, prompt="nowhere"), path=str(tmp_path))

@@ -160,7 +160,7 @@ def _checked(arguments: argparse.Namespace, rest: list[str]) -> tuple[list[str],
     try:
         seeds = [int(seed) for seed in arguments.seeds.split(",")]
     except ValueError:
-        raise InputError(f"--seeds {arguments.seeds!r} is no list of whole numbers such as 0,1,2.") from None
+        raise InputError(f"--seeds {arguments.seeds!r} is not a list of integers such as 0,1,2.") from None
     if len(set(seeds)) < len(seeds) or len(set(methods)) < len(methods):
         raise InputError("A method or seed is named twice.")
     if arguments.sweep is None:
@@ -186,7 +186,9 @@ def _same_comparison(directory: Path, settings: dict[str, Any]) -> None:
     if path.exists():
         changed = differences(json.loads(path.read_text()), settings)
         if changed:
-            raise InputError(f"{directory} holds a comparison with other settings: {changed}. Choose another --output_dir.")
+            raise InputError(
+                f"{directory} holds a comparison with other settings: {changed}. Choose another --output_dir."
+            )
         return
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -125,7 +125,7 @@ def _ks(listed: str | None, n: int) -> list[int]:
     try:
         ks = sorted({int(k) for k in listed.split(",")})
     except ValueError:
-        raise InputError(f"--k {listed!r} is no list of whole numbers such as 1,4,8.") from None
+        raise InputError(f"--k {listed!r} is not a list of integers such as 1,4,8.") from None
     if not 1 <= ks[0] <= ks[-1] <= n:
         raise InputError(f"--k {listed}: k is from 1 to --n, which is {n}.")
     return ks
@@ -242,9 +242,7 @@ def _read(path: Path) -> Any:
         result = json.loads(path.read_text())
         result["settings"]["sampling"], result["tasks"]
     except OSError as error:
-        raise InputError(
-            f"Cannot read {path}: {error.strerror}. An evaluation leaves it when it is finished."
-        ) from None
+        raise InputError(f"Cannot read {path}: {error.strerror}. It is written when an evaluation finishes.") from None
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is no result of `p2o eval`.") from None
+        raise InputError(f"{path} is not a result of `p2o eval`.") from None
     return result

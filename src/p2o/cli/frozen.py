@@ -144,7 +144,9 @@ def open_directory(output_dir: str | None, kind: str, model: str, settings: dict
         if kept.exists():
             changed = differences(json.loads(kept.read_text()), settings)
             if changed:
-                raise InputError(f"{path} holds results made with other settings: {changed}. Choose another --output_dir.")
+                raise InputError(
+                    f"{path} holds results made with other settings: {changed}. Choose another --output_dir."
+                )
             return path
         if path.exists() and any(path.iterdir()):
             raise InputError(f"{path} is not empty and holds nothing of `p2o {kind}`. Choose another --output_dir.")

@@ -113,9 +113,7 @@ class RunArguments(DataArguments, FunctionArguments):
     dataset_size: int | None = field(
         default=None, metadata={"help": "Number of questions to use from a named set; for reasoning-gym, to generate."}
     )
-    strict_data: bool = field(
-        default=False, metadata={"help": "Stop with an error instead of dropping faulty rows."}
-    )
+    strict_data: bool = field(default=False, metadata={"help": "Stop with an error instead of dropping faulty rows."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
     dataset_test_split: str | None = field(
         default=None, metadata={"help": "Split to evaluate on, before, during and after. None when not set."}

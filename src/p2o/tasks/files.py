@@ -57,13 +57,13 @@ def refuse_what_is_no_data(path: Path) -> None:
         raise FileFault(f"{path} is XML, perhaps a server's error message, not the data.")
     if path.suffix == ".parquet":
         if not head.startswith(b"PAR1"):
-            raise FileFault(f"{path} is no Parquet file: it does not begin with PAR1.")
+            raise FileFault(f"{path} is not a Parquet file: it does not begin with PAR1.")
         if tail != b"PAR1":
             raise FileFault(f"{path} is cut off: a Parquet file ends with PAR1. Download it again.")
     elif path.suffix not in COMPRESSED:
         for magic, what in ((b"\x1f\x8b", "gzip"), (b"PK\x03\x04", "zip"), (b"PAR1", "Parquet")):
             if head.startswith(magic):
-                raise FileFault(f"{path} is a {what} file by its first bytes; its name must say so.")
+                raise FileFault(f"{path} is a {what} file; rename it with the matching suffix.")
 
 
 def read_file(path: Path) -> dict[str, Dataset]:
@@ -96,9 +96,12 @@ def _decoded(path: Path, raw: bytes, header: bool) -> str:
             try:
                 return raw.decode(encoding)
             except UnicodeDecodeError as error:
-                raise FileFault(f"{path} begins as {encoding.upper()} and is none ({error.reason}).") from None
+                name = encoding.upper()
+                raise FileFault(
+                    f"{path} starts with a {name} byte-order mark but is not valid {name} ({error.reason})."
+                ) from None
     if b"\x00" in raw[:4]:
-        raise FileFault(f"{path} looks like UTF-16 without its mark. Convert it: iconv -f UTF-16LE -t UTF-8")
+        raise FileFault(f"{path} looks like UTF-16 without a byte-order mark. Convert it: iconv -f UTF-16LE -t UTF-8")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -201,7 +204,7 @@ def _refuse_surrogates(path: Path, found: dict[str, list[Row]]) -> None:
             try:
                 json.dumps(value, ensure_ascii=False).encode()
             except UnicodeEncodeError:
-                faults.append(f"{path}, row {row}: half of a surrogate pair (\\ud8xx), which is no character.")
+                faults.append(f"{path}, row {row}: half of a surrogate pair (\\ud8xx), which is not a character.")
     if faults:
         raise FileFault("\n".join([*_first(faults), "Correct these rows or take them out."]))
 
@@ -299,7 +302,7 @@ def _feature(kind: pa.DataType) -> Any:
 
 
 def _bounded(value: Any) -> Any:
-    """The value with integers beyond 64 bits as texts and what is not finite as null: what reads it knows neither."""
+    """Integers beyond 64 bits as text and non-finite numbers as null, which the reader does not support."""
     if isinstance(value, dict):
         return {key: _bounded(item) for key, item in value.items()}
     if isinstance(value, list):

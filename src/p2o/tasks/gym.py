@@ -1,4 +1,4 @@
-"""Questions of any family of reasoning-gym, made here; each comes with its entry, by which its scorer judges."""
+"""Generates questions of any reasoning-gym family; each row has its entry, which the family's scorer needs."""
 
 import difflib
 import json
@@ -11,7 +11,7 @@ from p2o.tasks.layouts import DataError
 PREFIX = "gym:"
 ANSWER = "Put the final answer in <answer></answer>."
 ROWS = 500
-# Some families have few different questions; after so many draws for each one wanted there are no more.
+# Some families have few different questions; stop after this many draws per requested question.
 PATIENCE = 50
 ANY_ANSWER = "any answer that fulfils the question"
 
@@ -37,7 +37,7 @@ def gym_rows(name: str, seed: int, size: int, split: str, answer_format: str) ->
         _rows(name, family, level, share, derive_seed(seed, split, family, level or 0), split, answer_format)
         for (family, level), share in zip(parts, shares, strict=True)
     ]
-    # Taking turns, so that the first rows are a mixture as well.
+    # Interleaved, so that the first rows are a mixture too.
     return [row for turn in range(max(shares)) for part in made for row in part[turn : turn + 1]]
 
 
@@ -52,8 +52,8 @@ def _part(name: str, part: str) -> tuple[str, int | None]:
     if family not in families:
         near = difflib.get_close_matches(family, sorted(families), 1)
         raise DataError(
-            f"{name}: reasoning-gym has no family {family!r}{f'; {near[0]}?' if near else '.'} They are "
-            "listed at https://github.com/open-thought/reasoning-gym/blob/main/GALLERY.md."
+            f"{name}: reasoning-gym has no family {family!r}{f'; did you mean {near[0]}?' if near else '.'} See "
+            "https://github.com/open-thought/reasoning-gym/blob/main/GALLERY.md."
         )
     if reason := why_refused(family):
         raise DataError(f"{name}: {reason}. Choose another family.")
@@ -96,7 +96,7 @@ def _rows(
             break
         try:
             entry = gym[index]
-        except Exception as error:  # some families do not manage every item; the others are questions all the same
+        except Exception as error:  # some families fail to generate some items; skip those
             failure = f" The last item that it failed to make: {type(error).__name__}: {error}."
             continue
         question = entry["question"].strip()
@@ -105,7 +105,7 @@ def _rows(
         text, solution = json.dumps(entry, default=str), own_answer(entry)
         try:
             check_gold({"entry": text, "family": family})
-        except GoldError as error:  # nobody could be paid for it
+        except GoldError as error:  # no answer to it could score
             failure = f" The last item that could not be used: {error}."
             continue
         rows[question] = {
@@ -118,7 +118,7 @@ def _rows(
     if len(rows) < count:
         raise DataError(
             f"{name}: {family}{'' if level is None else f'@{level}'} has only {len(rows)} different questions for "
-            f"{split} in {settings['size']} draws, and {count} are wanted. "
-            f"Ask for fewer, or for another level.{failure}"
+            f"{split} in {settings['size']} draws; {count} were requested. "
+            f"Request fewer, or another level.{failure}"
         )
     return list(rows.values())

@@ -55,7 +55,7 @@ def load_splits(name: str, config: str | None = None, revision: str | None = Non
                 raise DataError(f"The dataset file {name} does not exist.")
             if suffix not in FILE_FORMATS:
                 known = ", ".join(FILE_FORMATS)
-                raise DataError(f"The dataset file {name} is of no format that is read here; those are {known}.")
+                raise DataError(f"The dataset file {name} has an unsupported format; supported are {known}.")
             return _read({"train": files}, FILE_FORMATS[suffix])
         if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
             saved = load_from_disk(name)
@@ -76,7 +76,7 @@ def _folder(path: Path, config: str | None) -> DatasetDict:
         if file.name not in ("dataset_infos.json", "dataset_info.json"):
             refuse_what_is_no_data(file)
     if not found:
-        raise DataError(f"The folder {path} holds no file that is read here; those are {', '.join(FILE_FORMATS)}.")
+        raise DataError(f"The folder {path} contains no file in a supported format ({', '.join(FILE_FORMATS)}).")
     builder = load_dataset_builder(str(path), config)
     splits = {str(split): [Path(file) for file in files] for split, files in (builder.config.data_files or {}).items()}
     form = FILE_FORMATS[suffix_of(found[0])]
@@ -156,7 +156,9 @@ def questions(
     prompts = [_formatted(prompt, system_prompt, answer_format, as_chat) for prompt in prompts]
     taken = [column for column in dataset.column_names if column in TAKEN]
     if taken:
-        notes.append(f"Left out: {', '.join(taken)}, names that TRL gives to what it hands to reward functions itself.")
+        notes.append(
+            f"Dropped columns {', '.join(taken)}: TRL passes arguments of these names to reward functions itself."
+        )
     report = check_questions(
         prompts, found.solutions, answered=cut_last_answer is False, name=name, notes=tuple(notes), **checks
     )
