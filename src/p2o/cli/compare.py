@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from p2o.cli.errors import InputError
-from p2o.cli.words import spelled
+from p2o.cli.words import normalized_option
 from p2o.methods import METHODS, tuned_as
 from p2o.reports.comparison import Cell, Sweep, as_table, choose, collect, draw
 from p2o.state import differences, write_json
@@ -26,7 +26,7 @@ ENDLESS = 10**6  # epochs; the budget ends a run
 def compare(argv: list[str]) -> int:
     """Runs the command; returns its exit code (0: done, 1: some run failed, 2: bad input)."""
     arguments, rest = _parser().parse_known_args(argv)
-    rest = [spelled(word) for word in rest]
+    rest = [normalized_option(word) for word in rest]
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     if not console.is_terminal:
         console.width = 180

@@ -25,9 +25,9 @@ from p2o.tasks import (
     verifier_of,
 )
 from p2o.templates import Prompt
-from p2o.verifiers import check_solutions, unpayable
+from p2o.verifiers import check_solutions, unmatchable
 
-# Rewards that read gold answers as mathematics: what they cannot read earns nobody anything.
+# Rewards that parse gold answers as mathematics: a gold answer they cannot parse always scores 0.
 MATHEMATICAL = ("math", "accuracy", "accuracy_reward", "reasoning_accuracy_reward")
 
 
@@ -76,7 +76,7 @@ def load_questions(
         finals = {}
         if test is not None and not report.stops:
             tested, test_report = questions(test, name=f"{name}, {test_split}", **mapping)
-            if problem := test_report.problem():
+            if problem := test_report.error_message():
                 raise InputError(problem)
             finals = {str(test_split): tested}
     except DataError as error:
@@ -95,7 +95,7 @@ def gold_checks(rewards: list[str], name: str) -> dict[str, Any]:
     mathematical = any(reward.replace(":", ".").rpartition(".")[2] in MATHEMATICAL for reward in rewards)
     return {
         "same": equal_golds,
-        "unpayable": unpayable,
+        "unmatchable": unmatchable,
         "unparsable": check_solutions if mathematical else None,
     }
 

@@ -16,7 +16,7 @@ from p2o.cli.frozen import charge, load_model, model_settings, open_directory, r
 from p2o.cli.frozen_options import FrozenArguments, parse
 from p2o.cli.frozen_questions import load_questions
 from p2o.cli.options import Parser
-from p2o.cli.words import spelled
+from p2o.cli.words import normalized_option
 from p2o.evaluation.comparison import compare
 from p2o.evaluation.evaluate import evaluate
 from p2o.evaluation.results import by_question, default_ks, question_key, summarise
@@ -185,7 +185,7 @@ def _compare(argv: list[str], console: Console) -> int:
         argv = ["--help"]  # argparse would complain of --compare first
     try:
         (arguments,) = parser.parse_args_into_dataclasses(
-            args=[spelled(word) for word in argv], look_for_args_file=False
+            args=[normalized_option(word) for word in argv], look_for_args_file=False
         )
         check_least(arguments, {"resamples": 100, "questions": 0})
         if len(arguments.compare) != 2:

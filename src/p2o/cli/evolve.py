@@ -124,7 +124,7 @@ def _evolve(argv: list[str], console: Console) -> int:
 
 
 def _settings(arguments: EvolveArguments, config: EvolutionConfig, tasks: list[QuestionSet]) -> dict[str, Any]:
-    """What decides the outcome; work that was begun under another value cannot go on."""
+    """Settings that change the outcome; a directory is only resumed under the same ones."""
     names = (
         *("num_generations", "near_hard", "min_hard_questions", "verifier", "reward_func", "feedback_func"),
         *("reflection_model", "reflection_base_url", "reflection_func", "confirm_samples"),

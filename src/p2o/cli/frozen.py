@@ -31,7 +31,7 @@ NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 
 def model_settings(arguments: FrozenArguments) -> dict[str, Any]:
-    """What decides the completions, beside sampling; work that was begun under another value cannot go on."""
+    """Settings that change completions, besides sampling; a directory is only resumed under the same ones."""
     engine = "served" if arguments.served else "vllm" if arguments.use_vllm else "transformers"
     settings: dict[str, Any] = {"model": arguments.model, "engine": engine}
     if engine == "served":
@@ -125,14 +125,14 @@ def refuse_long_questions(tasks: Sequence[QuestionSet], model: FrozenModel, samp
             )
 
 
-# -- where it is kept --------------------------------------------------------------------------------------------------
+# -- output directory -------------------------------------------------------------------------------------------------
 
 
 def open_directory(output_dir: str | None, kind: str, model: str, settings: dict[str, Any]) -> Path:
-    """The directory of this very work, where it goes on, or a new one. Without a name it is named after its settings.
+    """The output directory: an existing one with the same settings is resumed. Default name: a hash of the settings.
 
     Raises:
-        InputError: it holds other work, named by what differs; it cannot be written to.
+        InputError: it holds results made with other settings, naming the differences; it cannot be written to.
     """
     path = Path(output_dir) if output_dir else None
     if path is None:
@@ -149,7 +149,7 @@ def open_directory(output_dir: str | None, kind: str, model: str, settings: dict
                 )
             return path
         if path.exists() and any(path.iterdir()):
-            raise InputError(f"{path} is not empty and holds nothing of `p2o {kind}`. Choose another --output_dir.")
+            raise InputError(f"{path} is not empty and has no results of `p2o {kind}`. Choose another --output_dir.")
         path.mkdir(parents=True, exist_ok=True)
         write_json(kept, settings)
     except OSError as error:
@@ -160,7 +160,7 @@ def open_directory(output_dir: str | None, kind: str, model: str, settings: dict
 
 
 def charge(ledger: Ledger, purpose: Purpose, samples: Iterable[Sample]) -> None:
-    """Adds what the samples cost."""
+    """Adds the tokens of the samples to the ledger."""
     for sample in samples:
         ledger.add(purpose, 1, sample.prompt_tokens or 0, sample.completion_tokens or 0)
 

@@ -8,7 +8,7 @@ from p2o.cli.defaults import EMBEDDED, EMBEDDED_RECIPE
 from p2o.cli.errors import InputError
 from p2o.cli.options import DataArguments, Parser, option_types, refuse_unknown
 from p2o.cli.settings import checked, read_settings
-from p2o.cli.words import spelled, take_option
+from p2o.cli.words import normalized_option, take_option
 from p2o.completions import Sampling
 from p2o.engines.endpoint import check_base_url
 from p2o.options import check_least
@@ -121,7 +121,7 @@ def parse(
     Raises:
         InputError: an unknown option, a value that no option can have, a configuration that cannot be read.
     """
-    argv = [spelled(word) for word in argv]
+    argv = [normalized_option(word) for word in argv]
     path = take_option(argv, "--config")
     parser = Parser(
         kind,
@@ -130,7 +130,7 @@ def parse(
         description=f"{description} --config FILE.yaml, a configuration of training, sets options of the same name.",
     )
     parser.add_argument("model", metavar="MODEL", help="a checkpoint, a name on the hub, 'pico', or what is served")
-    argv = _with_truth(argv, parser)
+    argv = _with_explicit_flags(argv, parser)
     named, rest = parser.parse_known_args(argv)
     refuse_unknown(rest, {action.dest for action in parser._actions})
     path = path or (str(EMBEDDED_RECIPE) if named.model == EMBEDDED else None)
@@ -145,8 +145,8 @@ def parse(
     return arguments
 
 
-def _with_truth(argv: list[str], parser: Parser) -> list[str]:
-    """The words with a value for flags that have none: argparse would take the next word, MODEL perhaps, for it."""
+def _with_explicit_flags(argv: list[str], parser: Parser) -> list[str]:
+    """The words with `true` after flags without a value: argparse would take the next word, MODEL perhaps, as it."""
     flags = {name for action in parser._actions if action.nargs == "?" for name in action.option_strings}
     words = []
     for word, following in zip(argv, [*argv[1:], "--"], strict=True):

@@ -74,7 +74,7 @@ def _own_questions(arguments: FrozenArguments, own: ScoreFn | None, say: Any) ->
         name=name,
         **gold_checks([verifier] if own is None else [], name),
     )
-    if problem := report.problem():
+    if problem := report.error_message():
         raise InputError(problem)
     for line in (*report.notes, *([report.line()] if report.findings else [])):
         say(line)

@@ -159,8 +159,8 @@ class Parser(TrlParser):
         raise InputError(f"{message[0].upper()}{message[1:]}.")
 
 
-# What TRL and transformers take beside the type that they state, and what they look at when it is late.
-ALSO_TRUTHS = ("fsdp", "scale_rewards")
+# Options that accept booleans besides their declared type, and choices that TRL checks late.
+ALSO_BOOLEANS = ("fsdp", "scale_rewards")
 CHOICES = {
     "importance_sampling_level": ("token", "sequence"),
     "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"),
@@ -188,7 +188,7 @@ def option_types() -> dict[str, Any]:
         for option in dataclasses.fields(owner):
             choices = CHOICES.get(option.name) or option.metadata.get("choices")
             kind = Literal[tuple(choices)] if choices else hints[option.name]
-            kinds[option.name] = kind | bool if option.name in ALSO_TRUTHS else kind
+            kinds[option.name] = kind | bool if option.name in ALSO_BOOLEANS else kind
     return kinds
 
 

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from p2o.cli.errors import InputError
-from p2o.cli.words import spelled
+from p2o.cli.words import normalized_option
 from p2o.tasks.layouts import gold_of, part_of
 from p2o.verifiers import COLUMNS, REASONS, VERIFIERS, Limits, Pool, Verdict, check_solutions, verify_stream
 
@@ -25,7 +25,7 @@ GOLDS_AT_ONCE = 10_000
 def score(argv: list[str]) -> int:
     """Runs the command; returns its exit code (0: done, 2: bad input, 130: interrupted)."""
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False, soft_wrap=True)
-    arguments = _parser().parse_args([spelled(word) for word in argv])
+    arguments = _parser().parse_args([normalized_option(word) for word in argv])
     try:
         return _score(arguments, console)
     except InputError as error:

@@ -24,11 +24,11 @@ from p2o.cli.console import Watch, bare_accuracies, clock, outcome_table
 from p2o.cli.data import hub_name
 from p2o.cli.errors import InputError
 from p2o.cli.interrupt import Interrupt
-from p2o.cli.preflight import make_trainer, refuse_other_checkpoint, rehearse
+from p2o.cli.preflight import check_trainer_builds, make_trainer, refuse_other_checkpoint
 from p2o.cli.run_directory import RunDirectory, check_writable
 from p2o.cli.settings import read_settings
-from p2o.cli.upload import take_upload
-from p2o.cli.words import spelled, take_option
+from p2o.cli.upload import prepare_upload
+from p2o.cli.words import normalized_option, take_option
 from p2o.reports.page import write_report
 from p2o.state import CheckpointError, write_json
 from p2o.trainer import P2OTrainer
@@ -45,7 +45,7 @@ def train(argv: list[str]) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl")
     disable_progress_bar()
     try:
-        argv = [spelled(word) for word in argv]
+        argv = [normalized_option(word) for word in argv]
         resume = take_flag(argv, "--resume")
         check_only = take_flag(argv, "--check_only")
         directory, argv = run_directory(argv, resume)
@@ -54,7 +54,7 @@ def train(argv: list[str]) -> int:
             console.print(line, markup=False)
         if check_only:
             return _check(run, directory, resume, console)
-        if run.report and (problem := run.report.problem()):
+        if run.report and (problem := run.report.error_message()):
             raise InputError(problem)
         return _train(run, RunDirectory(directory), resume, console)
     except InputError as error:
@@ -79,10 +79,10 @@ def _check(run: Run, directory: Path, resume: bool, console: Console) -> int:
         console.print(f"{run.arguments.dataset_name}: {len(run.train_dataset)} generated questions")
     else:
         console.print(run.report.table())
-        if problem := run.report.problem():
+        if problem := run.report.error_message():
             raise InputError(problem)
     _refuse_unless_writable(directory, 0, make=False)
-    rehearse(run, newest_checkpoint(directory) if resume else None)
+    check_trainer_builds(run, newest_checkpoint(directory) if resume else None)
     console.print("All checks passed; training was not started.")
     return 0
 
@@ -125,7 +125,7 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
     _refuse_unless_writable(directory.path, 0)
     if run.arguments.num_threads:
         torch.set_num_threads(run.arguments.num_threads)
-    upload = take_upload(run, directory.path)
+    upload = prepare_upload(run, directory.path)
     run.training.model_init_kwargs = {
         "revision": run.model.model_revision,
         "trust_remote_code": run.training.trust_remote_code,

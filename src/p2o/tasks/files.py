@@ -36,7 +36,7 @@ def suffix_of(path: Path) -> str:
     return (path.with_suffix("").suffix if path.suffix in COMPRESSED else path.suffix).lower()
 
 
-def refuse_what_is_no_data(path: Path) -> None:
+def check_is_data_file(path: Path) -> None:
     """
     Raises:
         FileFault: an empty file, a Git LFS pointer, a web page, a format other than the name says.
@@ -72,7 +72,7 @@ def read_file(path: Path) -> dict[str, Dataset]:
     Raises:
         FileFault: it cannot be read; the first rows at fault are named.
     """
-    refuse_what_is_no_data(path)
+    check_is_data_file(path)
     try:
         with fsspec.open(str(path), "rb", compression="infer") as file:
             raw = file.read()

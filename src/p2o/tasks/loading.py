@@ -15,7 +15,7 @@ from datasets import (
 )
 
 from p2o.tasks.checks import Report, check_questions
-from p2o.tasks.files import FILE_FORMATS, as_dataset, columns_of, read_file, refuse_what_is_no_data, suffix_of
+from p2o.tasks.files import FILE_FORMATS, as_dataset, check_is_data_file, columns_of, read_file, suffix_of
 from p2o.tasks.layouts import SOLUTION, DataError, read_columns
 from p2o.templates import last_user_message
 
@@ -74,7 +74,7 @@ def _folder(path: Path, config: str | None) -> DatasetDict:
     found = [file for file in sorted(path.rglob("*")) if suffix_of(file) in FILE_FORMATS and file.is_file()]
     for file in found:
         if file.name not in ("dataset_infos.json", "dataset_info.json"):
-            refuse_what_is_no_data(file)
+            check_is_data_file(file)
     if not found:
         raise DataError(f"The folder {path} contains no file in a supported format ({', '.join(FILE_FORMATS)}).")
     builder = load_dataset_builder(str(path), config)
@@ -89,7 +89,7 @@ def _read(splits: dict[str, list[Path]], form: str) -> DatasetDict:
     """The files of every split, one after the other."""
     if form not in READ_HERE:
         for file in (file for files in splits.values() for file in files):
-            refuse_what_is_no_data(file)
+            check_is_data_file(file)
         return load_dataset(form, data_files={split: [str(f) for f in files] for split, files in splits.items()})
     parts: dict[str, list[Dataset]] = {}
     for split, files in splits.items():

@@ -185,7 +185,7 @@ def load_task(
         answer_format: in place of the set's own; "" for none.
 
     Raises:
-        DataError: no such set, level or split; not to be had; or not as expected in columns, types or number of rows.
+        DataError: no such set, level or split; not available; or not as expected in columns, types or number of rows.
     """
     if limit is not None and limit < 1:
         raise DataError(f"{name}: limit={limit} must be at least 1.")
