@@ -72,8 +72,8 @@ def refuse_missing_columns(functions: Sequence[Any], names: Sequence[str], colum
         has = ", ".join(columns)
         if missing == ["solution"]:
             raise InputError(
-                f"The reward {name} needs gold answers, but the data has none; its columns are {has}. Name their column with "
-                "--solution_column, or another reward with --reward_funcs."
+                f"The reward {name} needs gold answers, but the data has none; its columns are {has}. Name the column "
+                "of the gold answers with --solution_column, or another reward with --reward_funcs."
             )
         raise InputError(f"The reward {name} needs the column {', '.join(missing)}; the data has the columns {has}.")
 

@@ -86,7 +86,7 @@ def choice_probabilities(
 def complete(
     family: str, entry: dict[str, Any], choices: ChoiceProbabilities, rng: random.Random, guess: bool = False
 ) -> str:
-    """A completion sampled with these choice probabilities. With `guess`, a jumped answer is wrong, as the model's would be."""
+    """A completion sampled with these probabilities. With `guess`, an answer without work is wrong."""
     right = world.direct_answer(family, entry)
     jumped = _beside(right, rng) if guess else right
     if rng.random() >= choices.work:
@@ -290,7 +290,7 @@ class Source:
         return [rng.choice(TRAINED_FAMILIES) for _ in range(3)]
 
     def improved(self, current: Instruction | None, failed: list[str]) -> Instruction:
-        """A simulated imperfect reflection: usually adds the right method for a failed question, or 'write every step'."""
+        """A simulated imperfect reflection: usually adds the right method for a failed family, or care."""
         rng = self.rng
         current = current or Instruction()
         known = bool(current.qualified or current.unqualified)

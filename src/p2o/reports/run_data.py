@@ -92,7 +92,7 @@ def _mapping(value: Any, keys: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def hard_set_transitions(run: RunData) -> list[tuple[str, str, int]]:
-    """Number of questions per transition between the states of successive epochs: hard, solved with template, solved bare.
+    """Number of questions per transition between states of successive epochs: hard, solved with template, solved bare.
 
     A question that is hard before epoch e is sampled under a template in e; if it leaves the hard set then, it is
     sampled bare in e + 1, and counts as solved bare if it does not become hard again.
