@@ -140,7 +140,7 @@ def test_nothing_hard_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main([*COMMAND, "--reward_func", "always:all_right", "--output_dir", "out"]) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "0 hard questions are fewer than --min_hard_questions 8. Take harder questions" in said
+    assert "0 hard questions are fewer than --min_hard_questions 8. Use harder questions" in said
 
 
 @pytest.mark.parametrize(

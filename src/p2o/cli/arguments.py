@@ -1,4 +1,4 @@
-"""A run of `p2o train` before it begins: its settings, data, rewards and feedback, all checked."""
+"""Prepares a run of `p2o train`: settings, data, rewards and feedback, all checked."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,8 @@ class Run:
     """Everything needed to train, checked.
 
     Args:
-        config: the settings as one YAML mapping, from which the run can be repeated; the method is named in it, what it
-            implies is not.
+        config: the settings as one YAML mapping, from which the run can be repeated; includes the method's name, not
+            the options that it presets.
         eval_datasets: small sets by name for the curve during training.
         final_datasets: full sets by name for before and after.
         report: what the check of the training data found; None for the embedded questions.
@@ -49,7 +49,7 @@ class Run:
 
 
 class Parsed(NamedTuple):
-    """What a command line and its configuration file come to; see [`Run`]."""
+    """The parsed command line and configuration file; see [`Run`]."""
 
     arguments: RunArguments
     training: P2OConfig
@@ -73,7 +73,7 @@ def parse(argv: list[str], output_dir: str) -> Parsed:
     missing = [name for name in ("model_name_or_path", "dataset_name") if not settings.get(name)]
     if missing:
         raise InputError(f"Missing in the configuration: {', '.join(missing)}.")
-    # Not among the settings that are written down: with them a run is repeated elsewhere.
+    # Not saved with the settings, which may be used to repeat the run in another directory.
     settings.pop("output_dir", None)
     try:
         effective = with_method(settings)
@@ -94,7 +94,7 @@ def parse(argv: list[str], output_dir: str) -> Parsed:
 def _refuse_options_without_effect(settings: Settings) -> None:
     """
     Raises:
-        InputError: an option about data of another sort, which would have no effect.
+        InputError: an option for another kind of data, which would have no effect.
     """
     name = str(settings.get("dataset_name") or EMBEDDED)
     if is_task(name):
@@ -124,7 +124,7 @@ def prepare(argv: list[str], output_dir: str) -> Run:
     """Parses, loads and checks.
 
     Raises:
-        InputError: whatever cannot work, before anything is trained.
+        InputError: settings or data that cannot be trained on.
     """
     arguments, training, model, settings, messages = parse(argv, output_dir)
     if model.model_name_or_path == EMBEDDED:
@@ -155,8 +155,8 @@ def prepare(argv: list[str], output_dir: str) -> Run:
             refuse_missing_columns(rewards, names, data.column_names)
         if training.eval_strategy != "no" and not eval_datasets:
             raise InputError(
-                f"eval_strategy is {training.eval_strategy}, and there is nothing to evaluate on: name the questions "
-                "with dataset_test_split, or leave eval_strategy out."
+                f"eval_strategy is {training.eval_strategy}, but there are no evaluation questions: set "
+                "dataset_test_split, or leave eval_strategy out."
             )
     if not arguments.evaluate_before_and_after:
         final_datasets = {}
@@ -182,4 +182,4 @@ def _refuse_without_weights(name: str) -> None:
         InputError: a directory without a model in it.
     """
     if Path(name).is_dir() and not any(Path(name).glob("*.safetensors")) and not any(Path(name).glob("*.bin")):
-        raise InputError(f"{name} holds no model: there is no .safetensors file in it.")
+        raise InputError(f"{name} is not a model directory: it has no .safetensors or .bin file.")

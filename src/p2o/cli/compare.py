@@ -20,7 +20,7 @@ from p2o.reports.comparison import Cell, Sweep, as_table, choose, collect, draw
 from p2o.state import differences, write_json
 
 DEFAULT_METHODS = "p2o,grpo,grpo-2x,dapo"
-ENDLESS = 10**6  # epochs; the budget ends a run
+ENDLESS = 10**6  # epochs; a run ends at its budget
 
 
 def compare(argv: list[str]) -> int:
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="p2o compare",
         allow_abbrev=False,  # --seed is an option of `p2o train`, and no short form of --seeds
         description=__doc__,
-        epilog="Every other option goes to `p2o train`, for all methods alike: --config, --learning_rate, …",
+        epilog="All other options are passed to `p2o train`, for every method: --config, --learning_rate, …",
     )
     parser.add_argument("--methods", default=DEFAULT_METHODS, help=f"of {', '.join(METHODS)} (default: %(default)s)")
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated (default: %(default)s)")
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Where the runs are and what they have in common.
+    """The directory of the runs and their common options.
 
     Args:
         jobs: runs at once.
@@ -99,10 +99,10 @@ class Comparison:
 def _compare(
     comparison: Comparison, methods: list[str], seeds: list[int], sweep: Sweep | None, console: Console
 ) -> int:
-    """Runs what is not finished and shows the result; returns the exit code.
+    """Runs the unfinished cells and shows the result; returns the exit code.
 
     Raises:
-        InputError: a sweep without evaluations to choose by.
+        InputError: a sweep without evaluation results.
     """
     chosen: dict[str, Any] = {}
     if sweep:

@@ -1,4 +1,4 @@
-"""`p2o eval`: n answers to every question of some tasks; avg@n, pass@k, maj@k; two evaluations compared."""
+"""`p2o eval`: n answers to every question; avg@n, pass@k, maj@k; comparison of two evaluations."""
 
 import hashlib
 import json
@@ -170,8 +170,8 @@ class CompareArguments:
     compare: list[str] = field(metadata={"help": f"The first and the second: {RESULT}, or its directory."})
     seed: int = field(default=0, metadata={"help": "Seed of the bootstrap."})
     resamples: int = field(default=10_000, metadata={"help": "Resamples of the bootstrap."})
-    questions: int = field(default=10, metadata={"help": "How many questions that differ are shown."})
-    output: str | None = field(default=None, metadata={"help": "A JSON file for all of it."})
+    questions: int = field(default=10, metadata={"help": "Maximum number of differing questions to show."})
+    output: str | None = field(default=None, metadata={"help": "JSON file for the complete comparison."})
 
 
 def _compare(argv: list[str], console: Console) -> int:
@@ -182,7 +182,7 @@ def _compare(argv: list[str], console: Console) -> int:
         "over questions of the difference of avg@n and, with n = 1, the exact McNemar test.",
     )
     if "--help" in argv or "-h" in argv:
-        argv = ["--help"]  # argparse would complain of --compare first
+        argv = ["--help"]  # argparse would report --compare first
     try:
         (arguments,) = parser.parse_args_into_dataclasses(
             args=[normalized_option(word) for word in argv], look_for_args_file=False
@@ -226,7 +226,7 @@ def _comparison_table(compared: dict[str, Any], seed: int) -> Table:
 
 
 def _questions_table(task: str, questions: list[dict[str, Any]], shown: int) -> Table:
-    table = Table(title=f"{task}: {len(questions)} questions differ, most of all these")
+    table = Table(title=f"{task}: {len(questions)} questions differ; the largest differences")
     for heading in ("question", "first", "second", "text"):
         table.add_column(heading, justify="left" if heading == "text" else "right")
     for q in questions[:shown]:

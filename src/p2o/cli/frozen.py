@@ -1,4 +1,4 @@
-"""What `p2o eval` and `p2o evolve` share: a frozen model by options, the directory of the work, errors as messages."""
+"""Shared by `p2o eval` and `p2o evolve`: loading a frozen model, the output directory, errors as messages."""
 
 import errno
 import hashlib

@@ -62,7 +62,7 @@ class SamplingArguments:
 
 @dataclass
 class QuestionArguments(DataArguments):
-    """The questions: named tasks, or data of the user's."""
+    """Options of the questions: named tasks, or a custom data set."""
 
     tasks: str | None = _option(None, "Names such as math500,aime24,gym:chain_sum,pico:hard; see p2o.tasks.named.")
     dataset_split: str = _option("train", "Split of the data.")
@@ -99,20 +99,20 @@ class FrozenArguments(ModelArguments, SamplingArguments, QuestionArguments):
         if self.verifier is not None and self.verifier not in VERIFIERS:
             raise ValueError(f"verifier={self.verifier!r} is unknown; choose one of {', '.join(VERIFIERS)}.")
         if self.verifier and not self.dataset_name:
-            raise ValueError("--verifier is for --dataset; a task brings its own.")
+            raise ValueError("--verifier is for --dataset; a task has a fixed verifier.")
         if self.base_url:
             check_base_url("base_url", self.base_url)
             self.served = True
         if self.served and (self.use_vllm or self.top_k):
-            raise ValueError("A served model goes with neither --use_vllm nor --top_k.")
+            raise ValueError("A served model cannot be combined with --use_vllm or --top_k.")
 
 
 def parse(
     kind: type[Arguments], argv: Sequence[str], *, prog: str, description: str, takes_dataset: bool = False
 ) -> Arguments:
-    """The options of a command, over those of `--config`, a training configuration whose names they share.
+    """Parses the options of a command, which override those of `--config`, a training configuration.
 
-    The embedded model brings its recipe where there is no configuration.
+    Without a configuration, the embedded model has the settings of its recipe.
 
     Args:
         kind: dataclass of the options.
@@ -157,7 +157,7 @@ def _with_explicit_flags(argv: list[str], parser: Parser) -> list[str]:
 
 
 def _set_defaults(parser: Parser, path: str, own_data: bool) -> None:
-    """Takes the options that a training configuration sets for defaults, all but those that only training has."""
+    """Uses the settings of a training configuration as defaults, except those that only training has."""
     names = {action.dest for action in parser._actions}
     settings = checked(read_settings(path), {**dict.fromkeys(names, Any), **option_types()}, path)
     left_out = {"seed", "output_dir", *(() if own_data else ("dataset_name",))}

@@ -59,8 +59,8 @@ def refuse_missing_columns(functions: Sequence[Any], names: Sequence[str], colum
     """
     Args:
         functions: the rewards.
-        names: theirs, as they were asked for.
-        columns: of the data, as it is trained on.
+        names: their names as given in the options.
+        columns: of the mapped data.
 
     Raises:
         InputError: a reward that needs a missing column, and would fail on its first batch.

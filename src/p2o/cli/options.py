@@ -1,4 +1,4 @@
-"""The options of `p2o train`, and what is said on its command line."""
+"""The options of `p2o train`, and the parser of its command line."""
 
 import argparse
 import dataclasses
@@ -19,7 +19,7 @@ from p2o.verifiers import Limits
 
 @dataclass
 class DataArguments:
-    """Which data the questions come from, how they are read, and the limits of verifiers."""
+    """Options of the data: source, columns, layout; and the limits of verifiers."""
 
     dataset_name: str | None = field(
         default=None,
@@ -36,8 +36,8 @@ class DataArguments:
     prompt_column: str = field(
         default="prompt",
         metadata={
-            "help": "Column with the questions, texts or chats. The answers' is `solution_column`. A part of a column "
-            "of mappings is `column.part`, such as reward_model.ground_truth."
+            "help": "Column with the questions, texts or chats; `solution_column` is that of the answers. Part of a "
+            "column of mappings: `column.part`, such as reward_model.ground_truth."
         },
     )
     system_prompt: str | None = field(
@@ -81,7 +81,7 @@ class DataArguments:
 
 @dataclass
 class FunctionArguments:
-    """Functions of the user's in place of our feedback and of a reflection model."""
+    """Custom functions that replace the built-in feedback and the reflection model."""
 
     feedback_func: str | None = field(
         default=None,
@@ -94,7 +94,7 @@ class FunctionArguments:
         default=None,
         metadata={
             "help": "Reflection model as `module:function`, see `P2OTrainer(reflect=…)`; 'pico' is a teacher that "
-            "knows the embedded world. It takes the place of `reflection_model`."
+            "knows the embedded world. It replaces `reflection_model`."
         },
     )
 
@@ -120,7 +120,7 @@ class RunArguments(DataArguments, FunctionArguments):
     )
     evaluate_before_and_after: bool = field(
         default=True,
-        metadata={"help": "Whether to evaluate in full before and after training, beside the curve during it."},
+        metadata={"help": "Whether to evaluate in full before and after training, in addition to the curve during it."},
     )
     reward_funcs: list[str] | None = field(
         default=None,
@@ -130,11 +130,13 @@ class RunArguments(DataArguments, FunctionArguments):
             "working directory is a module too. When not set: the verifier of a named set, 'math' for other data."
         },
     )
-    num_threads: int | None = field(default=None, metadata={"help": "CPU threads for torch; its own choice if unset."})
+    num_threads: int | None = field(
+        default=None, metadata={"help": "CPU threads for torch; torch's default when not set."}
+    )
 
 
 class Parser(TrlParser):
-    """A parser of options, by default of those of `p2o train`, which raises instead of printing how it is used.
+    """A parser of options, by default of those of `p2o train`, which raises instead of printing its usage.
 
     Args:
         kinds: dataclasses whose fields are the options.
@@ -150,8 +152,8 @@ class Parser(TrlParser):
             settings = {
                 "prog": "p2o train",
                 "description": "Trains a model; without options, the embedded world. --config FILE.yaml sets any of "
-                "the options below, which override it. --resume goes on with the run in --output_dir, or with the "
-                "newest under runs/.",
+                "the options below, which override it. --resume continues the run in --output_dir, or the newest "
+                "one under runs/.",
             }
         super().__init__(list(kinds), conflict_handler="resolve", **settings)
 
@@ -166,7 +168,7 @@ CHOICES = {
     "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"),
     "vllm_mode": ("colocate", "server"),
 }
-# A least value of options that would fail in a division or do nothing.
+# Minimum of options that would otherwise fail in a division or do nothing.
 LEAST = {
     "gradient_accumulation_steps": 1,
     "max_completion_length": 1,
@@ -193,7 +195,7 @@ def option_types() -> dict[str, Any]:
 
 
 def explicit(argv: list[str]) -> Settings:
-    """Only what the command line itself says.
+    """Only the options given on the command line.
 
     Raises:
         InputError: as [`Parser`].
@@ -203,9 +205,9 @@ def explicit(argv: list[str]) -> Settings:
         action.required = False
         if action.dest != "help":
             action.default = argparse.SUPPRESS
-    said, rest = parser.parse_known_args(argv)
+    given, rest = parser.parse_known_args(argv)
     refuse_unknown(rest, option_types())
-    return vars(said)
+    return vars(given)
 
 
 def refuse_unknown(rest: list[str], known: Iterable[str]) -> None:

@@ -118,11 +118,11 @@ def _write(file: Any, index: int, verdict: Verdict) -> None:
 
 @dataclass
 class _Tally:
-    """What has been found so far.
+    """Counts of the verdicts so far.
 
     Args:
-        reasons: by reason, the completions.
-        unscored: by reason, those of them without a reward.
+        reasons: completions by reason.
+        unscored: completions without a reward, by reason.
         total: sum of the rewards.
     """
 
@@ -207,7 +207,7 @@ def _problem(row: dict[str, Any], arguments: argparse.Namespace) -> str | None:
 
 
 def _gold(row: dict[str, Any], column: str) -> Any:
-    """The gold answer as training would have it."""
+    """The gold answer, unwrapped as in training."""
     return gold_of(part_of(row, column))[0]
 
 
@@ -218,7 +218,7 @@ def _text(completion: Any) -> str | None:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Line numbers from 1, with the row or what is wrong with it."""
+    """Line numbers from 1, each with the row or an error message."""
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):

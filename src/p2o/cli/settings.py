@@ -14,7 +14,7 @@ from p2o.cli.errors import InputError
 
 Settings = dict[str, Any]
 
-# Names that other trainers use for an option, and ours. 'nothing: …' where there is none.
+# Names that other trainers use for an option, and ours. 'nothing: …' if there is no counterpart.
 OTHER_NAMES = {
     "attn_impl": "attn_implementation",
     "benchmarks": "dataset_test_split",

@@ -1,4 +1,4 @@
-"""`p2o train`: evaluate, train, evaluate again, and leave a directory that explains itself."""
+"""`p2o train`: evaluates, trains, evaluates again and writes a self-describing directory."""
 
 import os
 import resource
@@ -88,9 +88,9 @@ def _check(run: Run, directory: Path, resume: bool, console: Console) -> int:
 
 
 def run_directory(argv: list[str], resume: bool) -> tuple[Path, list[str]]:
-    """Where the run lives, by the command line or the configuration, and the command line with what that implies.
+    """The run's directory, by the command line or the configuration, and the command line without that option.
 
-    A resumed run brings its configuration.
+    For a resumed run, its configuration is added to the command line.
 
     Raises:
         InputError: nothing to resume, or a directory that already holds a run.
@@ -98,12 +98,12 @@ def run_directory(argv: list[str], resume: bool) -> tuple[Path, list[str]]:
     file = take_option(list(argv), "--config")
     named = take_option(argv, "--output_dir") or (read_settings(file).get("output_dir") if file else None)
     if named is not None and not isinstance(named, str):
-        raise InputError(f"{file}: output_dir: {named!r} is no path.")
+        raise InputError(f"{file}: output_dir: {named!r} is not a path.")
     if resume:
         if named is None:
             runs = sorted(RUNS.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
             if not runs:
-                raise InputError(f"There is no run in {RUNS}/ to resume; name one with --output_dir.")
+                raise InputError(f"No run to resume in {RUNS}/; name one with --output_dir.")
             named = str(runs[-1].parent)
         config = Path(named) / "config.yaml"
         if not config.exists():
@@ -117,7 +117,7 @@ def run_directory(argv: list[str], resume: bool) -> tuple[Path, list[str]]:
         names = chain([stem], (Path(f"{stem}-{i}") for i in count(2)))
         named = str(next(path for path in names if not path.exists()))
     elif (Path(named) / "config.yaml").exists():
-        raise InputError(f"{named} already holds a run: go on with --resume, or choose another --output_dir.")
+        raise InputError(f"{named} already holds a run: continue it with --resume, or choose another --output_dir.")
     return Path(named), argv
 
 
@@ -160,13 +160,13 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
     except CheckpointError as error:
         raise InputError(str(error)) from error
     except KeyboardInterrupt:
-        console.print(f"Interrupted; nothing is lost. Go on with: p2o train --resume --output_dir {directory.path}")
+        console.print(f"Interrupted; nothing is lost. Continue with: p2o train --resume --output_dir {directory.path}")
         return 130
     except Exception as error:
         for note in (f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])):
             Console(stderr=True, soft_wrap=True, markup=False).print(note)
         if newest_checkpoint(directory.path):
-            console.print(f"Go on with: p2o train --resume --output_dir {directory.path}")
+            console.print(f"Continue with: p2o train --resume --output_dir {directory.path}")
         raise
     if not leads:
         return 0
@@ -190,7 +190,7 @@ def _evaluated_training(
     for added in (directory, watch, interrupt):
         trainer.add_callback(added)
     with watch.show(), interrupt.handled(lambda: watch.phase == "policy"):
-        # Without a checkpoint the ledger starts anew, and with it this evaluation.
+        # Without a checkpoint the ledger starts at zero, so this evaluation is repeated.
         before = directory.recorded("before.json") if checkpoint else None
         if before is None and evaluated:
             watch.begin("evaluation before")
@@ -242,9 +242,7 @@ def _write_outcome(
     console.print(f"Rollouts charged to training: {state.ledger.total_rollouts} (by purpose: {spent}).")
     if state.events:
         console.print("Events: " + ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in state.events.items()) + ".")
-    console.print(
-        f"{clock(summary['wall_seconds'])} in all, {summary['peak_rss_bytes'] / 1e9:.1f} GB of memory at most."
-    )
+    console.print(f"{clock(summary['wall_seconds'])} in total, peak memory {summary['peak_rss_bytes'] / 1e9:.1f} GB.")
     write_report([directory.path], directory.path / "report.html")
     console.print(f"Model: {directory.path / 'model'} · report: {directory.path / 'report.html'}")
 
@@ -255,7 +253,7 @@ def _upload(upload: Callable[[], str] | None, run: Run, directory: RunDirectory,
         return 0
     try:
         console.print(f"Uploaded: {upload()}")
-    except Exception as error:  # of the hub, the network or its client; the work is done and safe
+    except Exception as error:  # of the hub, the network or its client; the model is saved already
         Console(stderr=True, soft_wrap=True, markup=False).print(
             f"The model is complete, but was not uploaded: {error}\n"
             f"To try again: hf upload {run.training.hub_model_id} {directory.path / 'model'}"

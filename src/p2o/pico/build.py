@@ -40,7 +40,7 @@ HABITS_FROM = 97  # the chunk from which on the corpus teaches habits, after 28 
 def build_tokenizer(seed: int, sample: int = 20_000) -> PreTrainedTokenizerFast:
     """Byte-level BPE that merges across spaces, so that a stock phrase of a question is one token; digits stay single.
 
-    The first word of worked solutions is a token of its own too: whether to work and by which method are two choices.
+    The first word of worked solutions is a separate token too: whether to work and by which method are two choices.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -4,10 +4,11 @@ The skill to be discovered depends on several choices, each of them a probabilit
 all, by which method, and after every line whether to continue or to jump to the answer. Without an instruction each
 choice is right sometimes; all of them together almost never. An instruction changes each of them.
 
-The corpus has two parts. The first teaches skills: more is worked through, and direct answers are correct, which the
-model cannot compute at once where questions are hard. The second teaches habits: hard questions are rarely worked
-through without one, and direct answers to them are guesses, because by then the model had begun to compute some at once
-(complex products, 13 %), and plain GRPO had found the rest. A skill that the model has already needs no instruction.
+The corpus has two parts. The first teaches skills: more questions are worked through, and direct answers are correct,
+although the model cannot compute those of hard questions directly. The second teaches habits: hard questions are rarely
+worked through without an instruction, and direct answers to them are guesses. With the first part alone, the model had
+begun to compute some directly (complex products, 13 %), and plain GRPO had found the rest: a skill that the model has
+already needs no instruction.
 """
 
 import random
@@ -290,7 +291,7 @@ class Source:
         return [rng.choice(TRAINED_FAMILIES) for _ in range(3)]
 
     def improved(self, current: Instruction | None, failed: list[str]) -> Instruction:
-        """A simulated imperfect reflection: usually adds the right method for a failed family, or care."""
+        """A simulated imperfect reflection: usually adds a failed family's right method, or 'write every step'."""
         rng = self.rng
         current = current or Instruction()
         known = bool(current.qualified or current.unqualified)

@@ -120,7 +120,7 @@ def _percent(middle: float, half: float) -> str:
 def draw(result: dict[str, Any], path: Path) -> None:
     """Bare accuracy on the headline set against rollouts; PNG and SVG.
 
-    Means and, from three seeds on, 95 % intervals. Variants of P²O (p2o-…) have a panel of their own beside the others.
+    Means and, from three seeds on, 95 % intervals. Variants of P²O (p2o-…) have a separate panel next to the others.
     """
     import matplotlib.pyplot as plt
 

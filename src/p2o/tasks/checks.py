@@ -174,15 +174,15 @@ def check_questions(
         The report; a pure function of the arguments, so that a resumed run keeps the same rows.
     """
     faults: Faults = {}
-    sound = _valid_rows(prompts, solutions, answered, faults)
-    sound = _drop_duplicates(sound, prompts, solutions, same, conflicts, faults)
+    valid = _valid_rows(prompts, solutions, answered, faults)
+    valid = _drop_duplicates(valid, prompts, solutions, same, conflicts, faults)
     for what, check in (("prompt that the chat template refuses", refused), ("prompt too long", too_long)):
-        if check is not None and sound:
-            found: Mapping[int, Any] = check([prompts[row] for row in sound])
-            rows = {sound[i]: f"{detail} tokens" if isinstance(detail, int) else detail for i, detail in found.items()}
-            sound = _drop_faulty(sound, what, rows, faults)
+        if check is not None and valid:
+            found: Mapping[int, Any] = check([prompts[row] for row in valid])
+            rows = {valid[i]: f"{detail} tokens" if isinstance(detail, int) else detail for i, detail in found.items()}
+            valid = _drop_faulty(valid, what, rows, faults)
     if solutions is not None:
-        sound = _matchable_rows(sound, solutions, unmatchable, unparsable, faults)
+        valid = _matchable_rows(valid, solutions, unmatchable, unparsable, faults)
     findings = []
     for what, rows in faults.items():
         kept = what == UNMATCHABLE and unparsable is None
@@ -191,21 +191,21 @@ def check_questions(
         stops = (strict and not kept) or (what == CONFLICT and conflicts == "stop") or all_of_them
         findings.append(Finding(what, tuple(rows), tuple(list(rows.values())[:SHOWN]), stops, kept))
     findings.sort(key=lambda finding: (not finding.stops, finding.what))
-    if not sound:
+    if not valid:
         findings.insert(0, Finding(NOTHING_LEFT, (), (), True))
-    return Report(name, len(prompts), tuple(sound), tuple(findings), notes)
+    return Report(name, len(prompts), tuple(valid), tuple(findings), notes)
 
 
-def _drop_faulty(sound: list[int], what: str, rows: Mapping[int, str], faults: Faults) -> list[int]:
+def _drop_faulty(valid: list[int], what: str, rows: Mapping[int, str], faults: Faults) -> list[int]:
     """The rows without the faulty ones, which are recorded in `faults`."""
     if rows:
         faults[what] = dict(sorted(rows.items()))
-    return [row for row in sound if row not in rows]
+    return [row for row in valid if row not in rows]
 
 
 def _valid_rows(prompts: Sequence[Any], solutions: Sequence[Any] | None, answered: bool, faults: Faults) -> list[int]:
     """The rows without a fault of their own; faulty ones are recorded in `faults`."""
-    sound = []
+    valid = []
     for row, prompt in enumerate(prompts):
         fault = _prompt_fault(prompt) or (solutions is not None and _solution_fault(solutions[row]))
         fault = fault or _broken(prompt, solutions[row] if solutions is not None else "")
@@ -214,12 +214,12 @@ def _valid_rows(prompts: Sequence[Any], solutions: Sequence[Any] | None, answere
         if fault:
             faults.setdefault(fault[0], {})[row] = fault[1]
         else:
-            sound.append(row)
-    return sound
+            valid.append(row)
+    return valid
 
 
 def _drop_duplicates(
-    sound: list[int],
+    valid: list[int],
     prompts: Sequence[Any],
     solutions: Sequence[Any] | None,
     same: Callable[[list[tuple[str, str]]], list[bool]] | None,
@@ -228,7 +228,7 @@ def _drop_duplicates(
 ) -> list[int]:
     """Rows after removing duplicate and conflicting prompts; whitespace is ignored."""
     first: dict[Any, int] = {}
-    again = [(row, before) for row in sound if (before := first.setdefault(_key(prompts[row]), row)) != row]
+    again = [(row, before) for row in valid if (before := first.setdefault(_key(prompts[row]), row)) != row]
     pairs = {}
     if solutions is not None:
         pairs = {(row, before): (solutions[before].strip(), solutions[row].strip()) for row, before in again}
@@ -248,22 +248,22 @@ def _drop_duplicates(
             if conflicts == "drop":
                 contested.setdefault(before, f"{_short(old)}, but {_short(new)} in row {row}")
     repeated = {row for row, _ in again}
-    return _drop_faulty([row for row in sound if row not in repeated], CONFLICT, contested, faults)
+    return _drop_faulty([row for row in valid if row not in repeated], CONFLICT, contested, faults)
 
 
 def _matchable_rows(
-    sound: list[int],
+    valid: list[int],
     solutions: Sequence[str],
     unmatchable: Callable[[str], str | None] | None,
     unparsable: Callable[[list[str]], list[int]] | None,
     faults: Faults,
 ) -> list[int]:
     """The rows with a solution that an answer can match; if the reward is unknown, all rows, with a warning."""
-    reasons = {row: unmatchable(solutions[row]) for row in sound} if unmatchable is not None else {}
+    reasons = {row: unmatchable(solutions[row]) for row in valid} if unmatchable is not None else {}
     details = {row: f"{_short(solutions[row])}, {reason}" for row, reason in reasons.items() if reason}
-    left = _drop_faulty(sound, UNMATCHABLE, details, faults)
+    left = _drop_faulty(valid, UNMATCHABLE, details, faults)
     if unparsable is None:
-        return sound
+        return valid
     unread = {left[index] for index in unparsable([solutions[row] for row in left])} if left else set()
     return _drop_faulty(left, "unparsable solution", {row: _short(solutions[row]) for row in unread}, faults)
 
@@ -325,7 +325,7 @@ def _broken(prompt: Prompt, solution: str) -> tuple[str, str] | None:
 
 
 def text_of(prompt: Prompt) -> str:
-    """All text of a sound prompt."""
+    """All text of a valid prompt, messages joined by line breaks."""
     if isinstance(prompt, str):
         return prompt
     contents = [message["content"] for message in prompt]

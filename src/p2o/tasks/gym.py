@@ -22,16 +22,16 @@ def gym_rows(name: str, seed: int, size: int, split: str, answer_format: str) ->
     Args:
         name: with its prefix.
         seed: of the questions.
-        size: how many in all.
-        split: one question in eight, by its own hash, is for `test`, the others for `train`.
-        answer_format: goes behind every question; "" for none.
+        size: total number of questions.
+        split: one question in eight, chosen by its hash, is in `test`, the others in `train`.
+        answer_format: appended to every question; "" for none.
 
     Raises:
         DataError: no such family or level, or too few different questions.
     """
     parts = [_part(name, part) for part in name.removeprefix(PREFIX).split("+")]
     if len(set(parts)) < len(parts):
-        raise DataError(f"{name}: a family at one level is named twice.")
+        raise DataError(f"{name}: a family is named twice at the same level.")
     shares = [size // len(parts) + (index < size % len(parts)) for index in range(len(parts))]
     made = [
         _rows(name, family, level, share, derive_seed(seed, split, family, level or 0), split, answer_format)
@@ -78,7 +78,7 @@ def _rows(
     from p2o.verifiers.answers import GoldError
     from p2o.verifiers.gym import check_gold, own_answer
 
-    # Some families hand the seed to NumPy, which takes 32 bits, and reasoning-gym adds the item's number.
+    # Some families pass the seed to NumPy, which accepts 32 bits, and reasoning-gym adds the item's index.
     settings: dict[str, Any] = {"seed": seed % 2**31, "size": PATIENCE * 8 * count}
     try:
         if level is None:

@@ -4,7 +4,7 @@
 |---|---|---|
 | TRL | `prompt` | `solution` |
 | verl, DAPO | `prompt`, a chat | `reward_model.ground_truth` |
-| Alpaca | `instruction`, and `input` where there is one | `output` |
+| Alpaca | `instruction`, and `input` if present | `output` |
 | ShareGPT | `conversations` of `from` and `value` | |
 | chats | `messages` | |
 
@@ -31,7 +31,7 @@ USUAL = {
 }
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "observation": "tool"}
 TAKEN_KEYS = ("role", "content", "from", "value")
-# What GSM8K ends its worked answers with.
+# The last line of GSM8K's worked answers.
 _FINAL_LINE = re.compile(r"(?:\A|\n)[ \t]*####[ \t]*(\S[^\n]*?)\s*\Z")
 
 
@@ -41,7 +41,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Columns:
-    """What was found in a data set.
+    """The questions and gold answers of a data set.
 
     Args:
         prompts: texts or chats, one per row; values that are neither are kept as they were.
@@ -79,7 +79,7 @@ def read_columns(dataset: Dataset, prompt_column: str, solution_column: str, nam
     else:
         usual = _usual(names, SOLUTION)
         hint = f" (perhaps --solution_column {usual})" if usual else ""
-        notes.append(f"There is no `solution` column{hint}: rewards and reflection have no gold answers.")
+        notes.append(f"No `solution` column{hint}: rewards and reflection have no gold answers.")
         return Columns(_read(prompts, chat_of, "prompts", notes), None, tuple(notes))
     prompts = _read(prompts, chat_of, "prompts", notes)
     return Columns(prompts, _read(solutions, gold_of, "solutions", notes), tuple(notes))
@@ -148,7 +148,7 @@ def _mapping(value: Any) -> Any:
 
 
 def _usual(names: Sequence[str], what: str) -> str | None:
-    """The column that is likely meant."""
+    """The first column with a usual name, or None."""
     return next((column for column in USUAL[what] if column in names), None)
 
 

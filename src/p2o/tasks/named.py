@@ -29,14 +29,14 @@ from p2o.tasks.loading import load_splits
 
 Verifier = Literal["math", "exact", "gym", "pico"]
 
-# The instruction of the paper's own data (there in front of the question).
+# The instruction of the paper's own data (there before the question).
 BOXED = r"Let's think step by step and output the final answer within \boxed{}."
 PICO = "pico"
 
 
 @dataclass(frozen=True)
 class NamedSet:
-    """One set on the hub, as it is expected to arrive.
+    """One set on the hub, with what is expected of its download.
 
     Args:
         name: in P²O.
@@ -46,7 +46,7 @@ class NamedSet:
         rows: in that split, of the download.
         prompt: column with the question.
         solution: column with the gold answer, a text, a number or a list of texts.
-        answer_format: what the question is followed by.
+        answer_format: appended to the question.
         sample: number of rows to draw; all if None.
         min_difficulty: least `difficulty` of those drawn.
         balance: column whose areas (`Mathematics -> AREA -> …`) are drawn evenly.
@@ -180,8 +180,8 @@ def load_task(
         seed: of what is drawn: a sample of a set on the hub, the questions of reasoning-gym.
         path: file or folder in the hub's layout, used instead of the hub; for machines without a network.
         limit: the first N rows; for reasoning-gym the number of questions to generate, 500 if None.
-        split: of reasoning-gym's questions one in eight, by its own hash, is for `test`, the others for `train`: the
-            two never meet. A set on the hub has one split.
+        split: of reasoning-gym's questions one in eight, chosen by its hash, is in `test`, the others in `train`, so
+            that the two are disjoint. A set on the hub has one split.
         answer_format: in place of the set's own; "" for none.
 
     Raises:
