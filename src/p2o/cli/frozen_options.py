@@ -99,7 +99,7 @@ class FrozenArguments(ModelArguments, SamplingArguments, QuestionArguments):
         if self.verifier is not None and self.verifier not in VERIFIERS:
             raise ValueError(f"verifier={self.verifier!r} is unknown; choose one of {', '.join(VERIFIERS)}.")
         if self.verifier and not self.dataset_name:
-            raise ValueError("--verifier is for --dataset; a task has a fixed verifier.")
+            raise ValueError("--verifier is for --dataset; a task brings its own.")
         if self.base_url:
             check_base_url("base_url", self.base_url)
             self.served = True

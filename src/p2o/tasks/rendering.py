@@ -1,4 +1,4 @@
-"""Checks prompts with the model's tokenizer and chat template: which are refused, which are too long."""
+"""Prompts against the model's tokenizer and chat template: those it refuses, those too long."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,14 +10,14 @@ from p2o.templates import Prompt
 
 
 def refused_chats(prompts: Sequence[Prompt], tokenizer: Any, **template_options: Any) -> dict[int, str]:
-    """Chats that the chat template refuses, as index to its message, e.g. for a role `system` or two users in a row.
+    """Which chats the chat template refuses, as index to its message: no role `system`, say, or no two users in a row.
 
     Templates refuse roles and their order, so one chat of each order is rendered.
 
     Raises:
         ValueError: chats, and a tokenizer without a chat template.
     """
-    message_by_roles: dict[tuple[str, ...], str] = {}
+    said: dict[tuple[str, ...], str] = {}
     refused = {}
     for index, prompt in enumerate(prompts):
         if isinstance(prompt, str):
@@ -25,25 +25,25 @@ def refused_chats(prompts: Sequence[Prompt], tokenizer: Any, **template_options:
         if not getattr(tokenizer, "chat_template", None):
             raise ValueError("The prompts are chats, but the model's tokenizer has no chat template.")
         roles = tuple(message["role"] for message in prompt)
-        if roles not in message_by_roles:
+        if roles not in said:
             try:
                 tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **template_options)
-                message_by_roles[roles] = ""
+                said[roles] = ""
             except (TemplateError, TypeError, ValueError, KeyError) as error:  # what templates raise is up to them
-                message_by_roles[roles] = f"roles {', '.join(roles)}: {error or type(error).__name__}"
-        if message_by_roles[roles]:
-            refused[index] = message_by_roles[roles]
+                said[roles] = f"roles {', '.join(roles)}: {error or type(error).__name__}"
+        if said[roles]:
+            refused[index] = said[roles]
     return refused
 
 
 def long_prompts(prompts: Sequence[Prompt], tokenizer: Any, limit: int, **template_options: Any) -> dict[int, int]:
-    """Prompts longer than `limit` tokens, as index to tokens.
+    """Which prompts are longer than `limit` tokens, as index to tokens.
 
     Chats are counted as the chat template renders them with the generation prompt, as TRL does. Only prompts with more
-    bytes than `limit` are tokenized, since a token has at least one byte; so a generous limit costs almost nothing.
+    bytes than `limit` are tokenized, since a token is a byte at least; so a generous limit costs next to nothing.
 
     Args:
-        prompts: valid ones.
+        prompts: sound ones.
         tokenizer: of the model, a fast one.
         limit: in tokens.
         template_options: for `apply_chat_template`.
