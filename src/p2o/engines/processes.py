@@ -45,7 +45,7 @@ def run_in_batches(
     batch_size: int,
     seed: int,
 ) -> list[Result]:
-    """`run(batch, seed)` over batches of items, distributed over the processes; all results, in order, in every process.
+    """`run(batch, seed)` over batches of items, distributed over the processes; returns all results, in order.
 
     Each batch has its own random seed, so that the results depend on `batch_size` but not on the number of
     processes.

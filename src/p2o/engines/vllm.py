@@ -285,8 +285,8 @@ def same_seed(generation: VLLMGeneration, seed: int) -> int:
 
 @contextmanager
 def same_draws(generation: VLLMGeneration | None) -> Iterator[None]:
-    """Inside the `with` block, processes that share an engine (tensor parallelism) sample with one seed: each samples the
-    next token itself and assumes that all sampled the same. Does nothing without a shared engine."""
+    """Inside the `with` block, processes that share an engine (tensor parallelism) sample with one seed: each samples
+    the next token itself and assumes that all sampled the same. Does nothing without a shared engine."""
     if generation is None or generation.mode != "colocate" or generation.tensor_parallel_size == 1:
         yield
         return
