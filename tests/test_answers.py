@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from trl.rewards import accuracy_reward
 
-from p2o.verifiers import Limits, Pool, Verdict, unpayable, verify, verify_stream
+from p2o.verifiers import Limits, Pool, Verdict, unmatchable, verify, verify_stream
 from p2o.verifiers.answers import answer_part, find_answer, gold_answer
 
 PAIRS = [json.loads(line) for line in (Path(__file__).parent / "answers.jsonl").read_text().splitlines()]
@@ -129,7 +129,7 @@ def test_numbers_from_json_are_gold_answers(pool):
     ],
 )
 def test_golds_for_which_nobody_can_be_paid(pool, solution):
-    assert unpayable(solution)
+    assert unmatchable(solution)
     completion = rf"\boxed{{{solution}}}"
     assert rewards([{"solution": solution, "completion": completion}], "math", pool) == [None]
 
@@ -163,4 +163,4 @@ def test_golds_for_which_nobody_can_be_paid(pool, solution):
     ],
 )
 def test_golds_that_can_be_paid(solution):
-    assert unpayable(solution) is None
+    assert unmatchable(solution) is None

@@ -59,7 +59,7 @@ def test_a_run_explains_itself(tmp_path, config, capsys):
     assert metrics[-1]["p2o/rollouts/total"] <= summary["rollouts"]["total"]
 
     page = (run / "report.html").read_text()
-    assert "Templates: run" in page and "not all is there" not in page
+    assert "Templates: run" in page and "incomplete run directory" not in page
 
     # Any user of transformers can load what came out.
     model = AutoModelForCausalLM.from_pretrained(run / "model")
@@ -173,7 +173,7 @@ def test_bad_input_is_one_clear_error_before_training(tmp_path, monkeypatch, cap
     assert main(["train", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
-    assert not list(tmp_path.glob("runs/*/config.yaml")), "nothing was begun"
+    assert not list(tmp_path.glob("runs/*/config.yaml")), "training was not started"
 
 
 @pytest.mark.parametrize(
@@ -182,27 +182,30 @@ def test_bad_input_is_one_clear_error_before_training(tmp_path, monkeypatch, cap
         ("- a\n", "must be a YAML mapping"),
         ("a: [", "not valid YAML"),
         ("model_name: pico\n", "Unknown option(s)"),
-        ("model_name_or_path: pico\n", "names no dataset_name"),
+        ("model_name_or_path: pico\n", "Missing in the configuration: dataset_name"),
         ("", "is empty"),
         ("learning_rate: 1\nlearning_rate: 2\n", "line 2, column 1: learning_rate is set twice"),
         ("a:\n\tb: 1\n", "never with tabs"),
-        ("1: 2\n", "1 is no option's name"),
+        ("1: 2\n", "1 is not an option name"),
         ("learning_rate: fast\n", "learning_rate: 'fast' is not a number"),
         ("num_generations: 2.5\n", "num_generations: 2.5 is not a whole number"),
-        ("bf16: maybe\n", "bf16: 'maybe' is neither true nor false"),
-        ("conflicts: last\n", "conflicts: 'last' is none of stop, first, drop"),
+        ("bf16: maybe\n", "bf16: 'maybe' is not true or false"),
+        ("conflicts: last\n", "conflicts: 'last' is not one of stop, first, drop"),
         ("seed:\n", "seed: None is not a whole number"),
-        ("loss_type: gspo\n", "loss_type: 'gspo' is none of grpo, "),
-        ("system_prompt: [a]\n", "system_prompt: ['a'] is no text"),
+        ("loss_type: gspo\n", "loss_type: 'gspo' is not one of grpo, "),
+        ("system_prompt: [a]\n", "system_prompt: ['a'] is not a string"),
         ("model_name_or_path: pico\ndataset_name: a\nnum_generations: 0\n", "num_generations=0 must be at least 2"),
-        ("reflection_model: no\n", "put it in quotes"),
+        ("reflection_model: no\n", "quote it to get a string"),
         ("reward_func: [math]\n", "reward_func (perhaps reward_funcs)"),
         ("dataset_prompt_column: q\n", "dataset_prompt_column (here: prompt_column)"),
         ("warmup_ratio: 0.1\n", "warmup_ratio (here: warmup_steps"),
-        ("do_eval: true\n", "No effect in"),
-        ("resume_from_checkpoint: x\n", "instead: --resume"),
-        ("dataset_name: a.jsonl\ndataset_size: 5\n", "dataset_size would have no effect"),
-        ("dataset_name: gym:gcd\nprompt_column: q\n", "prompt_column would have no effect"),
+        ("do_eval: true\n", "Options without effect in"),
+        ("resume_from_checkpoint: x\n", "use --resume"),
+        (
+            "dataset_name: a.jsonl\ndataset_size: 5\n",
+            "Options without effect: dataset_size (a.jsonl is not a named set)",
+        ),
+        ("dataset_name: gym:gcd\nprompt_column: q\n", "Options without effect: prompt_column (gym:gcd is a named set)"),
     ],
 )
 def test_bad_configurations(tmp_path, capsys, content, message):

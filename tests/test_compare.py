@@ -80,7 +80,7 @@ def test_all_methods_at_one_budget(tmp_path, config, capsys):
     assert (out / "grpo-0" / "summary.json").stat().st_mtime_ns == written
     capsys.readouterr()
     assert main([*command, "--learning_rate", "1e-5"]) == 2
-    assert "holds another comparison: options was" in capsys.readouterr().err
+    assert "holds a comparison with other settings: options was" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from p2o import P2OConfig
 from p2o.input_checks import check_questions
 from p2o.tasks import DataError, equal_golds, load_splits, questions
-from p2o.verifiers import check_solutions, unpayable
+from p2o.verifiers import check_solutions, unmatchable
 
 FIELD_CASES = Path(os.environ.get("P2O_FIELD_CASES", Path(__file__).parents[2] / "shared" / "field")) / "data"
 
@@ -32,14 +32,14 @@ def verdict(path, split="train", **options):
         data, report = questions(
             load_splits(str(path))[split],
             unparsable=check_solutions,
-            unpayable=unpayable,
+            unmatchable=unmatchable,
             same=equal_golds,
             name=path.name,
             **options,
         )
     except DataError as error:
         return str(error)
-    if problem := report.problem():
+    if problem := report.error_message():
         return problem
     return len(data), data["solution"][0] if "solution" in data.column_names else None
 
@@ -321,8 +321,8 @@ SHAPES = {
     ),
     "a web page": ("a.parquet", b"<!DOCTYPE html>\n<html><body>Sign in</body></html>", {}, "is a web page"),
     "a web page as JSON": ("a.json", b"\n<html>Not found</html>", {}, "is a web page"),
-    "JSON as Parquet": ("a.parquet", PLAIN, {}, "is no Parquet file"),
-    "another format": ("a.xlsx", b"PK\x03\x04", {}, "is of no format that is read here"),
+    "JSON as Parquet": ("a.parquet", PLAIN, {}, "is not a Parquet file"),
+    "another format": ("a.xlsx", b"PK\x03\x04", {}, "has an unsupported format"),
 }
 
 
@@ -415,7 +415,7 @@ def test_what_was_read_in_another_way_is_told(tmp_path):
     for shape, told in (
         ("verl", "`reward_model.ground_truth`"),
         ("worked answers", "2 solutions end in `#### …`"),
-        ("a chat as JSON text", "1 prompts were chats written as text"),
+        ("a chat as JSON text", "1 prompts were chats serialized as text"),
         ("chats with the answer, cut", "1 chats ended with the assistant's answer"),
     ):
         name, content, options, _ = SHAPES[shape]
@@ -454,12 +454,16 @@ def test_folders_and_patterns(tmp_path):
 def test_golds_that_nobody_can_be_paid_for_are_told_whatever_the_reward_is(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(SHAPES["golds that no answer can match"][1])
     loaded = load_splits(str(tmp_path / "a.jsonl"))["train"]
-    data, report = questions(loaded, unpayable=unpayable)
+    data, report = questions(loaded, unmatchable=unmatchable)
     (finding,) = report.findings
     assert (finding.rows, finding.kept, report.stops, len(data)) == ((0, 1, 2), True, False, 4)
-    assert "Kept, but: 3 solution that no answer can match" in report.line() and "proof" in finding.first_rows()
-    assert not questions(loaded, unpayable=unpayable, strict=True)[1].stops, "a function of the user's may know better"
-    data, report = questions(loaded, unpayable=unpayable, unparsable=lambda golds: [])
+    assert (
+        "Kept with a warning: 3 solution that no answer can match" in report.line() and "proof" in finding.first_rows()
+    )
+    assert not questions(loaded, unmatchable=unmatchable, strict=True)[1].stops, (
+        "a function of the user's may know better"
+    )
+    data, report = questions(loaded, unmatchable=unmatchable, unparsable=lambda golds: [])
     assert data["solution"][:] == ["43"] and "3 of 4 questions dropped" in report.line()
 
 
@@ -498,11 +502,11 @@ def test_whatever_stands_in_a_file_has_a_verdict(made, cut, chat):
                 cut_last_answer=cut,
                 system_prompt="S" if chat else None,
                 answer_format="F",
-                unpayable=unpayable,
+                unmatchable=unmatchable,
             )
         except DataError:
             return
-    assert report.stops == bool(report.problem())
+    assert report.stops == bool(report.error_message())
     if not report.stops:
         assert [row["prompt"] for row in data] and len(data) == len(report.kept)
         assert all(isinstance(row.get("solution", ""), str) for row in data)

@@ -148,7 +148,7 @@ def test_what_cannot_be_compared_is_refused(second, message):
     ("options", "message"),
     [
         ([], "either --tasks"),
-        (["--tasks", "maths500"], "There is no task 'maths500'; math500?"),
+        (["--tasks", "maths500"], "Unknown task 'maths500'; did you mean math500?"),
         (["--tasks", "pico:esay"], "the embedded world has"),
         (["--tasks", "pico:hard", "--n", "0"], "n=0 must be at least 1"),
         (["--tasks", "pico:hard", "--temperature", "0"], "evaluate with --n 1"),
@@ -178,7 +178,7 @@ def test_bad_input_is_told_in_one_message(tmp_path, monkeypatch, capsys, options
 
 def test_other_settings_do_not_go_on_in_its_directory(finished, capsys):
     assert main([*COMMAND, "--output_dir", str(finished[0]), "--seed", "7"]) == 2
-    assert "holds other work: seed was 0, is 7" in " ".join(capsys.readouterr().err.split())
+    assert "holds results made with other settings: seed was 0, is 7" in " ".join(capsys.readouterr().err.split())
 
 
 def test_own_data_is_verified_as_it_says(tmp_path, capsys):
@@ -342,7 +342,7 @@ def test_a_disk_that_takes_no_more_is_a_message(tmp_path, monkeypatch, capsys, n
         patch.setattr("os.fsync", sync)
         assert main([*COMMAND, "--output_dir", str(tmp_path)]) == 1
     said = " ".join(capsys.readouterr().err.split())
-    assert f"Cannot write: {os.strerror(number)}" in said and "goes on from there" in said
+    assert f"Cannot write: {os.strerror(number)}" in said and "same command again to continue" in said
     kept = lines(tmp_path / "transcripts.jsonl")
     assert len(kept) >= 6
     run(tmp_path)

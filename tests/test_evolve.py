@@ -18,7 +18,7 @@ from p2o.cli.eval import EvalArguments
 from p2o.cli.evolve import EvolveArguments
 from p2o.cli.frozen_options import parse
 from p2o.cli.options import RunArguments, explicit
-from p2o.cli.words import spelled
+from p2o.cli.words import normalized_option
 from p2o.pico import model_path, teacher, world
 from p2o.templates import question_text
 from test_endpoint import completion, serve
@@ -140,7 +140,7 @@ def test_nothing_hard_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main([*COMMAND, "--reward_func", "always:all_right", "--output_dir", "out"]) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "0 hard questions are fewer than --min_hard_questions 8. Take harder questions" in said
+    assert "0 hard questions are fewer than --min_hard_questions 8. Use harder questions" in said
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_a_flag_takes_no_word_that_is_not_its_value():
 def test_flags_are_written_as_in_training(word, values, want):
     command = ["pico", "--dataset", "x.jsonl", word, *values]
     assert parse(EvolveArguments, command, prog="p2o", description="").prompts_as_chats is want
-    assert explicit([spelled(w) for w in command[1:]])["prompts_as_chats"] is want
+    assert explicit([normalized_option(w) for w in command[1:]])["prompts_as_chats"] is want
 
 
 def test_a_configuration_of_training_is_read_as_training_reads_it(tmp_path):

@@ -206,7 +206,7 @@ def test_who_cannot_push_learns_it_before_anything_is_trained(tmp_path, config, 
     # The tests are offline, which is one way not to reach the hub.
     command = ["train", "--config", config(), "--push_to_hub", "true", "--output_dir", str(tmp_path / "run")]
     assert main(command) == 2
-    assert "push_to_hub: there is no repository run to push to" in capsys.readouterr().err
+    assert "push_to_hub: cannot create or open the repository run" in capsys.readouterr().err
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 

@@ -45,18 +45,18 @@ STOPS = {
         "no wizards here",
     ),
     "few questions": (ROWS[:3], {}, "3 questions, fewer than the 16"),
-    "nothing to evaluate on": (ROWS, {"eval_strategy": "steps", "eval_steps": 2}, "nothing to evaluate on"),
+    "nothing to evaluate on": (ROWS, {"eval_strategy": "steps", "eval_steps": 2}, "no evaluation questions"),
     "no such split": (ROWS, {"dataset_test_split": "test"}, "no split 'test'"),
     "no such success reward": (ROWS, {"success_reward": "style"}, "style"),
     "weights for other rewards": (ROWS, {"reward_weights": [1.0, 2.0]}, "reward weights"),
     "a batch that does not divide": (ROWS, {"num_generations": 5}, "num_generations=5 does not divide"),
     "no room for prompts": (ROWS, {"max_completion_length": 2047}, "nothing left"),
     "no model": (ROWS, {"model_name_or_path": "/nowhere/model"}, "/nowhere/model"),
-    "a model without weights": (ROWS, {"model_name_or_path": "empty"}, "holds no model"),
+    "a model without weights": (ROWS, {"model_name_or_path": "empty"}, "is not a model directory"),
     "no such reward": (ROWS, {"reward_funcs": ["think_format"]}, "perhaps think_format_reward"),
     "half of an endpoint": (ROWS, {"reflection_base_url": "http://127.0.0.1:1/v1"}, "reflection_base_url"),
     "an unknown option": (ROWS, {"learning_rates": 1}, "learning_rates (perhaps learning_rate)"),
-    "an unheeded option": (ROWS, {"dataset_size": 3}, "dataset_size would have no effect"),
+    "an unheeded option": (ROWS, {"dataset_size": 3}, "Options without effect: dataset_size"),
 }
 
 
@@ -95,7 +95,7 @@ def test_checking_says_what_training_says(tmp_path, said, case):
     checked, trained = said("--check-only", "--config", "my.yaml"), said("--config", "my.yaml", "--output_dir", "run")
     assert checked == trained and checked[0] == 2, (checked, trained)
     assert message in checked[1] and checked[1].startswith("Error: ") and "Traceback" not in checked[1], checked[1]
-    assert not list(tmp_path.glob("run*/*")), "nothing was begun"
+    assert not list(tmp_path.glob("run*/*")), "training was not started"
 
 
 def test_what_passes_the_check_trains(tmp_path, said):
@@ -138,7 +138,7 @@ def test_every_named_set_brings_its_own(tmp_path, name, verifier):
     (tmp_path / "my.yaml").write_text(f"model_name_or_path: pico\ndataset_name: {name}\n")
     parsed = parse(["--config", str(tmp_path / "my.yaml")], str(tmp_path / "run"))
     assert parsed.arguments.reward_funcs == parsed.config["reward_funcs"] == [verifier]
-    assert any(verifier in line for line in parsed.told)
+    assert any(verifier in line for line in parsed.default_messages)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from playwright.sync_api import sync_playwright
 
 from p2o.cli import main
 from p2o.reports.page import render, write_report
-from p2o.reports.run_data import RunData, fate, load_run
+from p2o.reports.run_data import RunData, hard_set_transitions, load_run
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_the_page_is_whole_and_self_contained(run):
         "evolution dev",
     ):
         assert part in page
-    assert "not all is there" not in page
+    assert "incomplete run directory" not in page
     # What a model wrote is text on this page, not markup.
     assert "<script>alert" not in page and "&lt;script&gt;alert(1)&lt;/script&gt; Go on." in page
     charts = re.search(r'id="charts">(.*?)</script>', page, re.DOTALL).group(1)
@@ -150,7 +150,7 @@ def test_a_report_that_cannot_be_written_is_a_message(run, tmp_path, capsys):
 
 def test_fate_of_the_hard_set():
     run = RunData(None, hard_sets={1: [1, 2, 3, 4], 2: [3, 4], 3: [4, 5]})
-    assert sorted(fate(run)) == sorted(
+    assert sorted(hard_set_transitions(run)) == sorted(
         [
             ("hard · 1", "solved with template · 2", 2),
             ("hard · 1", "hard · 2", 2),

@@ -25,7 +25,7 @@ def test_every_row_is_kept_or_has_one_fault(rows):
     assert sorted([*report.kept, *faulty]) == list(range(len(rows)))
     kept = [rows[row] for row in report.kept]
     assert len({p for p, _ in kept}) == len(kept) and all(p in ("a", "b") and s in ("1", "2") for p, s in kept)
-    assert report.stops == (report.problem() is not None)
+    assert report.stops == (report.error_message() is not None)
     json.dumps(report.to_dict())
 
 
@@ -57,7 +57,7 @@ def test_faults_by_row():
     }
     assert report.kept == (0, 6) and not report.stops and "6 of 8 questions dropped" in report.line()
     conflict = check_questions(["a", "a"], ["1", "2"])
-    assert conflict.stops and "row 1: '2', but '1' in row 0" in conflict.problem()
+    assert conflict.stops and "row 1: '2', but '1' in row 0" in conflict.error_message()
     assert check_questions([1, 2], ["1", "2"]).stops and check_questions(["a", ""], ["1", "2"], strict=True).stops
 
 
@@ -109,7 +109,7 @@ def test_a_set_in_the_hubs_layout(tmp_path, named):
     assert row["prompt"][0]["content"] == f"Question {row['solution']}?\n\n{named.answer_format}"
     if named.balance:
         assert all(int(s) % 3 for s in task.dataset["solution"]), "only the difficult ones"
-    with pytest.raises(DataError, match="41 are expected"):
+    with pytest.raises(DataError, match="expected 41"):
         load_set(dataclasses.replace(small, rows=41), path=str(tmp_path))
     with pytest.raises(DataError, match="no column nowhere"):
         load_set(dataclasses.replace(small, prompt="nowhere"), path=str(tmp_path))

@@ -181,7 +181,7 @@ def test_gold_answers_that_cannot_be_read_are_named(pool):
     assert check_solutions(["4", r"\frac{1}{", "x^2", "", None, 5, r"\text{(E)}"], pool=pool) == [1, 3, 4]
     with pytest.raises(SolutionError, match=r"row 1: 'solution' is '\\\\frac\{'.*row 2: it has no 'solution'"):
         verify(["a", "b", "c"], [*rows("1", r"\frac{"), {}], pool=pool)
-    with pytest.raises(SolutionError, match=r"row 0: 'entry'.*no reasoning-gym entry"):
+    with pytest.raises(SolutionError, match=r"row 0: 'entry'.*not a reasoning-gym entry"):
         verify(["<answer>1</answer>"], [{"entry": "{}"}], "gym", pool=pool)
 
 
@@ -457,7 +457,7 @@ def test_score_names_bad_lines_before_any_work(tmp_path, capsys):
     path.write_text(lines[0])
     assert main(["score", str(path), *columns]) == 0
     assert main(["score", str(path), *columns]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert main(["score", str(tmp_path / "none.jsonl")]) == 2
     assert main(["score", str(path), *columns, "--overwrite", "--verifier-timeout", "0"]) == 2
 

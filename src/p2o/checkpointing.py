@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, and what belongs in one for training to continue exactly."""
+"""Atomic checkpoints, and the state that training needs to continue exactly."""
 
 import contextlib
 import hashlib
@@ -23,7 +23,7 @@ from p2o.state import STATE_FILE, CheckpointError
 BUFFER_FILE = "p2o_buffer_{process}.pt"
 STAGING_DIR = ".incomplete"
 
-# What has to be the same for a checkpoint to continue exactly.
+# Settings that must be equal for a checkpoint to continue exactly.
 SETTINGS = (
     "seed num_generations generation_batch_size steps_per_generation num_iterations temperature near_hard "
     "success_threshold success_reward prompt_phase min_hard_questions max_dev_questions evolution_budget "
@@ -47,12 +47,12 @@ def fingerprint(args: Any, prompts: Iterable[Any], processes: int) -> dict[str, 
 
 
 class StagedCheckpoint:
-    """A checkpoint in the writing: in a staging directory, renamed when it is complete.
+    """A checkpoint that is being written: in a staging directory, renamed when it is complete.
 
     Attributes:
-        final: where it will be.
-        path: where it is.
-        to_push: whether an upload was asked for meanwhile; it runs in the background, and must not have its directory
+        final: its final path.
+        path: its staging path.
+        to_push: whether an upload was requested meanwhile; it runs in the background, and its directory must not be
             renamed.
     """
 
@@ -63,7 +63,7 @@ class StagedCheckpoint:
         self.under_way = True
 
     def publish(self) -> None:
-        """Gives it its name once it is on disk."""
+        """Renames it to its final path once it is flushed to disk."""
         for path in (*self.path.iterdir(), self.path):
             _fsync(path)
         shutil.rmtree(self.final, ignore_errors=True)
@@ -111,11 +111,11 @@ def rescue(
     rng_states: dict[str, Any],
     save: Callable[[], None],
 ) -> None:
-    """A batch failed: sees to it that the finished work is saved, and says in the error from where to resume.
+    """After a failed batch: saves the finished work, and adds to the error from where to resume.
 
     Args:
         passes: of the loss so far; within a step nothing can be saved.
-        rng_states: of before the batch, which will be tried again.
+        rng_states: from before the batch, which will be repeated.
         save: writes a checkpoint of this step.
     """
     if state.global_step == 0 or args.save_strategy == "no" or not failed_together(accelerator, error):
@@ -158,7 +158,7 @@ def resolve_checkpoint(wanted: str | bool | None, directory: Path) -> Path | Non
 
 
 def save_buffer(checkpoint: Path, accelerator: Accelerator, rollouts: list[dict[str, Any]] | None) -> None:
-    """Writes this process's rollouts that are still to be trained on; None for none."""
+    """Writes this process's rollouts that have not been trained on yet; nothing for None."""
     if rollouts is not None:
         checkpoint.mkdir(parents=True, exist_ok=True)  # as transformers does for its own files of each process
         torch.save(rollouts, checkpoint / BUFFER_FILE.format(process=accelerator.process_index))

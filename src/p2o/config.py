@@ -38,7 +38,7 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
     # -- prompt phase ------------------------------------------------------------------------------------------------
     prompt_phase: bool = field(
         default=True,
-        metadata={"help": "Whether to evolve templates between epochs. `False` is plain GRPO on the same footing."},
+        metadata={"help": "Whether to evolve templates between epochs. `False` is plain GRPO in the same setup."},
     )
     prompt_phase_batch_size: int = field(
         default=128,

@@ -1,8 +1,8 @@
-"""Questions that are kept for evaluation, told from those of training by themselves. Pure."""
+"""Decides by a question's hash whether it is held out for evaluation. Pure."""
 
 import hashlib
 
 
 def is_held_out(question: str) -> bool:
-    """Whether a question is kept for evaluation: one in eight is, by its hash, whatever set it is drawn for."""
+    """Whether a question is held out for evaluation: one in eight is, by its hash, in every set."""
     return hashlib.sha256(question.encode()).digest()[0] % 8 == 0

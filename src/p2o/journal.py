@@ -1,4 +1,4 @@
-"""An append-only file of JSON lines from which interrupted work goes on."""
+"""An append-only file of JSON lines from which interrupted work resumes."""
 
 import json
 import logging
@@ -11,10 +11,10 @@ logger = logging.getLogger(__name__)
 
 
 class JsonLines:
-    """Records in the order in which they were written, with each batch flushed to disk before work goes on.
+    """Records in the order in which they were written, with each batch flushed to disk before work continues.
 
-    A kill tears at most the batch under way: a last line without its end is dropped when the file is read, as is
-    everything from the first damaged line on. Nothing is written before the first `append`.
+    A kill damages at most the current batch: an incomplete last line is dropped when the file is read, as is everything
+    from the first damaged line on. Nothing is written before the first `append`.
 
     Args:
         path: the file; it need not exist.
@@ -36,7 +36,7 @@ class JsonLines:
             try:
                 self.records.append(json.loads(line))
             except ValueError:
-                logger.warning("%s is damaged in line %d; going on from there.", path, len(self.records) + 1)
+                logger.warning("%s is damaged in line %d; continuing from there.", path, len(self.records) + 1)
                 break
             self._ends.append(self._ends[-1] + len(line) + 1)
 

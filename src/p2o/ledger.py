@@ -1,4 +1,4 @@
-"""Everything spent, by what it was spent on. A comparison that hides the prompt phase is no comparison."""
+"""Rollouts, tokens and cost by purpose, prompt phases included."""
 
 from dataclasses import dataclass, field
 from typing import Literal, get_args

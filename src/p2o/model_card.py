@@ -1,4 +1,4 @@
-"""What P²O adds to TRL's model card: what was done, what was found, what it cost."""
+"""P²O's section of TRL's model card: prompt phases, templates, ledger."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from p2o.ledger import PURPOSES, Ledger
 from p2o.state import P2OState
 from p2o.templates import Template
 
-# What TRL's card says of the method.
+# The paper, as TRL's card cites it.
 PAPER = {
     "title": "P²O: Joint Policy and Prompt Optimization",
     "id": "2603.21877",
@@ -26,12 +26,12 @@ PAPER = {
     ),
 }
 
-# Where TRL's card goes on to versions and citations; ours comes before. At the end, should TRL drop the heading.
+# P²O's section comes before this heading of TRL's card, or at the end if the heading is missing.
 NEXT_HEADING = "### Framework versions"
 
 
 def with_section(card: str, section: str) -> str:
-    """The text of TRL's card with our section in its training procedure."""
+    """The text of TRL's card with P²O's section in its training procedure."""
     before, heading, after = card.partition(NEXT_HEADING)
     return f"{before.rstrip()}\n\n{section}\n\n{heading}{after}"
 
@@ -45,7 +45,7 @@ def without_none(card: str, name: str) -> str:
 def add_section(
     args: P2OConfig, model_name: str | None, p2o: P2OState, state: TrainerState, reflector: str | None
 ) -> None:
-    """Puts our section into the card that TRL has written into `output_dir`.
+    """Adds P²O's section to the card that TRL has written into `output_dir`.
 
     Args:
         reflector: as `reflection` of [`p2o_section`].
@@ -70,7 +70,7 @@ def p2o_section(state: P2OState, *, epochs: float, steps: int, reflection: str |
         state: at the end of training.
         epochs: of the policy phase, fractions too.
         steps: updates.
-        reflection: who proposed the instructions; None where there was no prompt phase, by configuration.
+        reflection: the reflection model; None if the configuration has no prompt phase.
         distilled: whether the loss was on the bare question.
     """
     done = f"Epochs: {epochs:g} · updates: {steps} · prompt phases: {state.prompt_phases}."
@@ -102,7 +102,7 @@ def _templates(epoch: int, templates: Sequence[Template]) -> str:
     lines = [f"#### Templates selected before epoch {epoch + 1} (dev questions solved under them: {covered})"]
     for template in templates:
         lines.append(f"Mean dev reward {template.score:.2f}, dev questions solved {len(template.solves)}:")
-        # Indented, any text is shown as it is, fences and tables too.
+        # Indented text is shown verbatim, also fences and tables.
         lines.append("\n".join(f"    {line}" for line in template.text.splitlines()))
     return "\n\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Templates: how one is put in front of a question, which ones are kept, and who gets which.
+"""Templates: applying one to a question, selecting them, and assigning them to rollouts.
 
 Pure Python, no tensors. `T(x, z)` of the paper is [`apply_template`], its greedy selection [`select_templates`], its
 assignment [`assign_templates`].
@@ -55,11 +55,11 @@ def last_user_message(prompt: Prompt) -> int | None:
     for index in reversed(range(len(prompt))):
         if prompt[index]["role"] == "user":
             return index
-    raise ValueError(f"This chat has no user message to put a template in front of: {prompt!r}")
+    raise ValueError(f"This chat has no user message to prepend a template to: {prompt!r}")
 
 
 def question_text(prompt: Prompt) -> str:
-    """The question as text: a plain prompt itself, of a chat the text of its last user message."""
+    """The question as text: a plain prompt itself, or the text of a chat's last user message."""
     index = last_user_message(prompt)
     if index is None:
         return str(prompt)
@@ -70,9 +70,9 @@ def question_text(prompt: Prompt) -> str:
 
 
 def apply_template(prompt: Prompt, template: str) -> Prompt:
-    """T(x, z): the stripped template and a blank line in front of the last user message; the empty one changes nothing.
+    """T(x, z): the prompt with the stripped template and a blank line before its last user message.
 
-    The prompt given is left as it was.
+    The empty template changes nothing. The given prompt is not modified.
     """
     template = template.strip()
     if not template:
@@ -91,15 +91,15 @@ def apply_template(prompt: Prompt, template: str) -> Prompt:
 
 
 def select_templates(candidates: Sequence[Template]) -> list[Template]:
-    """Greedy set cover: again and again the candidate that solves most dev questions not yet covered.
+    """Greedy set cover: repeatedly selects the candidate that solves the most dev questions not yet covered.
 
-    Ties go to the higher score, then to the earlier candidate. The empty template is not selectable: it is what a bare
-    rollout has. Returns an empty list when nothing is solved at all.
+    Ties go to the higher score, then to the earlier candidate. The empty template cannot be selected: it is the
+    bare question. Returns an empty list if no dev question is solved.
     """
     covered: set[int] = set()
     selected: list[Template] = []
-    # What a candidate adds can only shrink as others are selected, so whoever is still first when counted anew is best:
-    # few are counted again in a round (Minoux 1978).
+    # A candidate's gain can only shrink as others are selected, so one that is still first after a recount is the best;
+    # few need recounting per round (Minoux 1978).
     queue = [(-len(c.solves), -c.score, index) for index, c in enumerate(candidates) if c.text.strip()]
     heapq.heapify(queue)
     while queue:
@@ -114,7 +114,7 @@ def select_templates(candidates: Sequence[Template]) -> list[Template]:
 
 
 def mean_similarity(texts: Sequence[str]) -> float:
-    """Mean share of words that two of the templates have in common (Jaccard), in [0, 1]; 1 for fewer than two."""
+    """Mean word overlap of two templates (Jaccard), in [0, 1]; 1 for fewer than two."""
     bags = [frozenset(text.lower().split()) for text in texts]
     pairs = [len(a & b) / max(len(a | b), 1) for a, b in itertools.combinations(bags, 2)]
     return sum(pairs) / len(pairs) if pairs else 1.0
@@ -135,9 +135,9 @@ def assign_templates(
         questions: the hard set, dev and feedback questions alike.
         templates: the selected set.
         num_generations: K, rollouts of a group.
-        rng: source of the draws.
+        rng: source of random numbers.
         same_template_per_group: one draw for the whole group.
-        bare_rollouts_per_group: the first so many rollouts stay bare.
+        bare_rollouts_per_group: the first N rollouts stay bare.
 
     Returns:
         For each question K indices into `templates`, `None` for a bare rollout. Empty when there are no templates.

@@ -361,9 +361,8 @@ class P2OTrainer(GRPOTrainer):
         Raises:
             CheckpointError: nothing to resume from, or a checkpoint of another configuration or version.
         """
-        self._resumed = False
         checkpoint = checkpointing.resolve_checkpoint(resume_from_checkpoint, Path(self.args.output_dir))
-        self._last_loaded_step = -1  # steps are counted from zero again, with other weights
+        self._last_loaded_step, self._resumed = -1, False  # steps are counted from zero again, with other weights
         if checkpoint is not None:
             self.p2o = P2OState.load(checkpoint, self.fingerprint())
             self._resumed, self._step = True, self.p2o.trainer_step

@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("evolve", help="the prompt phase alone, for a frozen model", add_help=False)
     commands.add_parser("compare", help="methods × seeds at equal compute", add_help=False)
     commands.add_parser("report", help="one HTML page about one run or several", add_help=False)
-    commands.add_parser("score", help="rewards of completions at hand", add_help=False)
+    commands.add_parser("score", help="score existing completions with the training verifiers", add_help=False)
     arguments, rest = parser.parse_known_args(argv[:1])
     if arguments.version:
         from p2o import __version__

@@ -1,4 +1,4 @@
-"""A run of `p2o train` before it begins: its settings, data, rewards and feedback, all checked."""
+"""Prepares a run of `p2o train`: settings, data, rewards and feedback, all checked."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +28,12 @@ class Run:
     """Everything needed to train, checked.
 
     Args:
-        config: the settings as one YAML mapping, from which the run can be repeated; the method is named in it, what it
-            implies is not.
+        config: the settings as one YAML mapping, from which the run can be repeated; includes the method's name, not
+            the options that it presets.
         eval_datasets: small sets by name for the curve during training.
         final_datasets: full sets by name for before and after.
         report: what the check of the training data found; None for the embedded questions.
-        told: what was chosen where nothing was said, in lines for people.
+        default_messages: what was chosen for settings that were not given.
     """
 
     arguments: RunArguments
@@ -47,17 +47,17 @@ class Run:
     feedback: Any
     reflect: Any
     report: Report | None
-    told: list[str]
+    default_messages: list[str]
 
 
 class Parsed(NamedTuple):
-    """What a command line and its configuration file come to; see [`Run`]."""
+    """The parsed command line and configuration file; see [`Run`]."""
 
     arguments: RunArguments
     training: P2OConfig
     model: ModelConfig
     config: Settings
-    told: list[str]
+    default_messages: list[str]
 
 
 def parse(argv: list[str], output_dir: str) -> Parsed:
@@ -70,12 +70,12 @@ def parse(argv: list[str], output_dir: str) -> Parsed:
     path = take_option(argv, "--config")
     settings = checked(read_settings(path), option_types(), path) if path else {}
     settings |= checked(explicit(argv), option_types(), "the command line")
-    _refuse_what_the_data_has_not(settings)
-    settings, told = with_defaults(settings, has_file=path is not None)
+    _refuse_options_without_effect(settings)
+    settings, messages = with_defaults(settings, has_file=path is not None)
     missing = [name for name in ("model_name_or_path", "dataset_name") if not settings.get(name)]
     if missing:
-        raise InputError(f"The configuration names no {', no '.join(missing)}.")
-    # Not among the settings that are written down: with them a run is repeated elsewhere.
+        raise InputError(f"Missing in the configuration: {', '.join(missing)}.")
+    # Not saved with the settings, which may be used to repeat the run in another directory.
     settings.pop("output_dir", None)
     try:
         effective = with_method(settings)
@@ -90,13 +90,13 @@ def parse(argv: list[str], output_dir: str) -> Parsed:
         arguments, training, model = parser.parse_args_into_dataclasses(args=[], look_for_args_file=False)
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(str(error)) from error
-    return Parsed(arguments, training, model, settings, told)
+    return Parsed(arguments, training, model, settings, messages)
 
 
-def _refuse_what_the_data_has_not(settings: Settings) -> None:
+def _refuse_options_without_effect(settings: Settings) -> None:
     """
     Raises:
-        InputError: an option about data of another sort, which would have no effect.
+        InputError: an option for another kind of data, which would have no effect.
     """
     name = str(settings.get("dataset_name") or EMBEDDED)
     if is_task(name):
@@ -104,10 +104,10 @@ def _refuse_what_the_data_has_not(settings: Settings) -> None:
         if name == EMBEDDED:
             without += ["dataset_path", "dataset_size", "dataset_test_split"]
     else:
-        sort, without = "no named set", ["dataset_path", "dataset_size"]
+        sort, without = "not a named set", ["dataset_path", "dataset_size"]
     found = [option for option in without if settings.get(option) is not None]
     if found:
-        raise InputError(f"{', '.join(found)} would have no effect: {name} is {sort}.")
+        raise InputError(f"Options without effect: {', '.join(found)} ({name} is {sort}).")
 
 
 def limit_verifiers(arguments: Any) -> None:
@@ -126,9 +126,9 @@ def prepare(argv: list[str], output_dir: str) -> Run:
     """Parses, loads and checks.
 
     Raises:
-        InputError: whatever cannot work, before anything is trained.
+        InputError: settings or data that cannot be trained on.
     """
-    arguments, training, model, settings, told = parse(argv, output_dir)
+    arguments, training, model, settings, messages = parse(argv, output_dir)
     model.model_name_or_path = path_of_model(str(model.model_name_or_path))
     _refuse_without_weights(model.model_name_or_path)
     names = arguments.reward_funcs or []
@@ -154,8 +154,8 @@ def prepare(argv: list[str], output_dir: str) -> Run:
             refuse_missing_columns(rewards, names, data.column_names)
         if training.eval_strategy != "no" and not eval_datasets:
             raise InputError(
-                f"eval_strategy is {training.eval_strategy}, and there is nothing to evaluate on: name the questions "
-                "with dataset_test_split, or leave eval_strategy out."
+                f"eval_strategy is {training.eval_strategy}, but there are no evaluation questions: set "
+                "dataset_test_split, or leave eval_strategy out."
             )
     if not arguments.evaluate_before_and_after:
         final_datasets = {}
@@ -173,7 +173,7 @@ def prepare(argv: list[str], output_dir: str) -> Run:
         feedback=feedback,
         reflect=reflect,
         report=report,
-        told=told,
+        default_messages=messages,
     )
 
 
@@ -194,4 +194,4 @@ def _refuse_without_weights(name: str) -> None:
         InputError: a directory without a model in it.
     """
     if Path(name).is_dir() and not any(Path(name).glob("*.safetensors")) and not any(Path(name).glob("*.bin")):
-        raise InputError(f"{name} holds no model: there is no .safetensors file in it.")
+        raise InputError(f"{name} is not a model directory: it has no .safetensors or .bin file.")

@@ -14,19 +14,19 @@ from typing import Any
 from rich.console import Console
 
 from p2o.cli.errors import InputError
-from p2o.cli.words import spelled
+from p2o.cli.words import normalized_option
 from p2o.methods import METHODS, tuned_as
 from p2o.reports.comparison import Cell, Sweep, as_table, choose, collect, draw
 from p2o.state import differences, write_json
 
 DEFAULT_METHODS = "p2o,grpo,grpo-2x,dapo"
-ENDLESS = 10**6  # epochs; the budget ends a run
+ENDLESS = 10**6  # epochs; a run ends at its budget
 
 
 def compare(argv: list[str]) -> int:
     """Runs the command; returns its exit code (0: done, 1: some run failed, 2: bad input)."""
     arguments, rest = _parser().parse_known_args(argv)
-    rest = [spelled(word) for word in rest]
+    rest = [normalized_option(word) for word in rest]
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     if not console.is_terminal:
         console.width = 180
@@ -46,21 +46,23 @@ def _parser() -> argparse.ArgumentParser:
         prog="p2o compare",
         allow_abbrev=False,  # --seed is an option of `p2o train`, and no short form of --seeds
         description=__doc__,
-        epilog="Every other option goes to `p2o train`, for all methods alike: --config, --learning_rate, …",
+        epilog="All other options are passed to `p2o train`, for every method: --config, --learning_rate, …",
     )
     parser.add_argument("--methods", default=DEFAULT_METHODS, help=f"of {', '.join(METHODS)} (default: %(default)s)")
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated (default: %(default)s)")
     parser.add_argument("--output_dir", "--output-dir", type=Path, default=Path("runs/compare"), help="(%(default)s)")
     parser.add_argument(
-        "--total_rollouts", "--total-rollouts", type=int, default=12_000, help="every method spends this many in all"
+        "--total_rollouts", "--total-rollouts", type=int, default=12_000, help="total rollouts per method"
     )
-    parser.add_argument("--steps", type=int, help="equal optimizer steps instead, prompt phases for nothing")
+    parser.add_argument(
+        "--steps", type=int, help="equal number of optimizer steps instead; prompt-phase rollouts are not charged"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once, one thread each")
     parser.add_argument(
         "--sweep",
         metavar="OPTION=VALUE,VALUE,…",
-        help="first try every method with each value; it keeps the one with the best accuracy on the evaluation sets "
-        "of training. Ablations p2o-… take p2o's, so that they differ in one thing",
+        help="first try each value for each method and use the one with the best evaluation accuracy. Ablations "
+        "(p2o-…) use p2o's value",
     )
     parser.add_argument(
         "--sweep_seed", "--sweep-seed", type=int, default=1000, help="seed of these trials (default: %(default)s)"
@@ -70,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Where the runs are and what they have in common.
+    """The directory of the runs and their common options.
 
     Args:
         jobs: runs at once.
@@ -97,10 +99,10 @@ class Comparison:
 def _compare(
     comparison: Comparison, methods: list[str], seeds: list[int], sweep: Sweep | None, console: Console
 ) -> int:
-    """Runs what is not finished and shows the result; returns the exit code.
+    """Runs the unfinished cells and shows the result; returns the exit code.
 
     Raises:
-        InputError: a sweep without evaluations to choose by.
+        InputError: a sweep without evaluation results.
     """
     chosen: dict[str, Any] = {}
     if sweep:
@@ -158,7 +160,7 @@ def _checked(arguments: argparse.Namespace, rest: list[str]) -> tuple[list[str],
     try:
         seeds = [int(seed) for seed in arguments.seeds.split(",")]
     except ValueError:
-        raise InputError(f"--seeds {arguments.seeds!r} is no list of whole numbers such as 0,1,2.") from None
+        raise InputError(f"--seeds {arguments.seeds!r} is not a list of integers such as 0,1,2.") from None
     if len(set(seeds)) < len(seeds) or len(set(methods)) < len(methods):
         raise InputError("A method or seed is named twice.")
     if arguments.sweep is None:
@@ -173,7 +175,7 @@ def _checked(arguments: argparse.Namespace, rest: list[str]) -> tuple[list[str],
         raise InputError(f"--{option} is both swept and set.")
     if arguments.sweep_seed in seeds:
         raise InputError(
-            f"--sweep_seed {arguments.sweep_seed} is one of --seeds: choose by other runs than you report."
+            f"--sweep_seed {arguments.sweep_seed} is also one of --seeds: tune on a seed that is not reported."
         )
     return methods, seeds, Sweep(option, values, arguments.sweep_seed)
 
@@ -184,7 +186,9 @@ def _same_comparison(directory: Path, settings: dict[str, Any]) -> None:
     if path.exists():
         changed = differences(json.loads(path.read_text()), settings)
         if changed:
-            raise InputError(f"{directory} holds another comparison: {changed}. Choose another --output_dir.")
+            raise InputError(
+                f"{directory} holds a comparison with other settings: {changed}. Choose another --output_dir."
+            )
         return
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a watcher sees: a live panel in a terminal, one line a happening elsewhere."""
+"""Progress display: a live panel in a terminal, one line per event otherwise."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -34,7 +34,7 @@ def bare_accuracies(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 class Pace:
-    """How long still: mean time of a policy step and of a prompt phase so far, times what is left of each."""
+    """Estimates the time left from the mean duration of policy steps and prompt phases."""
 
     def __init__(self) -> None:
         self.seconds = {"step": 0.0, "prompt phase": 0.0}
@@ -45,7 +45,7 @@ class Pace:
         self.count[what] += 1
 
     def left(self, steps: int, prompt_phases: int) -> float | None:
-        """Seconds; None before the first step. Until a prompt phase has been seen it is taken to be for nothing."""
+        """Seconds; None before the first step. Prompt phases count as 0 until one has run."""
         if not self.count["step"]:
             return None
         means = {what: self.seconds[what] / max(self.count[what], 1) for what in self.seconds}
@@ -53,12 +53,12 @@ class Pace:
 
 
 class Watch(P2OCallback):
-    """Follows a run by the trainer's own events; knows nothing that a tracker could not know.
+    """Follows a run through callback events only.
 
     Args:
         console: where to write.
         title: of the panel.
-        started: `time.monotonic()` of the run's start, shifted by what earlier sessions of it took.
+        started: `time.monotonic()` of the run's start, minus the time of earlier sessions.
     """
 
     def __init__(self, console: Console, title: str, started: float) -> None:
@@ -66,7 +66,7 @@ class Watch(P2OCallback):
         self.pace = Pace()
         self.phase = "starting"
         self.epoch, self.epochs, self.step, self.steps = 0, 0, 0, 0
-        self.spent, self.budget = 0, 0  # rollouts, where they and not the epochs end the run
+        self.spent, self.budget = 0, 0  # rollouts, if they and not the epochs end the run
         self._spent_before = 0  # by earlier sessions of a resumed run
         self.accuracy: dict[str, list[float]] = {}
         self.metrics: dict[str, float] = {}
@@ -77,7 +77,7 @@ class Watch(P2OCallback):
 
     @contextmanager
     def show(self) -> Iterator[None]:
-        """Draws the panel while inside; does nothing but pass where there is no terminal."""
+        """Shows the panel inside the `with` block; does nothing without a terminal."""
         if not self.console.is_terminal:
             yield
             return
@@ -94,7 +94,7 @@ class Watch(P2OCallback):
         self.phase = phase
         self._since = time.monotonic()
 
-    # -- what happens ------------------------------------------------------------------------------------------------
+    # -- events ------------------------------------------------------------------------------------------------------
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.steps, self.step, self.epochs = state.max_steps, state.global_step, round(args.num_train_epochs)
@@ -114,7 +114,7 @@ class Watch(P2OCallback):
         logs = logs or {}
         if "loss" not in logs:
             return
-        # Steps that learn from rollouts of an earlier one bring no reward of their own.
+        # Steps that reuse the rollouts of an earlier step log no reward.
         self.metrics.update({k: v for k, v in logs.items() if isinstance(v, int | float)})
         self.spent = int(self.metrics.get("p2o/rollouts/total", 0))
         if self._live is None:
@@ -166,7 +166,7 @@ class Watch(P2OCallback):
         for template in sorted(p2o.templates, key=lambda t: -t.score):
             self.say(f"  {template.score:.2f}  {template.text}")
 
-    # -- how it looks ------------------------------------------------------------------------------------------------
+    # -- display -----------------------------------------------------------------------------------------------------
 
     def progress_line(self) -> str:
         if self.budget:
@@ -259,7 +259,7 @@ def share(value: float | None) -> str:
 
 
 class Meter:
-    """Phase, how far and how long still, of work that is counted: a bar in a terminal, elsewhere now and then a line.
+    """Progress of counted work and the time left: a bar in a terminal, otherwise a line now and then.
 
     Args:
         every: seconds between two lines.
@@ -286,17 +286,17 @@ class Meter:
         self._bar.stop()
 
     def update(self, phase: str, done: int, total: int, note: str = "") -> None:
-        """Where `phase` stands. What was done before it was first heard of does not count for the pace."""
+        """Reports progress of `phase`. What was done before its first report does not count towards the pace."""
         now = time.monotonic()
         if phase != self._phase:
-            self._phase, self._since, self._before, self._told = phase, now, done, now
+            self._phase, self._since, self._before, self._printed = phase, now, done, now
             if self._bar.task_ids:
                 self._bar.update(self._bar.task_ids[-1], visible=False)
             self._bar.add_task(phase, total=total, note="", left="")
         pace = (now - self._since) / (done - self._before) if done > self._before else None
         left = f"about {clock(pace * max(total - done, 0))} left" if pace is not None and done < total else ""
         self._bar.update(self._bar.task_ids[-1], completed=done, total=total, note=note, left=left)
-        if not self.console.is_terminal and (now - self._told >= self.every or done >= total):
-            self._told = now
+        if not self.console.is_terminal and (now - self._printed >= self.every or done >= total):
+            self._printed = now
             ending = f" · {left}" if left else ""
             self.console.print(f"{phase}: {done}/{total}{note}{ending}", markup=False)

@@ -1,4 +1,4 @@
-"""The questions of `p2o train`: loaded, mapped, checked against the model's tokenizer and by the verifier."""
+"""Loads the questions of `p2o train`; checks them against the model's tokenizer and the verifier."""
 
 import re
 from pathlib import Path
@@ -25,21 +25,21 @@ from p2o.tasks import (
     verifier_of,
 )
 from p2o.templates import Prompt
-from p2o.verifiers import check_solutions, unpayable
+from p2o.verifiers import check_solutions, unmatchable
 
-# Rewards that read gold answers as mathematics: what they cannot read earns nobody anything.
+# Rewards that parse gold answers as mathematics: a gold answer they cannot parse always scores 0.
 MATHEMATICAL = ("math", "accuracy", "accuracy_reward", "reasoning_accuracy_reward")
 
 
 def load_questions(
     arguments: RunArguments, training: P2OConfig, model: ModelConfig
 ) -> tuple[Dataset, Report, dict[str, Dataset]]:
-    """The training questions with what their check found, and the test questions by split.
+    """The training questions with the report of their check, and the test questions by split.
 
-    `training.solution_column` is that of the mapped data afterwards. Where the report stops, no test set is loaded.
+    Sets `training.solution_column` to that of the mapped data. If the report stops the run, no test set is loaded.
 
     Raises:
-        InputError: data that cannot be loaded, a column or a split that is not there.
+        InputError: data that cannot be loaded, a missing column or split.
     """
     name, test_split = str(arguments.dataset_name), arguments.dataset_test_split
     mapping = {
@@ -76,7 +76,7 @@ def load_questions(
         finals = {}
         if test is not None and not report.stops:
             tested, test_report = questions(test, name=f"{name}, {test_split}", **mapping)
-            if problem := test_report.problem():
+            if problem := test_report.error_message():
                 raise InputError(problem)
             finals = {str(test_split): tested}
     except DataError as error:
@@ -86,7 +86,7 @@ def load_questions(
 
 
 def gold_checks(rewards: list[str], name: str) -> dict[str, Any]:
-    """What [`p2o.tasks.check_questions`] does about gold answers, by the rewards and the name of the data.
+    """Arguments of [`p2o.tasks.check_questions`] about gold answers, by the rewards and the name of the data.
 
     Questions of reasoning-gym and of the embedded world are scored by an entry, and their solutions are examples.
     """
@@ -95,13 +95,13 @@ def gold_checks(rewards: list[str], name: str) -> dict[str, Any]:
     mathematical = any(reward.replace(":", ".").rpartition(".")[2] in MATHEMATICAL for reward in rewards)
     return {
         "same": equal_golds,
-        "unpayable": unpayable,
+        "unmatchable": unmatchable,
         "unparsable": check_solutions if mathematical else None,
     }
 
 
 def _prompt_checks(training: P2OConfig, model: ModelConfig) -> dict[str, Any]:
-    """Prompts that are refused, or over the limit: `max_prompt_length`, or what the model's positions leave for one."""
+    """Checks of prompts: by the chat template, and for length (`max_prompt_length`, or what the context leaves)."""
     known = {"revision": model.model_revision, "trust_remote_code": training.trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(model.model_name_or_path, **known)
@@ -125,7 +125,7 @@ def _prompt_checks(training: P2OConfig, model: ModelConfig) -> dict[str, Any]:
 
 
 def hub_name(arguments: RunArguments) -> str | None:
-    """`owner/name` of the training data on the hub; None for data that is not from there."""
+    """`owner/name` of the training data on the hub; None for other data."""
     name = str(arguments.dataset_name)
     if is_task(name):
         return next((named.hub_id for named in NAMED_SETS if named.name == name.lower()), None)

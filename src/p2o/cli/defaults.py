@@ -1,4 +1,4 @@
-"""What `p2o train` takes where nothing is said: by the data, the model and the machine; each choice is told."""
+"""Defaults of `p2o train` that depend on data, model and hardware; each is reported."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,18 +12,18 @@ from p2o.tasks import is_task, verifier_of
 
 EMBEDDED = "pico"
 EMBEDDED_RECIPE = Path(p2o.pico.__file__).parent / "recipe.yaml"
-# Of the recipe, what is about the embedded questions and not about the embedded model.
+# Settings of the recipe that concern the embedded questions, not the embedded model.
 ABOUT_ITS_QUESTIONS = ("dataset_name", "reward_funcs", "feedback_func", "eval_strategy", "eval_steps")
 
 
 def with_defaults(settings: Mapping[str, Any], has_file: bool) -> tuple[Settings, list[str]]:
-    """The settings over what is chosen for them, and what was chosen, in lines for people.
+    """Settings with defaults filled in, and messages about these defaults.
 
     Args:
-        settings: what the user says.
-        has_file: whether any of it stands in a file; the embedded world's recipe is for who has none.
+        settings: of the command line and the configuration file.
+        has_file: whether there is a configuration file; the embedded world's recipe is used only without one.
     """
-    told = []
+    messages = []
     base: Settings = {}
     data, model = settings.get("dataset_name"), settings.get("model_name_or_path")
     if not has_file and data in (None, EMBEDDED):
@@ -31,24 +31,22 @@ def with_defaults(settings: Mapping[str, Any], has_file: bool) -> tuple[Settings
     elif not has_file and model in (None, EMBEDDED):
         base = {k: v for k, v in read_settings(EMBEDDED_RECIPE).items() if k not in ABOUT_ITS_QUESTIONS}
         if model is None:
-            told.append(
-                "No model is named: the embedded one of a million parameters, pico, with its recipe's settings."
-            )
+            messages.append("No model given: using the embedded model 'pico' (1M parameters) and its recipe.")
     chosen = {**base, **settings}
     if data is not None and not chosen.get("reward_funcs"):
         name = str(data)
         chosen["reward_funcs"] = [verifier_of(name) if is_task(name) else "math"]
-        why = "the verifier of this set" if is_task(name) else "math-verify on the gold answers"
-        told.append(f"No reward is named: {chosen['reward_funcs'][0]}, {why}.")
+        why = "this set's verifier" if is_task(name) else "math-verify on the gold answers"
+        messages.append(f"No reward given: using {chosen['reward_funcs'][0]}, {why}.")
     machine = for_the_machine(chosen)
     if machine:
-        said = ", ".join(f"{name}: {str(value).lower()}" for name, value in machine.items())
-        told.append(f"{_why(chosen)}: {said}.")
-    return {**chosen, **machine}, told
+        listed = ", ".join(f"{name}: {str(value).lower()}" for name, value in machine.items())
+        messages.append(f"{_why(chosen)}: {listed}.")
+    return {**chosen, **machine}, messages
 
 
 def for_the_machine(settings: Mapping[str, Any]) -> Settings:
-    """Precision and device for this machine, where the settings leave them open: TRL's own are a newer GPU's."""
+    """Precision and device for this machine, if not set. TRL's defaults assume bfloat16."""
     on_cpu = bool(settings.get("use_cpu")) or not _has_accelerator()
     made: Settings = {}
     if on_cpu:

@@ -1,4 +1,4 @@
-"""`p2o eval`: n answers to every question of some tasks; avg@n, pass@k, maj@k; two evaluations compared."""
+"""`p2o eval`: n answers to every question; avg@n, pass@k, maj@k; comparison of two evaluations."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from p2o.cli.frozen import charge, load_model, model_settings, open_directory, r
 from p2o.cli.frozen_options import FrozenArguments, parse
 from p2o.cli.frozen_questions import load_questions
 from p2o.cli.options import Parser
-from p2o.cli.words import spelled
+from p2o.cli.words import normalized_option
 from p2o.evaluation.comparison import compare
 from p2o.evaluation.evaluate import evaluate
 from p2o.evaluation.results import by_question, default_ks, question_key, summarise
@@ -43,7 +43,10 @@ class EvalArguments(FrozenArguments):
         default=None,
         metadata={"help": "For pass@k and maj@k, such as 1,4,8; powers of two up to n, and n, when not set."},
     )
-    questions_per_batch: int = field(default=16, metadata={"help": "Questions that a kill loses at most."})
+    questions_per_batch: int = field(
+        default=16,
+        metadata={"help": "Results are saved every this many questions; at most so many are lost when killed."},
+    )
 
     def check(self) -> None:
         super().check()
@@ -122,7 +125,7 @@ def _ks(listed: str | None, n: int) -> list[int]:
     try:
         ks = sorted({int(k) for k in listed.split(",")})
     except ValueError:
-        raise InputError(f"--k {listed!r} is no list of whole numbers such as 1,4,8.") from None
+        raise InputError(f"--k {listed!r} is not a list of integers such as 1,4,8.") from None
     if not 1 <= ks[0] <= ks[-1] <= n:
         raise InputError(f"--k {listed}: k is from 1 to --n, which is {n}.")
     return ks
@@ -167,8 +170,8 @@ class CompareArguments:
     compare: list[str] = field(metadata={"help": f"The first and the second: {RESULT}, or its directory."})
     seed: int = field(default=0, metadata={"help": "Seed of the bootstrap."})
     resamples: int = field(default=10_000, metadata={"help": "Resamples of the bootstrap."})
-    questions: int = field(default=10, metadata={"help": "How many questions that differ are shown."})
-    output: str | None = field(default=None, metadata={"help": "A JSON file for all of it."})
+    questions: int = field(default=10, metadata={"help": "Maximum number of differing questions to show."})
+    output: str | None = field(default=None, metadata={"help": "JSON file for the complete comparison."})
 
 
 def _compare(argv: list[str], console: Console) -> int:
@@ -179,10 +182,10 @@ def _compare(argv: list[str], console: Console) -> int:
         "over questions of the difference of avg@n and, with n = 1, the exact McNemar test.",
     )
     if "--help" in argv or "-h" in argv:
-        argv = ["--help"]  # argparse would complain of --compare first
+        argv = ["--help"]  # argparse would report --compare first
     try:
         (arguments,) = parser.parse_args_into_dataclasses(
-            args=[spelled(word) for word in argv], look_for_args_file=False
+            args=[normalized_option(word) for word in argv], look_for_args_file=False
         )
         check_least(arguments, {"resamples": 100, "questions": 0})
         if len(arguments.compare) != 2:
@@ -223,7 +226,7 @@ def _comparison_table(compared: dict[str, Any], seed: int) -> Table:
 
 
 def _questions_table(task: str, questions: list[dict[str, Any]], shown: int) -> Table:
-    table = Table(title=f"{task}: {len(questions)} questions differ, most of all these")
+    table = Table(title=f"{task}: {len(questions)} questions differ; the largest differences")
     for heading in ("question", "first", "second", "text"):
         table.add_column(heading, justify="left" if heading == "text" else "right")
     for q in questions[:shown]:
@@ -239,9 +242,7 @@ def _read(path: Path) -> Any:
         result = json.loads(path.read_text())
         result["settings"]["sampling"], result["tasks"]
     except OSError as error:
-        raise InputError(
-            f"Cannot read {path}: {error.strerror}. An evaluation leaves it when it is finished."
-        ) from None
+        raise InputError(f"Cannot read {path}: {error.strerror}. It is written when an evaluation finishes.") from None
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is no result of `p2o eval`.") from None
+        raise InputError(f"{path} is not a result of `p2o eval`.") from None
     return result

@@ -1,4 +1,4 @@
-"""`p2o evolve`: the prompt phase alone. Finds what a frozen model cannot solve, and instructions under which it can."""
+"""`p2o evolve`: the prompt phase alone, for the questions that a frozen model cannot solve."""
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -36,13 +36,15 @@ from p2o.templates import Template, select_templates
 
 @dataclass
 class EvolveArguments(FrozenArguments, EvolutionOptions, ReflectionOptions, FunctionArguments):
-    """Options of `p2o evolve`; those of evolution and reflection are training's."""
+    """Options of `p2o evolve`; those of evolution and reflection are the same as for training."""
 
-    num_generations: int = field(default=8, metadata={"help": "Bare rollouts of each question, which find hard ones."})
-    min_hard_questions: int = field(default=4, metadata={"help": "Hard questions, fewer than which are too few."})
+    num_generations: int = field(default=8, metadata={"help": "Bare rollouts per question, to find the hard ones."})
+    min_hard_questions: int = field(
+        default=4, metadata={"help": "Minimum number of hard questions; with fewer the command stops."}
+    )
     confirm_samples: int = field(
         default=4,
-        metadata={"help": "Fresh answers to each dev question, bare and under each selected template; 0: none."},
+        metadata={"help": "New answers to each dev question, bare and under each selected template; 0: none."},
     )
 
     def check(self) -> None:
@@ -67,7 +69,7 @@ def _evolve(argv: list[str], console: Console) -> int:
         EvolveArguments,
         argv,
         prog="p2o evolve",
-        description="Finds what a frozen model cannot solve, and instructions under which it can.",
+        description="Finds questions that a frozen model cannot solve, and instructions under which it solves them.",
         takes_dataset=True,
     )
     config = arguments.evolution_config(wording=arguments.reflection_prompt)
@@ -122,7 +124,7 @@ def _evolve(argv: list[str], console: Console) -> int:
 
 
 def _settings(arguments: EvolveArguments, config: EvolutionConfig, tasks: list[QuestionSet]) -> dict[str, Any]:
-    """What decides the outcome; work that was begun under another value cannot go on."""
+    """Settings that change the outcome; a directory is only resumed under the same ones."""
     names = (
         *("num_generations", "near_hard", "min_hard_questions", "verifier", "reward_func", "feedback_func"),
         *("reflection_model", "reflection_base_url", "reflection_func", "confirm_samples"),
@@ -139,7 +141,7 @@ def _settings(arguments: EvolveArguments, config: EvolutionConfig, tasks: list[Q
 
 
 def _bare_rollouts(arguments: EvolveArguments, policy: FrozenPolicy, directory: Path, meter: Meter) -> Groups:
-    """Samples of every question without a template, by which hard ones are found."""
+    """Samples of every question without a template, to find the hard ones."""
     samples = evaluate(
         policy.tasks,
         policy.model,
@@ -156,7 +158,7 @@ def _reflection(arguments: EvolveArguments, model: FrozenModel, spent: Ledger) -
     """The reflection model that the options name.
 
     Args:
-        spent: what reflection has cost so far, for its limits.
+        spent: the cost of reflection so far, for its limits.
 
     Raises:
         InputError: no such model or function.
@@ -182,8 +184,8 @@ def _reflection(arguments: EvolveArguments, model: FrozenModel, spent: Ledger) -
 def _refuse_too_few(hard: list[int], wanted: int) -> None:
     if len(hard) < wanted:
         raise InputError(
-            f"{len(hard)} hard questions are fewer than --min_hard_questions {wanted}. Take harder questions, more of "
-            "them, or fewer rollouts each (--num_generations)."
+            f"{len(hard)} hard questions are fewer than --min_hard_questions {wanted}. Use harder questions, more "
+            "questions, or fewer rollouts per question (--num_generations)."
         )
 
 
@@ -263,7 +265,7 @@ def as_table(outcome: dict[str, Any]) -> Table:
             shown = f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
         measured = _pm(template["measured"]) if "measured" in template else "–"
         table.add_row(str(number), share(template["score"]), measured, shown, Text(template["text"]))
-    caption = f"± standard error, 95 % interval by paired bootstrap; {dev.get('samples')} fresh answers a question"
+    caption = f"± standard error, 95 % interval by paired bootstrap; {dev.get('samples')} new answers per question"
     if "bare" in dev:
         caption += f"; solved by any: bare {dev['solved_bare']}, templates {dev['solved_under_some_template']}"
         table.caption = caption
@@ -277,7 +279,7 @@ def _pm(measured: dict[str, Any]) -> str:
 
 def as_text(outcome: dict[str, Any]) -> str:
     """The templates for people, one after the other, with a heading each; best first, as they were selected."""
-    parts = [f"Templates for {outcome['model']}: put one in front of a question, with a blank line between."]
+    parts = [f"Templates for {outcome['model']}: prepend one to a question, separated by a blank line."]
     for number, template in enumerate(outcome["templates"], 1):
         measured = f", measured {_pm(template['measured'])}" if "measured" in template else ""
         parts.append(f"--- {number}: dev score {share(template['score'])}{measured}\n\n{template['text']}")

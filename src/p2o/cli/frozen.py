@@ -1,4 +1,4 @@
-"""What `p2o eval` and `p2o evolve` share: a frozen model by options, the directory of the work, errors as messages."""
+"""Shared by `p2o eval` and `p2o evolve`: loading a frozen model, the output directory, errors as messages."""
 
 import errno
 import hashlib
@@ -29,7 +29,7 @@ NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 
 def model_settings(arguments: FrozenArguments) -> dict[str, Any]:
-    """What decides the completions, beside sampling; work that was begun under another value cannot go on."""
+    """Settings that change completions, besides sampling; a directory is only resumed under the same ones."""
     engine = "served" if arguments.served else "vllm" if arguments.use_vllm else "transformers"
     settings: dict[str, Any] = {"model": arguments.model, "engine": engine}
     if options := arguments.template_options():
@@ -122,21 +122,21 @@ def refuse_long_questions(tasks: Sequence[QuestionSet], model: FrozenModel, samp
             first, length = next(iter(long.items()))
             room = (model.context_length or 0) - max(long.values())
             raise InputError(
-                f"{task.name}: {len(long)} of {len(task.rows)} questions are too long, question {first} with {length} "
-                f"tokens the first: the model holds {model.context_length}, and --max_completion_length is "
+                f"{task.name}: {len(long)} of {len(task.rows)} questions are too long (e.g. question {first}: {length} "
+                f"tokens) for a context of {model.context_length} tokens with --max_completion_length "
                 f"{sampling.max_completion_length}. "
-                + (f"Lower that, to {room} at most." if room > 0 else "Shorten the questions.")
+                + (f"Lower it to at most {room}." if room > 0 else "Shorten the questions.")
             )
 
 
-# -- where it is kept --------------------------------------------------------------------------------------------------
+# -- output directory -------------------------------------------------------------------------------------------------
 
 
 def open_directory(output_dir: str | None, kind: str, model: str, settings: dict[str, Any]) -> Path:
-    """The directory of this very work, where it goes on, or a new one. Without a name it is named after its settings.
+    """The output directory: an existing one with the same settings is resumed. Default name: a hash of the settings.
 
     Raises:
-        InputError: it holds other work, named by what differs; it cannot be written to.
+        InputError: it holds results made with other settings, naming the differences; it cannot be written to.
     """
     path = Path(output_dir) if output_dir else None
     if path is None:
@@ -148,10 +148,12 @@ def open_directory(output_dir: str | None, kind: str, model: str, settings: dict
         if kept.exists():
             changed = differences(json.loads(kept.read_text()), settings)
             if changed:
-                raise InputError(f"{path} holds other work: {changed}. Choose another --output_dir.")
+                raise InputError(
+                    f"{path} holds results made with other settings: {changed}. Choose another --output_dir."
+                )
             return path
         if path.exists() and any(path.iterdir()):
-            raise InputError(f"{path} is not empty and holds nothing of `p2o {kind}`. Choose another --output_dir.")
+            raise InputError(f"{path} is not empty and has no results of `p2o {kind}`. Choose another --output_dir.")
         path.mkdir(parents=True, exist_ok=True)
         write_json(kept, settings)
     except OSError as error:
@@ -162,7 +164,7 @@ def open_directory(output_dir: str | None, kind: str, model: str, settings: dict
 
 
 def charge(ledger: Ledger, purpose: Purpose, samples: Iterable[Sample]) -> None:
-    """Adds what the samples cost."""
+    """Adds the tokens of the samples to the ledger."""
     for sample in samples:
         ledger.add(purpose, 1, sample.prompt_tokens or 0, sample.completion_tokens or 0)
 
@@ -173,7 +175,7 @@ def run(command: Callable[[list[str], Console], int], argv: list[str]) -> int:
     if not console.is_terminal:
         console.width = 180  # for tables
     errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
-    # What the libraries say to programmers is not for a watcher.
+    # Hide library warnings and progress bars that would break our output.
     disable_progress_bar()
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
@@ -185,17 +187,17 @@ def run(command: Callable[[list[str], Console], int], argv: list[str]) -> int:
         errors.print(f"Error: A gold answer cannot be read: {error}")
         return 2
     except GenerationError as error:
-        errors.print(f"Error: {error}\nWhat is finished is kept. The same command goes on from there.")
+        errors.print(f"Error: {error}\nFinished results are saved. Run the same command again to continue.")
         return 1
     except OSError as error:
         if error.errno not in NO_WRITING:
             raise
         where = f" {error.filename}" if error.filename else ""
         errors.print(
-            f"Error: Cannot write{where}: {error.strerror}.\nWhat is finished is kept. Make room, and give the "
-            "same command again: it goes on from there."
+            f"Error: Cannot write{where}: {error.strerror}.\nFinished results are saved. Make room and run the "
+            "same command again to continue."
         )
         return 1
     except KeyboardInterrupt:
-        errors.print("Interrupted; nothing that was finished is lost. The same command goes on from there.")
+        errors.print("Interrupted. Finished results are saved. Run the same command again to continue.")
         return 130

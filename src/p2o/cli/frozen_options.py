@@ -9,7 +9,7 @@ from p2o.cli.defaults import EMBEDDED, EMBEDDED_RECIPE
 from p2o.cli.errors import InputError
 from p2o.cli.options import DataArguments, Parser, option_types, refuse_unknown
 from p2o.cli.settings import checked, read_settings
-from p2o.cli.words import spelled, take_option
+from p2o.cli.words import normalized_option, take_option
 from p2o.completions import Sampling
 from p2o.engines.endpoint import check_base_url
 from p2o.models import NAMED_MODELS
@@ -32,14 +32,14 @@ class ModelArguments:
     model: str = field(init=False, default="")  # positional
     use_vllm: bool = _option(False, "Whether vLLM in this process runs the model instead of transformers.")
     base_url: str | None = _option(
-        None, "Where MODEL is served; it is openai/NAME then, for an OpenAI-compatible server."
+        None, "Base URL of a server; MODEL is then openai/NAME for an OpenAI-compatible one."
     )
     served: bool = _option(False, "Whether MODEL is a name for litellm, with its key in the environment.")
     concurrency: int = _option(16, "Requests to a served model at once.")
     timeout: float = _option(600.0, "Seconds that a request to a served model may take.")
-    max_retries: int = _option(3, "Further attempts at a request to a served model.")
-    dtype: str = _option("auto", "Of the weights; 'auto' is the checkpoint's own, and float32 on a CPU.")
-    attn_implementation: str | None = _option(None, "Attention of transformers.")
+    max_retries: int = _option(3, "Retries per request to a served model.")
+    dtype: str = _option("auto", "Dtype of the weights; 'auto' is the checkpoint's own, and float32 on a CPU.")
+    attn_implementation: str | None = _option(None, "Attention implementation of transformers.")
     model_revision: str | None = _option(None, "Branch, tag or commit of a model on the hub.")
     trust_remote_code: bool = _option(False, "Whether to run code that comes with the model.")
     batch_size: int = _option(32, "Completions that transformers generates at once.")
@@ -86,7 +86,7 @@ class SamplingArguments:
 
 @dataclass
 class QuestionArguments(DataArguments):
-    """The questions: named tasks, or data of the user's."""
+    """Options of the questions: named tasks, or a custom data set."""
 
     tasks: str | None = _option(None, "Names such as math500,aime24,gym:chain_sum,pico:hard; see p2o.tasks.named.")
     dataset_split: str = _option("train", "Split of the data.")
@@ -97,7 +97,7 @@ class QuestionArguments(DataArguments):
     reward_func: str | None = _option(
         None, "Reward function as `module:function` in place of the verifier; more than 0 is right."
     )
-    limit: int | None = _option(None, "The first so many questions of each task.")
+    limit: int | None = _option(None, "Use only the first N questions of each task.")
     data_seed: int = _option(0, "Seed of questions that are drawn.")
 
 
@@ -105,7 +105,7 @@ class QuestionArguments(DataArguments):
 class FrozenArguments(ModelArguments, SamplingArguments, QuestionArguments):
     """What `p2o eval` and `p2o evolve` have in common."""
 
-    output_dir: str | None = _option(None, "Where the work is kept; the same command goes on there.")
+    output_dir: str | None = _option(None, "Output directory; the same command resumes there.")
 
     def check(self) -> None:
         """
@@ -129,15 +129,15 @@ class FrozenArguments(ModelArguments, SamplingArguments, QuestionArguments):
             check_base_url("base_url", self.base_url)
             self.served = True
         if self.served and (self.use_vllm or self.top_k):
-            raise ValueError("A served model goes with neither --use_vllm nor --top_k.")
+            raise ValueError("A served model cannot be combined with --use_vllm or --top_k.")
 
 
 def parse(
     kind: type[Arguments], argv: Sequence[str], *, prog: str, description: str, takes_dataset: bool = False
 ) -> Arguments:
-    """The options of a command, over those of `--config`, a training configuration whose names they share.
+    """Parses the options of a command, which override those of `--config`, a training configuration.
 
-    The embedded model brings its recipe where there is no configuration.
+    Without a configuration, the embedded model has the settings of its recipe.
 
     Args:
         kind: dataclass of the options.
@@ -146,7 +146,7 @@ def parse(
     Raises:
         InputError: an unknown option, a value that no option can have, a configuration that cannot be read.
     """
-    argv = [spelled(word) for word in argv]
+    argv = [normalized_option(word) for word in argv]
     path = take_option(argv, "--config")
     parser = Parser(
         kind,
@@ -156,7 +156,7 @@ def parse(
     )
     named = ", ".join(map(repr, NAMED_MODELS))
     parser.add_argument("model", metavar="MODEL", help=f"a checkpoint, a name on the hub, {named}, or what is served")
-    argv = _with_truth(argv, parser)
+    argv = _with_explicit_flags(argv, parser)
     named, rest = parser.parse_known_args(argv)
     refuse_unknown(rest, {action.dest for action in parser._actions})
     path = path or (str(EMBEDDED_RECIPE) if named.model == EMBEDDED else None)
@@ -171,8 +171,8 @@ def parse(
     return arguments
 
 
-def _with_truth(argv: list[str], parser: Parser) -> list[str]:
-    """The words with a value for flags that have none: argparse would take the next word, MODEL perhaps, for it."""
+def _with_explicit_flags(argv: list[str], parser: Parser) -> list[str]:
+    """The words with `true` after flags without a value: argparse would take the next word, MODEL perhaps, as it."""
     flags = {name for action in parser._actions if action.nargs == "?" for name in action.option_strings}
     words = []
     for word, following in zip(argv, [*argv[1:], "--"], strict=True):
@@ -183,7 +183,7 @@ def _with_truth(argv: list[str], parser: Parser) -> list[str]:
 
 
 def _set_defaults(parser: Parser, path: str, own_data: bool) -> None:
-    """Takes the options that a training configuration sets for defaults, all but those that only training has."""
+    """Uses the settings of a training configuration as defaults, except those that only training has."""
     names = {action.dest for action in parser._actions}
     settings = checked(read_settings(path), {**dict.fromkeys(names, Any), **option_types()}, path)
     left_out = {"seed", "output_dir", *(() if own_data else ("dataset_name",))}

@@ -1,4 +1,4 @@
-"""The questions of `p2o eval` and `p2o evolve`: named tasks or data of the user's, with their scorers."""
+"""The questions of `p2o eval` and `p2o evolve`: named tasks or custom data, with their scorers."""
 
 from typing import Any, cast
 
@@ -27,12 +27,12 @@ def load_questions(arguments: FrozenArguments, say: Any) -> list[QuestionSet]:
         InputError: no such task or data, or data that cannot be used.
     """
     limit_verifiers(arguments)
-    own = None
+    custom = None
     if arguments.reward_func:
-        own = reward_scorer(load_function(arguments.reward_func, "reward_funcs"), arguments.reward_func)
+        custom = reward_scorer(load_function(arguments.reward_func, "reward_funcs"), arguments.reward_func)
     try:
         if arguments.dataset_name:
-            loaded = [_own_questions(arguments, own, say)]
+            loaded = [_custom_questions(arguments, custom, say)]
         else:
             loaded = []
             for name in dict.fromkeys(part.strip() for part in str(arguments.tasks).split(",") if part.strip()):
@@ -40,26 +40,28 @@ def load_questions(arguments: FrozenArguments, say: Any) -> list[QuestionSet]:
                     name, seed=arguments.data_seed, limit=arguments.limit, answer_format=arguments.answer_format
                 )
                 rows = list(task.dataset)
-                if task.verifier == "math" and own is None:
+                if task.verifier == "math" and custom is None:
                     rows = _readable(task.name, rows, say)
-                loaded.append(QuestionSet(task.name, rows, own or scorer(task.verifier), _format(own, task.verifier)))
+                loaded.append(
+                    QuestionSet(task.name, rows, custom or scorer(task.verifier), _format(custom, task.verifier))
+                )
     except DataError as error:
         raise InputError(str(error)) from error
     if not loaded:
-        raise InputError(f"--tasks {arguments.tasks!r} names none.")
+        raise InputError(f"--tasks {arguments.tasks!r} names no task.")
     return loaded
 
 
-def _format(own: ScoreFn | None, verifier: Verifier) -> str:
-    return "" if own is not None else ANSWER_FORMATS.get(verifier, "")
+def _format(custom: ScoreFn | None, verifier: Verifier) -> str:
+    return "" if custom is not None else ANSWER_FORMATS.get(verifier, "")
 
 
-def _own_questions(arguments: FrozenArguments, own: ScoreFn | None, say: Any) -> QuestionSet:
+def _custom_questions(arguments: FrozenArguments, custom: ScoreFn | None, say: Any) -> QuestionSet:
     """The questions of `--dataset`."""
     name = str(arguments.dataset_name)
     if name == EMBEDDED:
         rows = list(world.train_dataset(arguments.data_seed))
-        return QuestionSet(EMBEDDED, rows[: arguments.limit], own or scorer("pico"))
+        return QuestionSet(EMBEDDED, rows[: arguments.limit], custom or scorer("pico"))
     verifier = cast(Verifier, arguments.verifier or "math")
     splits = load_splits(name, arguments.dataset_config, arguments.dataset_revision)
     dataset, report = questions(
@@ -72,21 +74,21 @@ def _own_questions(arguments: FrozenArguments, own: ScoreFn | None, say: Any) ->
         cut_last_answer=arguments.cut_last_answer,
         conflicts=arguments.conflicts or "stop",
         name=name,
-        **gold_checks([verifier] if own is None else [], name),
+        **gold_checks([verifier] if custom is None else [], name),
     )
-    if problem := report.problem():
+    if problem := report.error_message():
         raise InputError(problem)
     for line in (*report.notes, *([report.line()] if report.findings else [])):
         say(line)
-    if own is None and "solution" not in dataset.column_names:
-        raise InputError(f"{name} has no gold answers to verify by; name them with --solution_column.")
-    return QuestionSet(name, list(dataset)[: arguments.limit], own or scorer(verifier), _format(own, verifier))
+    if custom is None and "solution" not in dataset.column_names:
+        raise InputError(f"{name} has no gold answers; name their column with --solution_column.")
+    return QuestionSet(name, list(dataset)[: arguments.limit], custom or scorer(verifier), _format(custom, verifier))
 
 
 def _readable(name: str, rows: list[dict[str, Any]], say: Any) -> list[dict[str, Any]]:
-    """The rows whose gold answers can be verified against; `say` is called with which others are left out."""
+    """The rows whose gold answers can be verified against; `say` is called with a line about the others."""
     bad = set(check_solutions([row["solution"] for row in rows]))
     if bad:
         shown = ", ".join(map(str, sorted(bad)[:5])) + (", …" if len(bad) > 5 else "")
-        say(f"{name}: {len(bad)} of {len(rows)} questions left out, their answers are unreadable (rows {shown}).")
+        say(f"{name}: {len(bad)} of {len(rows)} questions dropped: their gold answers cannot be parsed (rows {shown}).")
     return [row for index, row in enumerate(rows) if index not in bad]

@@ -1,4 +1,4 @@
-"""Functions of the user's by name, and what they ask for."""
+"""Loads custom functions by name and checks the columns that they need."""
 
 import difflib
 import importlib
@@ -18,7 +18,7 @@ EMBEDDED_FUNCTIONS = {
     "reflection_func": "p2o.pico.teacher:reflect",
 }
 EMBEDDED = "pico"
-# What TRL hands to every reward function beside the columns of the data.
+# What TRL passes to every reward function besides the columns of the data.
 HANDED = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
 
 
@@ -26,7 +26,7 @@ def load_function(name: str, option: str) -> Any:
     """A function by `module:function`; for rewards also a verifier's, by its name in `trl.rewards`, or 'pico'.
 
     Raises:
-        InputError: it cannot be imported, or is no function.
+        InputError: it cannot be imported, or is not a function.
     """
     if name == EMBEDDED:
         name = EMBEDDED_FUNCTIONS[option]
@@ -34,7 +34,7 @@ def load_function(name: str, option: str) -> Any:
         name = f"p2o.verifiers.rewards:{name}"
     if ":" not in name and "." not in name:
         if option == "reward_funcs" and not hasattr(trl.rewards, name):
-            raise InputError(f"reward_funcs: there is no {name!r}{_like(name)}")
+            raise InputError(f"reward_funcs: unknown reward {name!r}{_like(name)}")
         name = f"trl.rewards:{name}"
     module, _, function = name.replace(":", ".").rpartition(".")
     if "" not in sys.path:
@@ -52,18 +52,18 @@ def _like(name: str) -> str:
     known = [*VERIFIERS, EMBEDDED, *(n for n in trl.rewards.__all__ if n.endswith("_reward"))]
     near = [f"{name}_reward"] if f"{name}_reward" in known else difflib.get_close_matches(name, known, 1)
     hint = f" (perhaps {near[0]})" if near else ""
-    return f"{hint}; there are {', '.join(known)}, and module:function for one of your own."
+    return f"{hint}; known are {', '.join(known)}, and module:function for a custom one."
 
 
 def refuse_missing_columns(functions: Sequence[Any], names: Sequence[str], columns: Sequence[str]) -> None:
     """
     Args:
         functions: the rewards.
-        names: theirs, as they were asked for.
-        columns: of the data, as it is trained on.
+        names: their names as given in the options.
+        columns: of the mapped data.
 
     Raises:
-        InputError: a reward that needs a column that is not there, which its first batch would fail of.
+        InputError: a reward that needs a missing column, and would fail on its first batch.
     """
     for function, name in zip(functions, names, strict=True):
         missing = [column for column in needed_columns(function, name) if column not in columns]
@@ -72,19 +72,19 @@ def refuse_missing_columns(functions: Sequence[Any], names: Sequence[str], colum
         has = ", ".join(columns)
         if missing == ["solution"]:
             raise InputError(
-                f"The reward {name} needs gold answers, and there are none: the data has {has}. Name their column with "
-                "--solution_column, or another reward with --reward_funcs."
+                f"The reward {name} needs gold answers, but the data has none; its columns are {has}. Name the column "
+                "of the gold answers with --solution_column, or another reward with --reward_funcs."
             )
-        raise InputError(f"The reward {name} needs the column {', '.join(missing)}; the data has {has}.")
+        raise InputError(f"The reward {name} needs the column {', '.join(missing)}; the data has the columns {has}.")
 
 
 def needed_columns(function: Any, name: str) -> list[str]:
-    """The columns without which a reward fails: its parameters without a default that TRL does not hand over itself."""
+    """The columns a reward requires: its parameters without a default, except those that TRL passes itself."""
     if name in COLUMNS:
         return list(COLUMNS[name])
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (ValueError, TypeError):  # a callable that tells nothing
+    except (ValueError, TypeError):  # no signature available
         return []
     return [
         p.name

@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,9 +10,10 @@ from transformers import TrainerCallback
 
 
 class Interrupt(TrainerCallback):
-    """Ctrl-C or SIGTERM: a policy step is finished and saved first; elsewhere, and the second time, it is at once.
+    """Stops a run on Ctrl-C or SIGTERM.
 
-    Elsewhere everything is saved already: an evolution has its journal, an evaluation changes nothing.
+    In a policy step, the step is finished and saved first; elsewhere, or on the second signal, the run stops
+    immediately. Elsewhere everything is saved already: an evolution has its journal, an evaluation changes nothing.
     """
 
     def __init__(self) -> None:
@@ -23,12 +24,12 @@ class Interrupt(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     @contextmanager
-    def handled(self, politely: Any) -> Iterator[None]:
+    def handled(self, finish_step_first: Callable[[], bool]) -> Iterator[None]:
         def handler(number: int, frame: Any) -> None:
             again, self.asked = self.asked, True
-            if again or not politely():
+            if again or not finish_step_first():
                 raise KeyboardInterrupt
-            print("\nFinishing this step and saving; again to stop at once.", file=sys.stderr)
+            print("\nFinishing this step and saving. Press Ctrl-C again to stop immediately.", file=sys.stderr)
 
         previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
         try:

@@ -1,4 +1,4 @@
-"""The options of `p2o train`, and what is said on its command line."""
+"""The options of `p2o train`, and the parser of its command line."""
 
 import argparse
 import dataclasses
@@ -19,7 +19,7 @@ from p2o.verifiers import Limits
 
 @dataclass
 class DataArguments:
-    """Which data the questions come from, how they are read, and the limits of verifiers."""
+    """Options of the data: source, columns, layout; and the limits of verifiers."""
 
     dataset_name: str | None = field(
         default=None,
@@ -36,49 +36,52 @@ class DataArguments:
     prompt_column: str = field(
         default="prompt",
         metadata={
-            "help": "Column with the questions, texts or chats. The answers' is `solution_column`. A part of a column "
-            "of mappings is `column.part`, such as reward_model.ground_truth."
+            "help": "Column with the questions, texts or chats; `solution_column` is that of the answers. Part of a "
+            "column of mappings: `column.part`, such as reward_model.ground_truth."
         },
     )
     system_prompt: str | None = field(
-        default=None, metadata={"help": "Put in front of chats that have none; makes chats of texts."}
+        default=None,
+        metadata={"help": "System prompt for chats that have none; turns plain-text prompts into chats."},
     )
     answer_format: str | None = field(
-        default=None, metadata={"help": "What is expected of the answer's form, put behind each question."}
+        default=None, metadata={"help": "Answer-format instruction, appended to each question."}
     )
     prompts_as_chats: bool = field(
         default=False,
-        metadata={"help": "Whether prompts that are texts become chats. As they are, they meet no chat template."},
+        metadata={
+            "help": "Whether to turn plain-text prompts into chats. Plain text is not passed through the chat template."
+        },
     )
     cut_last_answer: bool | None = field(
         default=None,
         metadata={
-            "help": "Whether the assistant's words that a chat ends with are cut off: true, or false to let the model "
-            "go on from them. When not set, such chats are not trained on."
+            "help": "If a chat ends with an assistant message: true removes it, false lets the model continue it. When "
+            "not set, such rows are dropped."
         },
     )
     conflicts: Literal["stop", "first", "drop"] | None = field(
         default=None,
         metadata={
-            "help": "What happens to a prompt that comes with unequal gold answers: 'stop' the run, go on with the "
-            "'first', or 'drop' it. When not set: 'drop' in a named set, 'stop' in other data."
+            "help": "What to do about a prompt with different gold answers: 'stop' the run, use the 'first', or 'drop' "
+            "it. When not set: 'drop' in a named set, 'stop' in other data."
         },
     )
     verifier_timeout: float = field(
         default=Limits.seconds,
-        metadata={"help": "Seconds that the rewards 'math', 'exact' and 'gym' give one completion."},
+        metadata={"help": "Time limit per completion of the rewards 'math', 'exact' and 'gym', in seconds."},
     )
     verifier_memory: int = field(
-        default=Limits.memory_mb, metadata={"help": "Memory in MiB that one of their worker processes may take."}
+        default=Limits.memory_mb, metadata={"help": "Memory limit of one verifier process, in MiB."}
     )
     verifier_workers: int | None = field(
-        default=None, metadata={"help": "Their worker processes; as many as there are cores if unset."}
+        default=None, metadata={"help": "Number of verifier processes; one per core when not set."}
     )
 
 
 @dataclass
 class FunctionArguments:
-    """Functions of the user's in place of our feedback and of a reflection model."""
+    """Custom functions that replace the built-in feedback and the reflection model."""
 
     feedback_func: str | None = field(
         default=None,
@@ -91,35 +94,33 @@ class FunctionArguments:
         default=None,
         metadata={
             "help": "Reflection model as `module:function`, see `P2OTrainer(reflect=…)`; 'pico' is a teacher that "
-            "knows the embedded world. It takes the place of `reflection_model`."
+            "knows the embedded world. It replaces `reflection_model`."
         },
     )
 
 
 @dataclass
 class RunArguments(DataArguments, FunctionArguments):
-    """What is trained on what; the options of training are those of [`P2OConfig`]."""
+    """Options of a run: data, rewards and method. Training options are in [`P2OConfig`]."""
 
     method: str = field(
         default="p2o",
-        metadata={"help": f"What is trained by, each a few settings over the same trainer: {', '.join(METHODS)}."},
+        metadata={"help": f"Training method; each is a preset of options for the same trainer: {', '.join(METHODS)}."},
     )
     dataset_path: str | None = field(
         default=None, metadata={"help": "Folder with a copy of a named set, in place of the hub."}
     )
     dataset_size: int | None = field(
-        default=None, metadata={"help": "Questions of a named set, when not all; of a reasoning-gym one, how many."}
+        default=None, metadata={"help": "Number of questions to use from a named set; for reasoning-gym, to generate."}
     )
-    strict_data: bool = field(
-        default=False, metadata={"help": "Whether a row that would be dropped stops the run instead."}
-    )
+    strict_data: bool = field(default=False, metadata={"help": "Stop with an error instead of dropping faulty rows."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
     dataset_test_split: str | None = field(
         default=None, metadata={"help": "Split to evaluate on, before, during and after. None when not set."}
     )
     evaluate_before_and_after: bool = field(
         default=True,
-        metadata={"help": "Whether to evaluate in full before and after training, beside the curve during it."},
+        metadata={"help": "Whether to evaluate in full before and after training, in addition to the curve during it."},
     )
     reward_funcs: list[str] | None = field(
         default=None,
@@ -129,11 +130,13 @@ class RunArguments(DataArguments, FunctionArguments):
             "working directory is a module too. When not set: the verifier of a named set, 'math' for other data."
         },
     )
-    num_threads: int | None = field(default=None, metadata={"help": "CPU threads for torch; its own choice if unset."})
+    num_threads: int | None = field(
+        default=None, metadata={"help": "CPU threads for torch; torch's default when not set."}
+    )
 
 
 class Parser(TrlParser):
-    """A parser of options, by default of those of `p2o train`, which raises instead of printing how it is used.
+    """A parser of options, by default of those of `p2o train`, which raises instead of printing its usage.
 
     Args:
         kinds: dataclasses whose fields are the options.
@@ -149,8 +152,8 @@ class Parser(TrlParser):
             settings = {
                 "prog": "p2o train",
                 "description": "Trains a model; without options, the embedded world. --config FILE.yaml sets any of "
-                "the options below, which override it. --resume goes on with the run in --output_dir, or with the "
-                "newest under runs/.",
+                "the options below, which override it. --resume continues the run in --output_dir, or the newest "
+                "one under runs/.",
             }
         super().__init__(list(kinds), conflict_handler="resolve", **settings)
 
@@ -158,14 +161,14 @@ class Parser(TrlParser):
         raise InputError(f"{message[0].upper()}{message[1:]}.")
 
 
-# What TRL and transformers take beside the type that they state, and what they look at when it is late.
-ALSO_TRUTHS = ("fsdp", "scale_rewards")
+# Options that accept booleans besides their declared type, and choices that TRL checks late.
+ALSO_BOOLEANS = ("fsdp", "scale_rewards")
 CHOICES = {
     "importance_sampling_level": ("token", "sequence"),
     "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"),
     "vllm_mode": ("colocate", "server"),
 }
-# A least value of options that would fail in a division or do nothing.
+# Minimum of options that would otherwise fail in a division or do nothing.
 LEAST = {
     "gradient_accumulation_steps": 1,
     "max_completion_length": 1,
@@ -187,12 +190,12 @@ def option_types() -> dict[str, Any]:
         for option in dataclasses.fields(owner):
             choices = CHOICES.get(option.name) or option.metadata.get("choices")
             kind = Literal[tuple(choices)] if choices else hints[option.name]
-            kinds[option.name] = kind | bool if option.name in ALSO_TRUTHS else kind
+            kinds[option.name] = kind | bool if option.name in ALSO_BOOLEANS else kind
     return kinds
 
 
 def explicit(argv: list[str]) -> Settings:
-    """Only what the command line itself says.
+    """Only the options given on the command line.
 
     Raises:
         InputError: as [`Parser`].
@@ -202,9 +205,9 @@ def explicit(argv: list[str]) -> Settings:
         action.required = False
         if action.dest != "help":
             action.default = argparse.SUPPRESS
-    said, rest = parser.parse_known_args(argv)
+    given, rest = parser.parse_known_args(argv)
     refuse_unknown(rest, option_types())
-    return vars(said)
+    return vars(given)
 
 
 def refuse_unknown(rest: list[str], known: Iterable[str]) -> None:

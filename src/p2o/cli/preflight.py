@@ -1,4 +1,4 @@
-"""What training would say before its first step, without the model's weights."""
+"""Everything that would stop training before the first step, checked without loading the weights."""
 
 import copy
 import tempfile
@@ -42,14 +42,14 @@ def make_trainer(run: Run, **parts: Any) -> P2OTrainer:
         raise InputError(str(error)) from error
 
 
-def rehearse(run: Run, checkpoint: Path | None) -> None:
-    """Makes the trainer of a run with the embedded model standing in for the run's, and lets it look at a checkpoint.
+def check_trainer_builds(run: Run, checkpoint: Path | None) -> None:
+    """Builds the trainer with the embedded model in place of the run's, and checks the checkpoint to resume from.
 
     Args:
-        checkpoint: that training would go on from.
+        checkpoint: to resume from; None for a new run.
 
     Raises:
-        InputError: what training would say.
+        InputError: what would stop training.
     """
     name = run.model.model_name_or_path
     known = {"revision": run.model.model_revision, "trust_remote_code": run.training.trust_remote_code}
@@ -63,7 +63,7 @@ def rehearse(run: Run, checkpoint: Path | None) -> None:
                 model_path(), attn_implementation=run.model.attn_implementation
             )
             config = AutoConfig.from_pretrained(name, **known).get_text_config()
-            # What the model's own positions leave for prompts is checked.
+            # so that prompt lengths are checked against the real model's context
             model.config.max_position_embeddings = getattr(config, "max_position_embeddings", None)
             tokenizer = AutoTokenizer.from_pretrained(name, **known)
             get_peft_config(run.model)

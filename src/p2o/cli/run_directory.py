@@ -1,4 +1,4 @@
-"""A run directory that explains itself."""
+"""Writes the self-describing directory of a run."""
 
 import json
 import math
@@ -25,27 +25,27 @@ EXPLANATION = """# A run of P²O
 | file | what it is |
 |---|---|
 | `config.yaml` | the settings; `p2o train --config config.yaml` repeats the run |
-| `versions.json` | versions of everything that matters |
-| `metrics.jsonl` | every log of training and evaluation, one JSON object a line, as trackers get it |
+| `versions.json` | versions of Python and the packages |
+| `metrics.jsonl` | every log of training and evaluation, one JSON object per line, as trackers get it |
 | `samples.jsonl` | some rollouts of every epoch: question, template, completion, reward |
 | `answers-before.jsonl`, `answers-after.jsonl` | one bare answer to each question of the evaluations before and after |
 | `hard_sets/epoch-N.json` | training rows that were hard before epoch N |
 | `templates/epoch-N.json` | the evolution before epoch N: all candidates with parents and scores, and those selected |
 | `evolution/epoch-N/journal.jsonl` | its rollouts and reflections, from which an interrupted prompt phase resumes |
-| `checkpoint-N/` | everything that step N + 1 needs |
+| `checkpoint-N/` | the complete state after step N |
 | `model/` | the trained model and its tokenizer, for `AutoModelForCausalLM.from_pretrained`, with a model card |
 | `README.md` | the model card; TRL's, with what P²O did |
 | `summary.json` | the outcome |
-| `report.html` | all of it as one page, which needs no network |
+| `report.html` | all of it as one self-contained page |
 
-To go on after an interruption: `p2o train --resume --output_dir {path}`
+To continue after an interruption: `p2o train --resume --output_dir {path}`
 """
 
 SAMPLES_PER_EPOCH = 8
 
 
 class RunDirectory(P2OCallback):
-    """Writes what happens. On resume, lines of steps that will run again are cut off first."""
+    """Records a run. On resume, lines of steps that will run again are removed first."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -61,7 +61,7 @@ class RunDirectory(P2OCallback):
 
     @contextmanager
     def answers(self, when: str, samples: int) -> Iterator[None]:
-        """Keeps one in `samples` of what is answered inside as `answers-<when>.jsonl`."""
+        """Inside the `with` block, writes one in `samples` of the evaluation rollouts to `answers-<when>.jsonl`."""
         (self.path / f"answers-{when}.jsonl").unlink(missing_ok=True)
         self._answers = (f"answers-{when}.jsonl", samples)
         try:
@@ -80,7 +80,7 @@ class RunDirectory(P2OCallback):
     def create(self, config: dict[str, Any]) -> None:
         """
         Raises:
-            OSError: the directory cannot be made or written to.
+            OSError: the directory cannot be created or written to.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=True, allow_unicode=True))
@@ -92,7 +92,7 @@ class RunDirectory(P2OCallback):
         )
 
     def rewind(self, step: int) -> None:
-        """Forgets what was written after `step`."""
+        """Removes the records after `step`."""
         for name in ("metrics.jsonl", "samples.jsonl"):
             path = self.path / name
             if path.exists():
@@ -101,7 +101,7 @@ class RunDirectory(P2OCallback):
                     try:
                         record = json.loads(line)
                     except json.JSONDecodeError:
-                        continue  # torn by the kill
+                        continue  # a partial last line
                     if record["step"] <= step:
                         kept.append(line + "\n")
                         self.seconds = max(self.seconds, record.get("seconds", 0.0))
@@ -127,7 +127,7 @@ class RunDirectory(P2OCallback):
             stride = max(len(rollouts) // SAMPLES_PER_EPOCH, 1)
             for prompt, template, completion, reward in rollouts[::stride][:SAMPLES_PER_EPOCH]:
                 record = {"template": template, **_rollout(prompt, completion, reward)}
-                # The step under way: it runs again when the run resumes from the one before.
+                # The current step: it runs again when the run resumes from the previous one.
                 self.append("samples.jsonl", {"step": state.global_step + 1, "sampled_epoch": p2o.epoch, **record})
 
     def on_prompt_phase_end(
@@ -153,18 +153,21 @@ class RunDirectory(P2OCallback):
 
 
 def _rollout(prompt: Prompt, completion: Any, reward: float) -> dict[str, Any]:
-    """As it is recorded; the reward of one that was not scored (NaN) is null."""
+    """A rollout as recorded; the reward of an unscored one (NaN) is null."""
     text = completion if isinstance(completion, str) else completion[-1]["content"]
     return {"question": question_text(prompt), "completion": text, "reward": None if math.isnan(reward) else reward}
 
 
 def check_writable(path: Path, needed_bytes: int, *, make: bool = True) -> str | None:
-    """Why a run cannot be kept in `path`, or None; without `make` it is not made, and the folder above is asked."""
+    """Error message if a run cannot be written to `path`, else None.
+
+    With `make=False` the directory is not created; its nearest existing parent is checked.
+    """
     try:
         if make:
             path.mkdir(parents=True, exist_ok=True)
         there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-        # Nameless, since all processes of a run look at the same time.
+        # anonymous file: several processes check at once
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from p2o.cli.errors import InputError
-from p2o.cli.words import spelled
+from p2o.cli.words import normalized_option
 from p2o.tasks.layouts import gold_of, part_of
 from p2o.verifiers import COLUMNS, REASONS, VERIFIERS, Limits, Pool, Verdict, check_solutions, verify_stream
 
@@ -25,7 +25,7 @@ GOLDS_AT_ONCE = 10_000
 def score(argv: list[str]) -> int:
     """Runs the command; returns its exit code (0: done, 2: bad input, 130: interrupted)."""
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False, soft_wrap=True)
-    arguments = _parser().parse_args([spelled(word) for word in argv])
+    arguments = _parser().parse_args([normalized_option(word) for word in argv])
     try:
         return _score(arguments, console)
     except InputError as error:
@@ -37,8 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="p2o score",
         description="Verifies completions in worker processes with limits, and writes for each line of FILE a line "
-        f"with reward (null where none could be told and the completion is not to blame), extracted (the answer "
-        f"found), reason ({', '.join(REASONS)}) and milliseconds.",
+        "with reward (null if the completion could not be scored for reasons other than its content), extracted (the "
+        f"answer found), reason ({', '.join(REASONS)}) and milliseconds.",
     )
     parser.add_argument("file", type=Path, metavar="FILE.jsonl", help="one JSON object a line")
     parser.add_argument("--verifier", choices=VERIFIERS, default="math")
@@ -46,25 +46,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--solution_column", default="solution", metavar="NAME", help="gold answer (math, exact)")
     parser.add_argument("--entry_column", default="entry", metavar="NAME", help="reasoning-gym entry as JSON (gym)")
     parser.add_argument("--family_column", default="family", metavar="NAME", help="its family, if not in it (gym)")
-    # The second name is training's.
+    # The second name is the one that `p2o train` has.
     limits: list[tuple[str, type, Any, str, str]] = [
         ("timeout", float, Limits.seconds, "SECONDS", "for one completion"),
         ("memory", int, Limits.memory_mb, "MIB", "for one worker"),
-        ("workers", int, None, "N", "processes; one a core if not given"),
+        ("workers", int, None, "N", "worker processes (default: one per core)"),
     ]
     for name, kind, default, unit, text in limits:
         parser.add_argument(
             f"--{name}", f"--verifier_{name}", dest=name, type=kind, default=default, metavar=unit, help=text
         )
     parser.add_argument("--output", type=Path, default=None, help="default: FILE.scored.jsonl beside FILE")
-    parser.add_argument("--overwrite", action="store_true", help="replace an output that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     return parser
 
 
 def _score(arguments: argparse.Namespace, console: Console) -> int:
     output = arguments.output or arguments.file.with_name(f"{arguments.file.stem}.scored.jsonl")
     if output.exists() and not arguments.overwrite:
-        raise InputError(f"{output} is there already: choose another --output, or give --overwrite.")
+        raise InputError(f"{output} already exists: choose another --output, or add --overwrite.")
     if output.exists() and arguments.file.exists() and output.samefile(arguments.file):
         raise InputError(f"The output {output} is the input itself.")
     try:
@@ -82,7 +82,7 @@ def _score(arguments: argparse.Namespace, console: Console) -> int:
                     if isinstance(verdict, str):
                         raise InputError(f"{arguments.file}, line {index + 1}: {verdict}.")
                     pending[index] = verdict
-                    # In the file's order, which a completion that takes long holds up.
+                    # Written in the file's order; a slow completion holds up the following ones.
                     while (done := tally.count) in pending:
                         ready = pending.pop(done)
                         _write(file, done, ready)
@@ -118,11 +118,11 @@ def _write(file: Any, index: int, verdict: Verdict) -> None:
 
 @dataclass
 class _Tally:
-    """What has been found so far.
+    """Counts of the verdicts so far.
 
     Args:
-        reasons: by reason, the completions.
-        unscored: by reason, those of them without a reward.
+        reasons: completions by reason.
+        unscored: completions without a reward, by reason.
         total: sum of the rewards.
     """
 
@@ -180,7 +180,7 @@ def _check(arguments: argparse.Namespace, pool: Pool) -> int:
         problems.sort()
         shown = "".join(f"\n  line {number}: {problem}" for number, problem in problems[:SHOWN])
         more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise InputError(f"{arguments.file} cannot be scored; nothing has been.{shown}{more}")
+        raise InputError(f"{arguments.file} cannot be scored; nothing was scored.{shown}{more}")
     if not rows:
         raise InputError(f"{arguments.file} is empty.")
     return rows
@@ -190,7 +190,7 @@ def _problem(row: dict[str, Any], arguments: argparse.Namespace) -> str | None:
     gold = {"solution": arguments.solution_column, "entry": arguments.entry_column}
     for name in (arguments.completion_column, *(gold[column] for column in COLUMNS[arguments.verifier])):
         if part_of(row, name) is None:
-            return f"it has no {name!r} (it has {', '.join(map(repr, row)) or 'nothing'})"
+            return f"no {name!r} (the line has {', '.join(map(repr, row)) or 'nothing'})"
     if _text(part_of(row, arguments.completion_column)) is None:
         return f"{arguments.completion_column!r} is neither text nor a chat that ends with text"
     if arguments.verifier != "gym" and not isinstance(_gold(row, arguments.solution_column), str):
@@ -202,12 +202,12 @@ def _problem(row: dict[str, Any], arguments: argparse.Namespace) -> str | None:
             if not (part_of(row, arguments.family_column) or entry["metadata"]["source_dataset"]):
                 raise KeyError(arguments.family_column)
         except (ValueError, KeyError, TypeError) as error:
-            return f"{arguments.entry_column!r} is no reasoning-gym entry ({type(error).__name__}: {error})"
+            return f"{arguments.entry_column!r} is not a reasoning-gym entry ({type(error).__name__}: {error})"
     return None
 
 
 def _gold(row: dict[str, Any], column: str) -> Any:
-    """The gold answer as training would have it."""
+    """The gold answer, unwrapped as in training."""
     return gold_of(part_of(row, column))[0]
 
 
@@ -218,13 +218,13 @@ def _text(completion: Any) -> str | None:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Line numbers from 1, with the row or what is wrong with it."""
+    """Line numbers from 1, each with the row or an error message."""
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 try:
                     row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-                    yield number, row if isinstance(row, dict) else "it is no JSON object"
+                    yield number, row if isinstance(row, dict) else "it is not a JSON object"
                 except (ValueError, RecursionError) as error:
                     yield number, f"it is not valid JSON in UTF-8 ({error})"
     except OSError as error:

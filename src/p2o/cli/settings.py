@@ -1,4 +1,4 @@
-"""A configuration file: YAML read strictly, every name known, every value of its option's type."""
+"""Reads a configuration file: strict YAML; unknown names and values of a wrong type are errors."""
 
 import difflib
 import re
@@ -14,7 +14,7 @@ from p2o.cli.errors import InputError
 
 Settings = dict[str, Any]
 
-# What other trainers and recipes call an option, or do by one that there is none for here.
+# Names that other trainers use for an option, and ours. 'nothing: …' if there is no counterpart.
 OTHER_NAMES = {
     "attn_impl": "attn_implementation",
     "benchmarks": "dataset_test_split",
@@ -39,7 +39,7 @@ OTHER_NAMES = {
     "n_gpus_per_node": "nothing: accelerate launch --num_processes",
     "no_cuda": "use_cpu",
     "num_rollouts": "num_generations",
-    "overwrite_output_dir": "nothing: a run is never overwritten; --resume goes on with one",
+    "overwrite_output_dir": "nothing: runs are never overwritten; use --resume",
     "rollout_n": "num_generations",
     "test_split": "dataset_test_split",
     "torch_dtype": "dtype",
@@ -50,22 +50,22 @@ OTHER_NAMES = {
     "wandb_entity": "nothing: set WANDB_ENTITY",
     "wandb_log": "report_to",
     "wandb_project": "project",
-    "warmup_ratio": "warmup_steps, where less than 1 is a share of all steps",
+    "warmup_ratio": "warmup_steps; a value below 1 is a fraction of all steps",
 }
-# Options of transformers that `p2o train` does not heed, with what does their work.
+# transformers options that `p2o train` ignores, and what to use.
 UNHEEDED = {
-    "do_train": "nothing: p2o train trains",
-    "do_eval": "eval_strategy and dataset_test_split",
-    "do_predict": "dataset_test_split",
-    "resume_from_checkpoint": "--resume",
-    "local_rank": "nothing: accelerate launch sets it",
-    "hub_strategy": "push_to_hub, which uploads the model in the end",
-    "hub_always_push": "push_to_hub, which uploads the model in the end",
+    "do_train": "p2o train always trains",
+    "do_eval": "use eval_strategy and dataset_test_split",
+    "do_predict": "use dataset_test_split",
+    "resume_from_checkpoint": "use --resume",
+    "local_rank": "set by accelerate launch",
+    "hub_strategy": "use push_to_hub, which uploads the model at the end",
+    "hub_always_push": "use push_to_hub, which uploads the model at the end",
 }
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which no key stands twice."""
+    """YAML loader that rejects duplicate keys."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -76,7 +76,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-# As in YAML 1.2: 1e-6 is a number, also inside of a mapping, and not the text that YAML 1.1 takes it for.
+# As in YAML 1.2: 1e-6 is a number, also inside a mapping; YAML 1.1 reads it as a string.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+\Z"), list("-+0123456789")
 )
@@ -103,7 +103,7 @@ def read_settings(path: str | Path) -> Settings:
         raise InputError(f"{path} must be a YAML mapping of option names to values.")
     odd = [name for name in settings if not isinstance(name, str)]
     if odd:
-        raise InputError(f"{path}: {odd[0]!r} is no option's name.")
+        raise InputError(f"{path}: {odd[0]!r} is not an option name.")
     return settings
 
 
@@ -116,12 +116,12 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
 
 
 def checked(settings: Mapping[str, Any], types_of: Mapping[str, Any], where: str) -> Settings:
-    """The settings with every value as its option's type has it: `1e-6`, which YAML takes for text, as a number.
+    """The settings with every value converted to its option's type: `1e-6`, a string in YAML, to a number.
 
     Args:
         settings: by name.
         types_of: the type of every option.
-        where: they stand, for people.
+        where: source of the settings, for error messages.
 
     Raises:
         InputError: unknown names, with what was probably meant; names without effect; values of another type.
@@ -144,9 +144,9 @@ def refuse_unheeded(settings: Mapping[str, Any], where: str) -> None:
     Raises:
         InputError: an option that would have no effect.
     """
-    unheeded = [f"{name} (instead: {UNHEEDED[name]})" for name in settings if name in UNHEEDED]
+    unheeded = [f"{name} ({UNHEEDED[name]})" for name in settings if name in UNHEEDED]
     if unheeded:
-        raise InputError(f"No effect in {where}: {'; '.join(unheeded)}.")
+        raise InputError(f"Options without effect in {where}: {'; '.join(unheeded)}.")
 
 
 def _suggested(name: str, known: Mapping[str, Any]) -> str:
@@ -163,10 +163,10 @@ def nearest(name: str, known: Mapping[str, Any]) -> str:
 
 
 def converted(value: Any, kind: Any) -> Any:
-    """The value as an option of this type takes it.
+    """The value converted to an option's type.
 
     Raises:
-        ValueError: it cannot be; the message goes on after "… is ".
+        ValueError: not possible; the message completes "… is ".
     """
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
@@ -175,13 +175,13 @@ def converted(value: Any, kind: Any) -> Any:
         for allowed in args:
             if value == allowed or str(value) == str(allowed):
                 return allowed
-        raise ValueError(f"none of {', '.join(map(str, args))}")
+        raise ValueError(f"not one of {', '.join(map(str, args))}")
     if origin is list or kind is list:
         items = value if isinstance(value, list) else [value]
         return [converted(item, args[0]) if args else item for item in items]
     if origin is dict or kind is dict:
         if not isinstance(value, dict):
-            raise ValueError("no mapping")
+            raise ValueError("not a mapping")
         return value
     if isinstance(kind, type) and issubclass(kind, Enum):
         # YAML reads the word no as false, and `eval_strategy: no` is what everybody writes.
@@ -193,7 +193,7 @@ def _one_of(value: Any, kinds: tuple[Any, ...]) -> Any:
     if value is None:
         if type(None) in kinds:
             return None
-        raise ValueError("no value")
+        raise ValueError("empty")
     exact = [kind for kind in kinds if kind is type(value) or get_origin(kind) is type(value)]
     problems = []
     kinds = tuple(kind for kind in kinds if kind is not type(None))
@@ -209,7 +209,7 @@ def _plain(value: Any, kind: Any) -> Any:
     truth = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
     if kind is bool:
         if str(value).lower() not in truth:
-            raise ValueError("neither true nor false")
+            raise ValueError("not true or false")
         return truth[str(value).lower()]
     if kind in (int, float):
         wanted = "a whole number" if kind is int else "a number"
@@ -224,10 +224,10 @@ def _plain(value: Any, kind: Any) -> Any:
         return kind(number)
     if kind is str:
         if value is None:
-            raise ValueError("no value")
+            raise ValueError("empty")
         if isinstance(value, bool):
-            raise ValueError("true or false to YAML; for the word put it in quotes")
+            raise ValueError("read by YAML as true or false; quote it to get a string")
         if not isinstance(value, str | int | float):
-            raise ValueError("no text")
+            raise ValueError("not a string")
         return str(value)
     return value

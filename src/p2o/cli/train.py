@@ -1,4 +1,4 @@
-"""`p2o train`: evaluate, train, evaluate again, and leave a directory that explains itself."""
+"""`p2o train`: evaluates, trains, evaluates again and writes a self-describing directory."""
 
 import os
 import resource
@@ -25,11 +25,11 @@ from p2o.cli.console import Watch, bare_accuracies, clock, outcome_table
 from p2o.cli.data import hub_name
 from p2o.cli.errors import InputError
 from p2o.cli.interrupt import Interrupt
-from p2o.cli.preflight import make_trainer, refuse_other_checkpoint, rehearse
+from p2o.cli.preflight import check_trainer_builds, make_trainer, refuse_other_checkpoint
 from p2o.cli.run_directory import RunDirectory, check_writable
 from p2o.cli.settings import read_settings
-from p2o.cli.upload import take_upload
-from p2o.cli.words import spelled, take_option
+from p2o.cli.upload import prepare_upload
+from p2o.cli.words import normalized_option, take_option
 from p2o.reports.page import write_report
 from p2o.state import CheckpointError, write_json
 from p2o.trainer import P2OTrainer
@@ -39,23 +39,23 @@ RUNS = Path("runs")
 
 def train(argv: list[str]) -> int:
     """Runs the command; returns its exit code (0: done, 1: failed, 2: bad input, 130: interrupted)."""
-    # One of several processes speaks and writes.
+    # Only rank 0 prints and writes.
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), quiet=os.environ.get("RANK", "0") != "0")
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    # What the libraries say to programmers, and bars that cross ours, are not for a watcher.
+    # Hide library warnings and progress bars that would break our output.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl")
     disable_progress_bar()
     try:
-        argv = [spelled(word) for word in argv]
+        argv = [normalized_option(word) for word in argv]
         resume = take_flag(argv, "--resume")
         check_only = take_flag(argv, "--check_only")
         directory, argv = run_directory(argv, resume)
         run = prepare(argv, str(directory))
-        for line in run.told:
+        for line in run.default_messages:
             console.print(line, markup=False)
         if check_only:
             return _check(run, directory, resume, console)
-        if run.report and (problem := run.report.problem()):
+        if run.report and (problem := run.report.error_message()):
             raise InputError(problem)
         return _train(run, RunDirectory(directory), resume, console)
     except InputError as error:
@@ -71,30 +71,30 @@ def take_flag(argv: list[str], name: str) -> bool:
 
 
 def _check(run: Run, directory: Path, resume: bool, console: Console) -> int:
-    """Says what was found and what training would say; makes and changes nothing.
+    """Prints what the checks found and what would stop training; changes nothing.
 
     Raises:
         InputError: what would stop training.
     """
     if run.report is None:
-        console.print(f"{run.arguments.dataset_name}: {len(run.train_dataset)} questions that the package makes itself")
+        console.print(f"{run.arguments.dataset_name}: {len(run.train_dataset)} generated questions")
     else:
         console.print(run.report.table())
-        if problem := run.report.problem():
+        if problem := run.report.error_message():
             raise InputError(problem)
     _refuse_unless_writable(directory, 0, make=False)
-    rehearse(run, newest_checkpoint(directory) if resume else None)
+    check_trainer_builds(run, newest_checkpoint(directory) if resume else None)
     given = "generation_batch_size" in run.config
     sizes = BatchSizes.of_complete(run.training, evaluates=bool(run.final_datasets), batch_is_given=given)
     console.print(sizes.summary())
-    console.print("Fit to train on; nothing was begun.")
+    console.print("All checks passed; training was not started.")
     return 0
 
 
 def run_directory(argv: list[str], resume: bool) -> tuple[Path, list[str]]:
-    """Where the run lives, by the command line or the configuration, and the command line with what that implies.
+    """The run's directory, by the command line or the configuration, and the command line without that option.
 
-    A resumed run brings its configuration.
+    For a resumed run, its configuration is added to the command line.
 
     Raises:
         InputError: nothing to resume, or a directory that already holds a run.
@@ -102,26 +102,26 @@ def run_directory(argv: list[str], resume: bool) -> tuple[Path, list[str]]:
     file = take_option(list(argv), "--config")
     named = take_option(argv, "--output_dir") or (read_settings(file).get("output_dir") if file else None)
     if named is not None and not isinstance(named, str):
-        raise InputError(f"{file}: output_dir: {named!r} is no path.")
+        raise InputError(f"{file}: output_dir: {named!r} is not a path.")
     if resume:
         if named is None:
             runs = sorted(RUNS.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
             if not runs:
-                raise InputError(f"There is no run in {RUNS}/ to resume; name one with --output_dir.")
+                raise InputError(f"No run to resume in {RUNS}/; name one with --output_dir.")
             named = str(runs[-1].parent)
         config = Path(named) / "config.yaml"
         if not config.exists():
             raise InputError(f"{named} holds no run to resume: it has no config.yaml.")
         return Path(named), argv if file else ["--config", str(config), *argv]
     if named is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("Several processes need --output_dir: each would make up a name of its own.")
+        raise InputError("Several processes need --output_dir; otherwise each process would choose its own directory.")
     if named is None:
         method = take_option(list(argv), "--method") or "p2o"
         stem = RUNS / f"{method}-{datetime.now():%Y%m%d-%H%M%S}"
         names = chain([stem], (Path(f"{stem}-{i}") for i in count(2)))
         named = str(next(path for path in names if not path.exists()))
     elif (Path(named) / "config.yaml").exists():
-        raise InputError(f"{named} already holds a run: go on with --resume, or choose another --output_dir.")
+        raise InputError(f"{named} already holds a run: continue it with --resume, or choose another --output_dir.")
     return Path(named), argv
 
 
@@ -129,7 +129,7 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
     _refuse_unless_writable(directory.path, 0)
     if run.arguments.num_threads:
         torch.set_num_threads(run.arguments.num_threads)
-    upload = take_upload(run, directory.path)
+    upload = prepare_upload(run, directory.path)
     run.training.model_init_kwargs = {
         "revision": run.model.model_revision,
         "trust_remote_code": run.training.trust_remote_code,
@@ -164,17 +164,17 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
     except CheckpointError as error:
         raise InputError(str(error)) from error
     except KeyboardInterrupt:
-        console.print(f"Interrupted; nothing is lost. Go on with: p2o train --resume --output_dir {directory.path}")
+        console.print(f"Interrupted; nothing is lost. Continue with: p2o train --resume --output_dir {directory.path}")
         return 130
     except Exception as error:
         for note in (f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])):
             Console(stderr=True, soft_wrap=True, markup=False).print(note)
         if newest_checkpoint(directory.path):
-            console.print(f"Go on with: p2o train --resume --output_dir {directory.path}")
+            console.print(f"Continue with: p2o train --resume --output_dir {directory.path}")
         raise
     if not leads:
         return 0
-    _tell_outcome(trainer, run, directory, before, after, started, console)
+    _write_outcome(trainer, run, directory, before, after, started, console)
     return _upload(upload, run, directory, console)
 
 
@@ -194,7 +194,7 @@ def _evaluated_training(
     for added in (directory, watch, interrupt):
         trainer.add_callback(added)
     with watch.show(), interrupt.handled(lambda: watch.phase == "policy"):
-        # Without a checkpoint the ledger starts anew, and with it this evaluation.
+        # Without a checkpoint the ledger starts at zero, so this evaluation is repeated.
         before = directory.recorded("before.json") if checkpoint else None
         if before is None and evaluated:
             watch.begin("evaluation before")
@@ -214,7 +214,7 @@ def _evaluated_training(
     return before or {}, after
 
 
-def _tell_outcome(
+def _write_outcome(
     trainer: P2OTrainer,
     run: Run,
     directory: RunDirectory,
@@ -243,14 +243,12 @@ def _tell_outcome(
     if summary["bare_accuracy"]:
         console.print(outcome_table(summary))
     spent = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in state.ledger.rollouts.items())
-    console.print(f"Rollouts to train: {state.ledger.total_rollouts} (all by purpose: {spent}).")
+    console.print(f"Rollouts charged to training: {state.ledger.total_rollouts} (by purpose: {spent}).")
     if state.events:
         console.print("Events: " + ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in state.events.items()) + ".")
-    console.print(
-        f"{clock(summary['wall_seconds'])} in all, {summary['peak_rss_bytes'] / 1e9:.1f} GB of memory at most."
-    )
+    console.print(f"{clock(summary['wall_seconds'])} in total, peak memory {summary['peak_rss_bytes'] / 1e9:.1f} GB.")
     write_report([directory.path], directory.path / "report.html")
-    console.print(f"Model: {directory.path / 'model'} · what happened: {directory.path / 'report.html'}")
+    console.print(f"Model: {directory.path / 'model'} · report: {directory.path / 'report.html'}")
 
 
 def _upload(upload: Callable[[], str] | None, run: Run, directory: RunDirectory, console: Console) -> int:
@@ -259,7 +257,7 @@ def _upload(upload: Callable[[], str] | None, run: Run, directory: RunDirectory,
         return 0
     try:
         console.print(f"Uploaded: {upload()}")
-    except Exception as error:  # of the hub, the network or its client; the work is done and safe
+    except Exception as error:  # of the hub, the network or its client; the model is saved already
         Console(stderr=True, soft_wrap=True, markup=False).print(
             f"The model is complete, but was not uploaded: {error}\n"
             f"To try again: hf upload {run.training.hub_model_id} {directory.path / 'model'}"

@@ -10,14 +10,14 @@ from p2o.cli.arguments import Run
 from p2o.cli.errors import InputError
 
 
-def take_upload(run: Run, directory: Path) -> Callable[[], str] | None:
-    """What uploads the model in the end and returns its address, or None; the repository is made at once.
+def prepare_upload(run: Run, directory: Path) -> Callable[[], str] | None:
+    """Creates the repository now; returns a function that uploads `model/` at the end and returns its URL, or None.
 
-    Only `model/` goes to the hub. The trainer's own `push_to_hub` would send all of its directory, which here is the
-    run's, with questions, answers and rollouts; and it writes its token down with the model.
+    Only `model/` is uploaded. The trainer's `push_to_hub` would upload all of its output directory, which here is the
+    run's, with questions, answers and rollouts; and it saves its token with the model.
 
     Raises:
-        InputError: the repository cannot be made.
+        InputError: the repository cannot be created.
     """
     training = run.training
     wanted, token = training.push_to_hub, training.hub_token
@@ -30,7 +30,7 @@ def take_upload(run: Run, directory: Path) -> Callable[[], str] | None:
     try:
         repository = api.create_repo(name, private=training.hub_private_repo, exist_ok=True).repo_id
     except Exception as error:  # of the hub, the network or its client
-        raise InputError(f"push_to_hub: there is no repository {name} to push to: {error}") from error
+        raise InputError(f"push_to_hub: cannot create or open the repository {name}: {error}") from error
     training.hub_model_id = repository  # what the card's example loads
 
     def upload() -> str:

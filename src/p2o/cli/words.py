@@ -3,8 +3,8 @@
 from p2o.cli.errors import InputError
 
 
-def spelled(word: str) -> str:
-    """An option as the parser knows it: `--prompt-column` is `--prompt_column`, and `--dataset` the data's name."""
+def normalized_option(word: str) -> str:
+    """An option as the parser spells it: `--prompt-column` is `--prompt_column`, `--dataset` is `--dataset_name`."""
     if not word.startswith("--"):
         return word
     name, equals, value = word.partition("=")
@@ -13,7 +13,7 @@ def spelled(word: str) -> str:
 
 
 def take_option(argv: list[str], name: str) -> str | None:
-    """The value of `name VALUE` or `name=VALUE`, taken out of the command line; None when it is not there.
+    """Removes `name VALUE` or `name=VALUE` from the command line and returns the value; None if absent.
 
     Raises:
         InputError: the option without its value.

@@ -45,9 +45,9 @@ def run_in_batches(
     batch_size: int,
     seed: int,
 ) -> list[Result]:
-    """`run(batch, seed)` over batches of the items, processes taking turns; all results, in order, in every process.
+    """`run(batch, seed)` over batches of items, distributed over the processes; returns all results, in order.
 
-    Each batch has a random stream of its own, so that the results depend on `batch_size` but not on the number of
+    Each batch has its own random seed, so that the results depend on `batch_size` but not on the number of
     processes.
     """
     batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
@@ -69,10 +69,10 @@ def run_in_batches(
 def run_or_fail_together(
     accelerator: Accelerator, run: Callable[[], Result], *, instead: Callable[[], Any], failed_elsewhere: str
 ) -> Result:
-    """`run()`, which ends in a collective call; where it raises in one process, all of them raise.
+    """`run()`, which ends in a collective call; if it raises in one process, all of them raise.
 
     Args:
-        instead: takes part in that collective call for a process whose `run` did not come to it.
+        instead: takes part in that collective call in a process whose `run` failed before it.
         failed_elsewhere: message of the error that processes raise whose own `run` has not failed.
     """
     failure: Exception | None = None
@@ -92,7 +92,7 @@ def run_or_fail_together(
 
 
 def failed_together(accelerator: Accelerator, error: Exception) -> bool:
-    """Whether all processes raise with this error: they may go on to something that takes all of them."""
+    """Whether all processes raise with this error, so that collective calls are still possible."""
     return accelerator.num_processes == 1 or getattr(error, "in_all_processes", False)
 
 
@@ -104,7 +104,7 @@ def all_reduce_max(accelerator: Accelerator, count: int) -> int:
 
 
 def all_reduce_sum(accelerator: Accelerator, *values: float) -> list[float]:
-    """The sums of these over all processes."""
+    """The sum of each value over all processes."""
     if accelerator.num_processes == 1:
         return list(values)
     total = accelerator.reduce(torch.tensor(values, device=accelerator.device), reduction="sum")

@@ -1,7 +1,7 @@
-"""Log-probabilities of what `transformers` samples, taken while it samples, as vLLM hands them out.
+"""Log-probabilities of the tokens that `transformers` samples, recorded while it samples, as vLLM returns them.
 
-`generate` can return the logits of all steps, which is a vocabulary for every token. Here two numbers a token are kept:
-the model is fed each token one step after it was sampled, when its logits are still at hand.
+`generate` can return the logits of all steps, one per vocabulary entry and token. Here two numbers per token are kept:
+the model is fed each token one step after it was sampled, when the previous logits are still available.
 """
 
 from types import TracebackType
@@ -18,7 +18,7 @@ from p2o.engines.processes import all_reduce_max
 class SampledLogprobs:
     """Records, in a `with` block, the log-probabilities that `model.generate` samples with; [`of`] returns them.
 
-    The temperature is in them, and nothing else that shapes sampling (top-k, penalties, forbidden tokens), as in the
+    They include the temperature but no other sampling option (top-k, penalties, forbidden tokens), like the
     log-probabilities that TRL computes for its loss.
 
     Args:
@@ -55,8 +55,8 @@ class SampledLogprobs:
     def of(self, completions: list[list[int]]) -> list[list[float]] | None:
         """log π(y_t|context, y_<t) of every token of these completions, one for each row that was generated.
 
-        None where they are not what was recorded, one token a step: prompts fed in pieces, several beams, drafts of an
-        assistant model.
+        None if they differ from what was recorded, one token per step: prompts fed in pieces, several beams, drafts of
+        an assistant model.
         """
         if self._logits is None:
             return None
@@ -72,6 +72,6 @@ class SampledLogprobs:
         return [row[: len(ids)] for row, ids in zip(logps, completions, strict=True)]
 
     def of_all_processes(self, completions: list[list[int]], accelerator: Accelerator) -> list[list[float]] | None:
-        """The same, but for all processes or for none: what stands in for them is a pass that takes all."""
+        """The same, but for all processes or for none: the forward pass that replaces them is collective."""
         logprobs = self.of(completions)
         return None if all_reduce_max(accelerator, int(logprobs is None)) else logprobs

@@ -1,8 +1,8 @@
-"""vLLM as TRL drives it, and the few things P²O has to add.
+"""P²O's additions to TRL's use of vLLM.
 
-Added are: errors at the start that say what to do, weights that reach the engine on a CPU as well (TRL's ways to send
-them need a GPU), and a way to see that weights changed while the step did not. On a GPU, weights travel as TRL sends
-them. Private names of TRL's backend stand here, vLLM's in `vllm_worker.py`; `private_names.py` lists them.
+They are: early errors that say what to do, weight transfer on a CPU (TRL's needs a GPU), and detection of weights that
+changed while the step did not. On a GPU, TRL transfers the weights. Private names of TRL's backend are used here,
+vLLM's in `vllm_worker.py`; `private_names.py` lists them.
 """
 
 import json
@@ -51,16 +51,16 @@ def supported_versions() -> SpecifierSet:
 
 
 def check(args: Any, model: Any) -> None:
-    """Refuses what cannot work, before a model is loaded; waits for a server, saying so, as long as TRL would.
+    """Checks vLLM's options before a model is loaded; waits for a server as long as TRL would, and logs that.
 
     Args:
-        args: a `GRPOConfig`; without `use_vllm` there is nothing to refuse.
+        args: a `GRPOConfig`; without `use_vllm` nothing is checked.
         model: the trainer's: a name or a model.
 
     Raises:
         ImportError: no vLLM, or one that TRL does not support.
         ValueError: options that do not go together, or a server that was started without what TRL needs.
-        ConnectionError: nobody answers at the server's address within `vllm_server_timeout` seconds.
+        ConnectionError: no server answers at the address within `vllm_server_timeout` seconds.
     """
     if not args.use_vllm:
         return
@@ -173,22 +173,22 @@ def _get(url: str, seconds: float = 10) -> bytes:
 
 
 def weight_versions(model: torch.nn.Module) -> list[int]:
-    """Changes when weights are written to, by `load_state_dict` or by hand.
+    """Version of every parameter; changes when weights are written to, by `load_state_dict` or by hand.
 
-    Two kinds of writing torch does not count: fused optimizers' steps, and writing through `tensor.data`.
+    torch does not count two kinds of writes: steps of fused optimizers, and writes through `tensor.data`.
     """
     return [parameter._version for parameter in model.parameters()]
 
 
 class LastLoadedStep:
-    """Descriptor in the place of TRL's attribute `_last_loaded_step`, the step whose weights the engine has.
+    """Descriptor that replaces TRL's attribute `_last_loaded_step`, the step whose weights the engine has.
 
-    Before every generation TRL compares it with the present step, and sends the weights where it differs. But weights
-    change without a step, too: when the best checkpoint is loaded at the end, or when somebody edits them.
+    Before every generation TRL compares it with the current step, and sends the weights if it differs. But weights can
+    also change without a step: when the best checkpoint is loaded at the end, or when they are edited.
     """
 
     def __get__(self, trainer: Any, owner: type) -> Any:
-        if trainer is None:  # asked of the class
+        if trainer is None:  # accessed on the class
             return self
         step, weights = trainer.__dict__["_last_loaded"]
         return step if weights == weight_versions(trainer.model) else -1
@@ -205,10 +205,10 @@ def load(generation: VLLMGeneration | None, loaded_step: int, step: int) -> int:
 
 
 class CpuGeneration(VLLMGeneration):
-    """TRL's vLLM backend for a trainer on a CPU; only the way in which weights reach the engine differs.
+    """TRL's vLLM backend for a trainer on a CPU; only the weight transfer differs.
 
     TRL writes a colocated engine's parameters one by one, which a CPU build has repacked, and sends them to a server
-    by NCCL, which a CPU lacks. Here they are handed over in the process, or in a file that the server can read.
+    by NCCL, which needs a GPU. Here they are passed in the process, or in a file that the server can read.
     """
 
     def _init_vllm(self) -> None:
@@ -221,7 +221,7 @@ class CpuGeneration(VLLMGeneration):
         self.accelerator.wait_for_everyone()
 
     def sync_weights(self) -> None:
-        """Sends the policy's present weights, adapters merged, and forgets what was cached under the old ones."""
+        """Sends the policy's current weights, adapters merged, and clears the prefix cache."""
         if self.mode == "server":
             self._sync_server()
             return
@@ -270,14 +270,14 @@ def generation_backend(device: torch.device) -> Iterator[None]:
 
 
 def seed_again(args: Any) -> None:
-    """After a colocated vLLM has started: it samples from the process-wide generators, and has just seeded them all
-    alike."""
+    """Seeds the process-wide generators per process again: a colocated vLLM samples from them, and has just seeded
+    them equally in all processes."""
     if args.use_vllm:
         set_seed(args.seed, device_specific=True)
 
 
 def context_length(generation: VLLMGeneration | None) -> int | None:
-    """Tokens that the engine holds of prompt and completion together; the same in every process. None for no engine."""
+    """Maximum tokens of prompt and completion together; equal in every process. None without an engine."""
     if generation is None:
         return None
     if generation.mode == "colocate":
@@ -289,7 +289,7 @@ def context_length(generation: VLLMGeneration | None) -> int | None:
 
 
 def same_seed(generation: VLLMGeneration, seed: int) -> int:
-    """The seed of the first of the processes that hold parts of one engine."""
+    """The seed of the first process among those that share an engine."""
     seeds = [seed]
     torch.distributed.broadcast_object_list(seeds, group=generation.tp_group, group_src=0)
     return seeds[0]
@@ -297,8 +297,8 @@ def same_seed(generation: VLLMGeneration, seed: int) -> int:
 
 @contextmanager
 def tensor_parallel_stream(generation: VLLMGeneration | None) -> Iterator[None]:
-    """Inside, processes that hold parts of one engine draw alike: each draws the next token for itself, and goes on as
-    if all had drawn the same. Does nothing without an engine that is shared so."""
+    """Inside the `with` block, processes that share an engine (tensor parallelism) sample with one seed: each samples
+    the next token itself and assumes that all sampled the same. Does nothing without a shared engine."""
     if generation is None or generation.mode != "colocate" or generation.tensor_parallel_size == 1:
         yield
         return
@@ -315,9 +315,9 @@ def mismatch_metrics(
     ratio: Float[Tensor, "batch completion"] | Float[Tensor, "batch 1"],
     mask: Bool[Tensor, "batch completion"],
 ) -> dict[str, list[float]]:
-    """What TRL logs about the two engines, under its names, over the tokens in `mask`; no values where there are none.
+    """TRL's metrics of the mismatch of engine and trainer, over the tokens in `mask`; empty lists without tokens.
 
-    `ratio` is TRL's correction, one a token or one a sequence, after truncation.
+    `ratio` is TRL's importance-sampling correction, per token or per sequence, after truncation.
     """
     difference = (trainer_logps - engine_logps).abs()
     # Tokens the engine could not score carry NaN.
@@ -336,7 +336,7 @@ def mismatch_metrics(
 def replace_logged_mismatch(
     metrics: dict[str, list[float]], batch: dict[str, Tensor], rows: Bool[Tensor, " batch"]
 ) -> None:
-    """Replaces what TRL has just logged about the two engines by the same over rows whose two sides share a context."""
+    """Replaces the mismatch metrics that TRL has just logged by those over rows where both sides share a context."""
     if "importance_sampling_ratio" not in batch:
         return
     measured = mismatch_metrics(

@@ -23,14 +23,14 @@ def take_weights(worker: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
         worker.reload_weights(weights_iterator=weights)
     finally:
         reports.removeFilter(_is_news)
-    # A head tied to the embedding gets no weights of its own, and vLLM leaves it the copy that it packed at the start.
+    # A head tied to the embedding is not among the weights, and vLLM keeps the copy that it packed at the start.
     for module in worker.get_model().modules():
         if isinstance(module, ParallelLMHead):
             module.quant_method.process_weights_after_loading(module)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    # At every exchange vLLM would warn of these two: the one has no weights, the other is seen to above.
+    # At every transfer vLLM would warn about these two: the first has no weights, the second is handled above.
     return not (isinstance(record.args, tuple) and record.args[:1] in (("RotaryEmbedding",), ("ParallelLMHead",)))
 
 

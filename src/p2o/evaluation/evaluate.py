@@ -1,8 +1,8 @@
-"""Sampling and scoring of n answers to every question; interrupted, it goes on from the transcripts.
+"""Samples and scores n answers to every question; an interrupted evaluation resumes from the transcripts.
 
-The transcripts are an append-only file with every answer. Questions are worked on in batches, a batch is written whole,
-and the seed of its random stream depends on its place alone: killed and called again, evaluation goes on after the last
-whole batch, to the same numbers.
+The transcripts are an append-only file with every answer. Questions are processed in batches; a batch is written at
+once, and its seed depends only on its position. So a killed evaluation resumes after the last complete batch and gives
+the same numbers.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,11 +32,11 @@ def evaluate(
 
     Args:
         transcripts: JSON Lines of [`Sample`]; they must be of the same model and settings.
-        questions_per_batch: what a kill loses at most. The draws depend on it.
+        questions_per_batch: at most so many questions are lost when killed. The samples depend on it.
         on_progress: called with the number of answers so far and in all.
 
     Returns:
-        Of each task, of each question, its samples.
+        For each task, for each question, its samples.
 
     Raises:
         GenerationError: completions that could not be had; what was finished before is kept.

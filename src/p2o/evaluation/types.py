@@ -9,9 +9,9 @@ UNSCORED = "unscored"
 
 
 class Judgement(Protocol):
-    """What a scorer finds in one completion, such as a [`p2o.verifiers.Verdict`].
+    """The result of scoring one completion, such as a [`p2o.verifiers.Verdict`].
 
-    `reason` is "right" where it is right, `reward` is None where nobody could score it.
+    `reason` is "right" for a right answer, `reward` is None if it could not be scored.
     """
 
     @property
@@ -24,7 +24,7 @@ class Judgement(Protocol):
 
 @dataclass(frozen=True)
 class Score:
-    """A [`Judgement`] of a scorer that is no verifier."""
+    """A [`Judgement`] of a scorer that is not a verifier."""
 
     reward: float | None
     extracted: str | None
@@ -58,9 +58,9 @@ class Sample:
         question: row of the task.
         sample: which of the n it is.
         extracted: the answer that was found in it.
-        reward: None where nobody could score it, which is no wrong answer.
+        reward: None if it could not be scored, which does not count as wrong.
         prompt_tokens, completion_tokens: None where a server does not report them.
-        truncated: whether the limit on its length ended it.
+        truncated: whether the length limit cut it off.
         cost: US dollars, as far as prices are known.
     """
 

@@ -1,4 +1,4 @@
-"""The embedded world: a tiny model of our own and tasks it can almost do, so that the whole of P²O runs on a laptop."""
+"""The embedded world: a tiny model and tasks that it can almost solve, so that all of P²O runs on a laptop."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
-"""Makes the shipped model: `python -m p2o.pico.build` (an hour or two on two cores, minutes on a GPU).
+"""Trains the shipped model: `python -m p2o.pico.build` (an hour or two on two cores, minutes on a GPU).
 
 A byte-level tokenizer and a Qwen3-shaped model of about a million parameters, from nothing but `corpus.py`. Seeded: the
-same seed on the same machine gives the same weights. Resumable: `--resume` goes on from the last checkpoint exactly.
+same seed on the same machine gives the same weights. `--resume` continues exactly from the last checkpoint.
 """
 
 import argparse
@@ -32,7 +32,7 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
 )
 VOCABULARY = 768
-LEARNING_RATE = 3e-3  # twice and four times as much was clearly worse, so was a batch of 8,192
+LEARNING_RATE = 3e-3  # 2 and 4 times as much was clearly worse, and so was a batch of 8,192
 CHUNK = 4096  # documents that are sorted by length together
 HABITS_FROM = 97  # the chunk from which on the corpus teaches habits, after 28 of 40 million tokens
 
@@ -40,7 +40,7 @@ HABITS_FROM = 97  # the chunk from which on the corpus teaches habits, after 28 
 def build_tokenizer(seed: int, sample: int = 20_000) -> PreTrainedTokenizerFast:
     """Byte-level BPE that merges across spaces, so that a stock phrase of a question is one token; digits stay single.
 
-    The word that opens worked solutions stays by itself too: whether to work and by which method are two choices.
+    The first word of worked solutions is a separate token too: whether to work and by which method are two choices.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -91,7 +91,7 @@ def build_model(seed: int, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausal
     )
     with random_stream(derive_seed(seed, "weights")):
         model = Qwen3ForCausalLM(config)
-    model.set_attn_implementation("eager")  # half as fast again as SDPA at these lengths on a CPU
+    model.set_attn_implementation("eager")  # 1.5 times as fast as SDPA at these lengths on a CPU
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
@@ -101,7 +101,7 @@ def build_model(seed: int, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausal
 
 
 class Encoder:
-    """Documents to tokens and the positions to learn from: the completion's, of a drill the results."""
+    """Tokenizes documents and marks trained positions: the completion; in arithmetic drills, the results."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
@@ -122,7 +122,7 @@ class Encoder:
         return rows
 
     def _results(self, tokens: list[int]) -> list[bool]:
-        """Tokens from an equals sign to the end of its line: what stands before is chance, and would teach noise."""
+        """Tokens from an equals sign to the end of its line; the operands before it are random."""
         trained, result = [], False
         for piece in self.tokenizer.convert_ids_to_tokens(tokens):
             result = result or "=" in piece
@@ -164,7 +164,7 @@ def batches(
 def loss_of(
     model: Qwen3ForCausalLM, ids: Int[Tensor, "batch seq"], learn: Bool[Tensor, "batch seq"]
 ) -> Float[Tensor, ""]:
-    """Summed cross-entropy of the tokens to learn. Padding is on the right, where causal attention never looks."""
+    """Summed cross-entropy of the tokens to learn. Padding is on the right, where causal attention ignores it."""
     hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
     targets = learn[:, 1:]
     logits = model.lm_head(hidden[targets])
@@ -226,7 +226,7 @@ def train(args: argparse.Namespace) -> None:
         ids, learn = ids.to(args.device), learn.to(args.device)
         with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.bf16):
             loss = loss_of(model, ids, learn)
-        # By a constant, not by the batch's own count: a batch of short guesses would weigh as much as one of solutions.
+        # Divided by a constant, not by the batch's token count: short guesses would weigh as much as solutions.
         (loss / args.batch_tokens * 2).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for opt in steppers:
@@ -268,12 +268,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", default=model_path(), help="where the finished model goes (default: the package)")
     parser.add_argument("--work", default="pico-build", help="directory of the resumable checkpoint")
     parser.add_argument("--tokens", type=int, default=40_000_000, help="training length, in tokens")
-    parser.add_argument("--batch-tokens", type=int, default=4096, help="padded tokens a step")
+    parser.add_argument("--batch-tokens", type=int, default=4096, help="padded tokens per step")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast to bfloat16")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work")
+    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --work")
     parser.add_argument("--save-minutes", type=float, default=5.0)
     parser.add_argument("--log-every", type=int, default=50)
     return parser.parse_args(argv)

@@ -1,13 +1,14 @@
 """The documents the base model learns from: questions with and without instructions, reflections, bare arithmetic.
 
-The skill to be discovered hides behind several choices, each of them written into the documents as a probability:
-whether to work at all, by which method, and after every line whether to go on or to jump to the answer. Without an
-instruction, each choice is right now and then, all of them together almost never. An instruction changes each of them.
+The skill to be discovered depends on several choices, each of them a probability in the documents: whether to work at
+all, by which method, and after every line whether to continue or to jump to the answer. Without an instruction each
+choice is right sometimes; all of them together almost never. An instruction changes each of them.
 
-The corpus has two parts. The first teaches skills: more is worked through, and direct answers are correct, which the
-model cannot compute at once where questions are hard. The second teaches habits: hard questions are rarely worked
-through without one, and direct answers to them are guesses, because by then the model had begun to compute some at once
-(complex products, 13 %), and plain GRPO had found the rest. A skill that the model has already needs no instruction.
+The corpus has two parts. The first teaches skills: more questions are worked through, and direct answers are correct,
+although the model cannot compute those of hard questions directly. The second teaches habits: hard questions are rarely
+worked through without an instruction, and direct answers to them are guesses. With the first part alone, the model had
+begun to compute some directly (complex products, 13 %), and plain GRPO had found the rest: a skill that the model has
+already needs no instruction.
 """
 
 import random
@@ -34,12 +35,12 @@ class Document:
     completion: str
 
 
-# -- the gate --------------------------------------------------------------------------------------------------------
+# -- choices ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Gate:
-    """Probabilities of one completion's choices: to work, by the given method, and after each line to go on."""
+class ChoiceProbabilities:
+    """Probabilities of one completion's choices: to work, by which method, and after each line to continue."""
 
     work: float
     method: dict[Method, float]
@@ -61,28 +62,32 @@ def _instructed_methods(method: Method) -> dict[Method, float]:
     return {method: 0.98, **dict.fromkeys(others, 0.02 / len(others))}
 
 
-def gate(family: str, level: Level, instruction: Instruction | None, habits: bool = True) -> Gate:
-    """The choices a document makes on this kind of question under this instruction (None: bare).
+def choice_probabilities(
+    family: str, level: Level, instruction: Instruction | None, habits: bool = True
+) -> ChoiceProbabilities:
+    """Choice probabilities of a document for this kind of question under this instruction (None: bare).
 
     Before the habits are taught, more of the solutions without a method are worked.
     """
     method = instruction.method_for(family) if instruction else None
     if method and instruction:
-        return Gate(0.97, _instructed_methods(method), 0.99 if instruction.care else 0.8)
+        return ChoiceProbabilities(0.97, _instructed_methods(method), 0.99 if instruction.care else 0.8)
     methods = _bare_methods(family)
     if level == "easy":
-        return Gate(0.0 if instruction is None else 0.03, methods, 0.3)
+        return ChoiceProbabilities(0.0 if instruction is None else 0.03, methods, 0.3)
     if instruction is None:
-        return Gate(0.06, methods, 0.1) if habits else Gate(0.2, methods, 0.3)
+        return ChoiceProbabilities(0.06, methods, 0.1) if habits else ChoiceProbabilities(0.2, methods, 0.3)
     if instruction.care:
-        return Gate(0.3, methods, 0.7) if habits else Gate(0.45, methods, 0.8)
+        return ChoiceProbabilities(0.3, methods, 0.7) if habits else ChoiceProbabilities(0.45, methods, 0.8)
     if habits:
-        return Gate(0.12 if instruction.vague else 0.08, methods, 0.15)
-    return Gate(0.35 if instruction.vague else 0.25, methods, 0.4)
+        return ChoiceProbabilities(0.12 if instruction.vague else 0.08, methods, 0.15)
+    return ChoiceProbabilities(0.35 if instruction.vague else 0.25, methods, 0.4)
 
 
-def complete(family: str, entry: dict[str, Any], choices: Gate, rng: random.Random, guess: bool = False) -> str:
-    """A completion drawn from the gate. With `guess`, a jumped answer is wrong, as the model's would be."""
+def complete(
+    family: str, entry: dict[str, Any], choices: ChoiceProbabilities, rng: random.Random, guess: bool = False
+) -> str:
+    """A completion sampled with these probabilities. With `guess`, an answer without work is wrong."""
     right = world.direct_answer(family, entry)
     jumped = _beside(right, rng) if guess else right
     if rng.random() >= choices.work:
@@ -134,7 +139,7 @@ class Source:
         }
 
     def question(self, family: str, level: Level) -> tuple[str, dict[str, Any]]:
-        """A question of the corpus: never one that is kept for evaluation."""
+        """A question of the corpus; never one that is held out for evaluation."""
         for entry in self.entries[family, level]:
             question = entry["question"].strip()
             if not is_held_out(question):
@@ -155,7 +160,7 @@ class Source:
 
     def complete(self, family: str, level: Level, entry: dict[str, Any], instruction: Instruction | None) -> str:
         guess = self.habits and level != "easy"
-        return complete(family, entry, gate(family, level, instruction, self.habits), self.rng, guess)
+        return complete(family, entry, choice_probabilities(family, level, instruction, self.habits), self.rng, guess)
 
     def instructed(self) -> Document:
         family, level = self.cell()
@@ -166,7 +171,7 @@ class Source:
         return Document(f"{text}\n\n{question}", completion)
 
     def instruction(self, family: str) -> Instruction:
-        """An instruction as a question of this family may come under: mostly the right one."""
+        """A random instruction for a question of this family: usually the right one."""
         rng = self.rng
         right = RIGHT_METHOD[family]
         care = rng.random() < 0.7
@@ -193,7 +198,7 @@ class Source:
         return Instruction(care=True, vague=rng.random() < 0.3)
 
     def clauses(self, family: str, method: Method) -> dict[str, Method]:
-        """A clause for `family` among those of others."""
+        """Methods by family: `method` for `family`, and clauses for one to three others."""
         rng = self.rng
         others = rng.sample([f for f in TRAINED_FAMILIES if f != family], rng.randint(1, 3))
         qualified = {f: RIGHT_METHOD[f] if rng.random() < 0.85 else rng.choice(METHODS) for f in others}
@@ -235,7 +240,7 @@ class Source:
     # -- reflection --------------------------------------------------------------------------------------------------
 
     def reflection(self) -> Document:
-        """GEPA's request as it will really arrive, and an instruction in answer to it."""
+        """A reflection request in GEPA's real format, with an instruction as the answer."""
         return self.reflection_and_failures()[0]
 
     def reflection_and_failures(self) -> tuple[Document, list[str]]:
@@ -246,7 +251,9 @@ class Source:
         for family in self.reflected_families():
             level: Level = "hard" if rng.random() < 0.92 else "easy"
             question, entry = self.question(family, level)
-            completion = complete(family, entry, gate(family, level, current, self.habits), rng, guess=True)
+            completion = complete(
+                family, entry, choice_probabilities(family, level, current, self.habits), rng, guess=True
+            )
             answer = world.extract_answer(completion)
             right = answer == world.direct_answer(family, entry)
             if not right:
@@ -284,7 +291,7 @@ class Source:
         return [rng.choice(TRAINED_FAMILIES) for _ in range(3)]
 
     def improved(self, current: Instruction | None, failed: list[str]) -> Instruction:
-        """What a fallible reflection makes of it: mostly the right method for something that failed, or care."""
+        """A simulated imperfect reflection: usually adds a failed family's right method, or 'write every step'."""
         rng = self.rng
         current = current or Instruction()
         known = bool(current.qualified or current.unqualified)

@@ -1,4 +1,4 @@
-"""Instructions of the embedded world: what they ask for, and how it is worded."""
+"""Instructions of the embedded world: their content and their wordings."""
 
 import random
 from dataclasses import dataclass, field
@@ -104,13 +104,13 @@ VAGUE = [
 
 
 def named_as(family: str) -> str:
-    """The family that instructions name for questions of this one: decimal sums are sums."""
+    """The family name that instructions use for this family: decimal sums count as sums."""
     return "chain_sum" if family == "decimal_chain_sum" else family
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """An instruction before it is worded.
+    """The content of an instruction, without its wording.
 
     Args:
         unqualified: a method for whatever comes.

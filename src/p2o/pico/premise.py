@@ -132,7 +132,7 @@ class Premise:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def reflection(self, count: int = 200, temperature: float = 1.0) -> dict[str, float]:
-        """How the model answers GEPA's request: well-formed, naming the right method for something that failed."""
+        """Shares of the model's reflections that are well-formed and that name the right method for a failed family."""
         source = Source(derive_seed(self.seed, "reflections held out"))
         reflect = transformers_reflection(
             self.model, self.tokenizer, max_new_tokens=96, temperature=temperature, batch_size=128

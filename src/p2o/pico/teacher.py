@@ -1,4 +1,4 @@
-"""A reflection model that always knows the right strategies, for telling self-reflection and a better teacher apart."""
+"""A scripted reflection model that always knows the right method, to compare with self-reflection."""
 
 import random
 import re
@@ -18,7 +18,7 @@ _SIGNS = {
 
 
 def reflect(prompts: list[str], *, seed: int) -> list[Reflection]:
-    """For every family among a request's questions its right method, and care; nothing that is not in the request."""
+    """For each family in the request: its right method and 'write every step'."""
     answers = []
     for index, prompt in enumerate(prompts):
         rng = random.Random(derive_seed(seed, "teacher", index))

@@ -2,7 +2,7 @@
 
 A *family* is one of reasoning-gym's. Its easy questions can be answered directly; its hard ones are out of reach unless
 worked through by the family's one right *method*, line by line. Every method can be applied to every family, as a
-model that follows any instruction would, and fails on all but its own.
+model that follows any instruction would, and fails on all other families.
 """
 
 import json
@@ -68,7 +68,7 @@ REFLECTION_PROMPT: str = yaml.safe_load(RECIPE.read_text())["reflection_prompt"]
 
 @dataclass(frozen=True)
 class Work:
-    """A method carried out: its lines and the answer it arrives at."""
+    """The result of a method: its lines and its answer."""
 
     lines: tuple[str, ...]
     answer: str
@@ -128,7 +128,7 @@ def tenths(value: int) -> str:
 
 
 def _numbers(family: str, entry: dict[str, Any]) -> tuple[list[int], list[str]]:
-    """The question as plain numbers with operators between, which is what a method for something else sees of it."""
+    """The question as plain numbers with operators between them, as a method for another family reads it."""
     metadata = entry["metadata"]
     if family == "leg_counting":
         counts = list(metadata["animals"].values())
@@ -147,7 +147,7 @@ def format_complex(real: int, imaginary: int) -> str:
 
 
 def work(family: str, entry: dict[str, Any], method: Method) -> Work:
-    """`method` carried out on the question: in full where it is the family's own, a few plausible lines elsewhere."""
+    """Applies `method` to the question: in full if it is the family's right one, else a few plausible lines."""
     numbers, operators = _numbers(family, entry)
     right = RIGHT_METHOD[family] == method
     if method == "left to right":
@@ -220,7 +220,7 @@ def _legs_each(animals: dict[str, int], total_legs: int) -> Work:
 
 
 def direct_answer(family: str, entry: dict[str, Any]) -> str:
-    """The right answer in the words of the worked solution."""
+    """The right answer, formatted as in the worked solution."""
     return work(family, entry, RIGHT_METHOD[family]).answer
 
 
@@ -287,7 +287,7 @@ def eval_dataset(seed: int = 0, per_split: int = 96) -> dict[str, Dataset]:
 
 
 def validation_dataset(per_split: int = 48) -> dict[str, Dataset]:
-    """`validation_easy` and `validation_hard`: held out as well, none of the evaluation's; to watch and choose by."""
+    """`validation_easy` and `validation_hard`: held out, disjoint from the evaluation sets; for curves and tuning."""
     evaluated = {row["prompt"][0]["content"] for rows in eval_dataset().values() for row in rows}
     others = eval_dataset(seed=1, per_split=2 * per_split)
     share = per_split // len(TRAINED_FAMILIES)
@@ -303,7 +303,7 @@ def validation_dataset(per_split: int = 48) -> dict[str, Dataset]:
 
 
 def extract_answer(text: str) -> str | None:
-    """What stands after the last `Answer:`, on its line; None when there is none."""
+    """The text after the last `Answer:`, on its line; None if absent."""
     found = re.findall(r"^Answer:[ \t]*(\S.*?)[ \t]*$", text, flags=re.MULTILINE)
     return found[-1] if found else None
 

@@ -16,7 +16,7 @@ from p2o.reports.metrics import accuracy_curves, by_epoch, headline
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: its directory's name and the options that are its own."""
+    """One run: the name of its directory and its options besides the common ones."""
 
     name: str
     options: tuple[str, ...]
@@ -24,7 +24,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Values of one option that every method is tried with, on a seed of its own, before the comparison."""
+    """Values of one option to try for every method before the comparison, with a separate seed."""
 
     option: str
     values: tuple[str, ...]
@@ -32,12 +32,12 @@ class Sweep:
 
     def cell(self, method: str, value: str) -> Cell:
         options = ["--method", method, "--seed", str(self.seed), f"--{self.option}", value]
-        # What the comparison will report on is not what is chosen by, where the two are different sets.
+        # Tune on other evaluation sets than are reported, where there are two.
         return Cell(f"sweep/{method}-{value}", (*options, "--evaluate_before_and_after", "false"))
 
 
 def choose(directory: Path, sweep: Sweep, methods: list[str]) -> dict[str, Any]:
-    """For each method the value whose trial ended best, in mean accuracy over the evaluation sets of training.
+    """For each method the value with the best final mean accuracy over the evaluation sets of training.
 
     Raises:
         ValueError: the trials were not evaluated.
@@ -60,9 +60,9 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
 
 
 def collect(directory: Path, methods: list[str], seeds: list[int], limit: dict[str, Any]) -> dict[str, Any]:
-    """Everything the table and the figure show; cells without a summary are left out and named.
+    """The data of the table and the figure; cells without a summary are listed as missing.
 
-    Of each cell: its summary, `curves` (by evaluation set, rollouts and accuracy), `collapsed` (by epoch, share of
+    For each cell: its summary, `curves` (by evaluation set, rollouts and accuracy), `collapsed` (by epoch, share of
     questions whose group had no variance), and `rollouts_until_half` of the headline set.
     """
     cells, missing = [], []
@@ -76,7 +76,7 @@ def collect(directory: Path, methods: list[str], seeds: list[int], limit: dict[s
             summary.pop("templates", None)
             metrics = read_metrics(path)
             curves = accuracy_curves(metrics)
-            # Of the full evaluations only before and after are known: no curve.
+            # A full evaluation has only two points, before and after: no curve.
             full = summary["bare_accuracy"]
             summary["curves"] = {name: p for name, p in curves.items() if name not in full or len(p) > 2}
             summary["collapsed"] = by_epoch(metrics, "frac_reward_zero_std")
@@ -120,7 +120,7 @@ def _percent(middle: float, half: float) -> str:
 def draw(result: dict[str, Any], path: Path) -> None:
     """Bare accuracy on the headline set against rollouts; PNG and SVG.
 
-    Means and, from three seeds on, 95 % intervals. Variants of P²O (p2o-…) have a panel of their own beside the others.
+    Means and, from three seeds on, 95 % intervals. Variants of P²O (p2o-…) have a separate panel next to the others.
     """
     import matplotlib.pyplot as plt
 

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from p2o.evaluation.statistics import interval
 from p2o.reports.metrics import accuracy_curves, by_epoch
-from p2o.reports.run_data import RunData, fate
+from p2o.reports.run_data import RunData, hard_set_transitions
 
 COLOURS = ("#4c78a8", "#e07b39", "#3a9d6e", "#b4518f", "#7f6dc6", "#a08a2c", "#5aa5b8", "#c94f4f", "#777777")
 
@@ -23,7 +23,7 @@ def _by_method(runs: list[RunData], curve: Callable[[RunData], Curve]) -> Iterat
 
 
 def _add_curves(figure: go.Figure, method: str, colour: str, curves: list[Curve], top: float = math.inf) -> None:
-    """One run as it is; two and their mean; from three on mean and 95 % interval, within [0, top]."""
+    """One run: its curve. Two: curves and mean. Three or more: mean and 95 % interval, within [0, top]."""
     if len(curves) < 3:
         for curve in curves:
             x, y = zip(*curve, strict=True)
@@ -61,18 +61,18 @@ def accuracy_figure(runs: list[RunData], split: str) -> go.Figure:
 
 # Metrics by epoch: section, name, caption, and whether the value is a share.
 BY_EPOCH = (
-    ("The collapse", "frac_reward_zero_std", "Share of questions whose rollouts all got the same reward.", True),
+    ("Collapsed groups", "frac_reward_zero_std", "Share of questions whose rollouts all got the same reward.", True),
     (
         "Outside the context ratio's range",
         "p2o/context_ratio/outside",
-        "Share of templated tokens that the bare policy would hardly write, or far more readily: they are masked.",
+        "Share of tokens in templated rollouts whose context ratio is out of range (masked by default).",
         True,
     ),
     ("Templates in use", "p2o/templates", "Distinct templates that the epoch's rollouts draw on.", False),
     (
         "Similarity of templates",
         "p2o/template_similarity",
-        "Mean share of words that two templates in use have in common: towards 1 they collapse into one.",
+        "Mean word overlap (Jaccard) of two templates in use; 1 means all are the same.",
         True,
     ),
     ("Response length", "completions/mean_length", "Mean tokens of a completion.", False),
@@ -91,8 +91,8 @@ def epoch_figure(runs: list[RunData], metric: str, is_share: bool) -> go.Figure:
     return figure
 
 
-def fate_figure(run: RunData) -> go.Figure | None:
-    flows = fate(run)
+def transitions_figure(run: RunData) -> go.Figure | None:
+    flows = hard_set_transitions(run)
     if not flows:
         return None
     nodes = sorted({node for source, target, _ in flows for node in (source, target)}, key=_node_order)
@@ -101,7 +101,7 @@ def fate_figure(run: RunData) -> go.Figure | None:
     return go.Figure(
         go.Sankey(
             node={
-                # Names would overlap where epochs are many; the caption explains the colours, pointing shows the names.
+                # With many epochs labels would overlap; the caption explains the colours, hovering shows the names.
                 "label": [""] * len(nodes),
                 "customdata": nodes,
                 "hovertemplate": "%{customdata}: %{value}<extra></extra>",

@@ -24,13 +24,13 @@ def by_epoch(records: Iterable[Record], name: str) -> list[tuple[int, float]]:
     """Epoch, from 1 on, and the mean of a training metric over those of its steps that logged it."""
     values = defaultdict(list)
     for record in records:
-        # Steps that learn from rollouts of an earlier one log none of their own.
+        # Steps that reuse the rollouts of an earlier step log none.
         if "loss" in record and record.get(name) is not None and not math.isnan(record[name]):
             values[math.ceil(round(record["epoch"], 6))].append(record[name])
     return [(epoch, mean(found)) for epoch, found in sorted(values.items())]
 
 
 def headline(splits: Iterable[str]) -> str | None:
-    """The evaluation set that a figure of one curve shows: the hard one, where there is one."""
+    """The evaluation set for figures with one curve: the hard one if present, else the first."""
     names = list(splits)
     return next((name for name in names if name.endswith("hard")), names[0] if names else None)

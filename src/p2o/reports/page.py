@@ -13,9 +13,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from p2o.ledger import PURPOSES
-from p2o.reports.figures import BY_EPOCH, accuracy_figure, epoch_figure, fate_figure
+from p2o.reports.figures import BY_EPOCH, accuracy_figure, epoch_figure, transitions_figure
 from p2o.reports.metrics import accuracy_curves, by_epoch
-from p2o.reports.run_data import RunData, fate, load_run
+from p2o.reports.run_data import RunData, hard_set_transitions, load_run
 
 EVENTS = {
     "accuracy_regression": "accuracy on an evaluation set fell by more than regression_margin",
@@ -62,7 +62,7 @@ class Charts:
         return Chart(len(self.figures) - 1, label, numbers, height)
 
     def json(self) -> Markup:
-        """For a script element, which only a closing tag ends."""
+        """JSON for a <script> element; `</` is escaped."""
         return Markup(f"[{','.join(self.figures)}]".replace("</", "<\\/"))
 
 
@@ -143,19 +143,19 @@ def _warnings(run: RunData) -> list[list[Any]]:
 
 
 def _run(run: RunData, charts: Charts) -> dict[str, Any]:
-    """The part of the page that is about one run alone."""
-    figure = fate_figure(run)
+    """The section of the page about one run."""
+    figure = transitions_figure(run)
     chart = None
     if figure is not None:
         label = (
-            f"{run.name}: what became of hard questions from epoch to epoch, left to right. Red: hard; amber: "
+            f"{run.name}: transitions of hard questions from epoch to epoch, left to right. Red: hard; amber: "
             "solved with a template; green: solved bare."
         )
-        numbers = Table(["from · epoch", "to · epoch", "questions"], [list(flow) for flow in fate(run)])
+        numbers = Table(["from · epoch", "to · epoch", "questions"], [list(flow) for flow in hard_set_transitions(run)])
         chart = charts.add(figure, label, numbers, height=380)
     return {
         "name": run.name,
-        "fate": chart,
+        "transitions": chart,
         "lineages": [_lineage(epoch, record) for epoch, record in run.templates.items()],
         "answers": _answers(run),
         "settings": Table(["setting", "value"], [[k, v] for k, v in sorted(run.config.items())]),
@@ -187,7 +187,7 @@ def _lineage(epoch: int, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _answers(run: RunData) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Three questions with their answers before and after: first hard ones that were gained, then any."""
+    """Three questions with their answers before and after: first hard ones newly solved, then any."""
     after = {answer["question"]: answer for answer in run.answers.get("after", [])}
     pairs = [(b, after[b["question"]]) for b in run.answers.get("before", []) if b["question"] in after]
     pairs = [(b, a) for b, a in pairs if b["reward"] is not None and a["reward"] is not None]

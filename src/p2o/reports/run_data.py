@@ -1,4 +1,4 @@
-"""A run directory read for a report."""
+"""Reads a run directory for a report."""
 
 import json
 from collections import defaultdict
@@ -12,7 +12,7 @@ import yaml
 
 @dataclass
 class RunData:
-    """A run directory as far as it can be read; what is missing or damaged is named in `problems`.
+    """The readable contents of a run directory; missing or damaged files are listed in `problems`.
 
     Args:
         hard_sets: rows that were hard before an epoch, by epoch.
@@ -40,7 +40,7 @@ class RunData:
 
 
 def load_run(path: Path) -> RunData:
-    """Reads what is there; a file that is missing, damaged or of another shape is a problem, not an exception."""
+    """Reads a run directory; a file that is missing, damaged or malformed is a problem, not an exception."""
     run = RunData(path)
 
     def read(name: str, parse: Callable[[str], Any], default: Any) -> Any:
@@ -84,18 +84,18 @@ def load_run(path: Path) -> RunData:
 def _mapping(value: Any, keys: Sequence[str] = ()) -> dict[str, Any]:
     """
     Raises:
-        ValueError: the value is no mapping with these keys.
+        ValueError: the value is not a mapping with these keys.
     """
     if not isinstance(value, dict) or not set(keys) <= value.keys():
-        raise ValueError(f"no mapping with {', '.join(keys)}")
+        raise ValueError(f"not a mapping with {', '.join(keys)}")
     return value
 
 
-def fate(run: RunData) -> list[tuple[str, str, int]]:
-    """Flows of questions between states of successive epochs: hard, solved (templated then), and what became of them.
+def hard_set_transitions(run: RunData) -> list[tuple[str, str, int]]:
+    """Number of questions per transition between states of successive epochs: hard, solved with template, solved bare.
 
-    A question that is hard before epoch e is tried under a template in e; one that leaves the hard set then is tried
-    bare in e + 1, and is solved bare when it does not come back.
+    A question that is hard before epoch e is sampled under a template in e; if it leaves the hard set then, it is
+    sampled bare in e + 1, and counts as solved bare if it does not become hard again.
     """
     flows: dict[tuple[str, str], int] = defaultdict(int)
     epochs = sorted(run.hard_sets)

@@ -1,4 +1,4 @@
-"""Tasks: own data and named sets, mapped to TRL's columns and checked before anything is trained on them."""
+"""Tasks: custom data and named sets, mapped to TRL's columns and checked before anything is trained on them."""
 
 from p2o.tasks.checks import CONFLICTS, Report, check_questions
 from p2o.tasks.golds import equal_golds

@@ -1,7 +1,7 @@
-"""What is wrong with a data set, found over all rows before anything is trained on it. Pure: neither files nor models.
+"""Checks a data set before training. Pure: reads neither files nor models.
 
-Most faults cost their rows: those are dropped and counted. What cannot be right for any row, or leaves the choice of
-the right row to chance, stops: a column of a wrong type, one question with two different answers, nothing left.
+Most faulty rows are dropped and counted. An error stops the run if a whole column has a wrong type, one prompt has two
+different answers, or no rows are left.
 """
 
 import re
@@ -15,18 +15,18 @@ from rich.table import Table
 from p2o.templates import Prompt, question_text
 
 SHOWN = 5
-# The replacement character stands for bytes that somebody could not decode; lone surrogates cannot be encoded; of the
-# control characters only tab and line breaks are text. Form feed and backspace are what "\frac" and "\beta" become in
-# JSON when their backslash is not doubled.
+# The replacement character marks bytes that could not be decoded; lone surrogates cannot be encoded; of the control
+# characters only tab and line breaks are text. Form feed and backspace are what "\frac" and "\beta" become in JSON when
+# their backslash is not doubled.
 BROKEN = re.compile("[\ufffd\ud800-\udfff\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 CONFLICT = "same prompt, different solutions"
 ANSWERED = "chat that ends with the assistant's answer"
-UNPAYABLE = "solution that no answer can match"
+UNMATCHABLE = "solution that no answer can match"
 CONFLICTS = ("stop", "first", "drop")
-# What to do about a fault, where an option says.
+# What to do about a fault that an option decides.
 REMEDIES = {
-    CONFLICT: "--conflicts first goes on with the first solution of each, --conflicts drop without these questions.",
-    ANSWERED: "--cut_last_answer true cuts it off; false keeps it, for the model to go on from.",
+    CONFLICT: "--conflicts first uses the first solution of each, --conflicts drop leaves these questions out.",
+    ANSWERED: "--cut_last_answer true removes it; false keeps it, for the model to continue.",
 }
 NOTHING_LEFT = "nothing left"
 
@@ -38,9 +38,9 @@ class Finding:
     Args:
         what: the fault, in a few words.
         rows: every row that has it, ascending, counted from 0.
-        details: of the first few of these rows, what exactly; "" where there is no more to say.
+        details: of the first few of these rows; "" for none.
         stops: whether it stops the run; its rows are dropped otherwise.
-        kept: whether its rows are used all the same, and it is no more than said.
+        kept: whether its rows are used anyway, with a warning.
     """
 
     what: str
@@ -66,9 +66,9 @@ class Report:
     Args:
         name: of the data set, for people.
         rows: how many there were.
-        kept: the rows that are left, ascending, counted from 0.
-        findings: the faults, those that stop first.
-        notes: what was done to the data, and is no fault.
+        kept: the remaining rows, ascending, counted from 0.
+        findings: the faults, first those that stop the run.
+        notes: conversions of the data, which are not faults.
     """
 
     name: str
@@ -84,14 +84,14 @@ class Report:
     def line(self) -> str:
         """The outcome in one line."""
         dropped = [f for f in self.findings if not f.stops and not f.kept]
-        kept = "".join(f" Kept, but: {len(f.rows)} {f.what}." for f in self.findings if f.kept)
+        kept = "".join(f" Kept with a warning: {len(f.rows)} {f.what}." for f in self.findings if f.kept)
         if not dropped:
             return f"{self.name}: {len(self.kept)} questions, nothing dropped.{kept}"
         kinds = ", ".join(f"{len(f.rows)} {f.what}" for f in dropped)
         return f"{self.name}: {self.rows - len(self.kept)} of {self.rows} questions dropped ({kinds}).{kept}"
 
-    def problem(self) -> str | None:
-        """What stops the run, with the first rows, or None."""
+    def error_message(self) -> str | None:
+        """Message with the faults that stop the run and their first rows, or None."""
         if not self.stops:
             return None
         parts = [f"{self.name} cannot be trained on ({self.rows} rows, counted from 0):"]
@@ -120,7 +120,7 @@ class Report:
         return table
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON; of the rows of a fault the first hundred."""
+        """As plain JSON; at most the first hundred rows of each fault."""
         return {
             "name": self.name,
             "rows": self.rows,
@@ -134,7 +134,7 @@ class Report:
 
 
 Faults = dict[str, dict[int, str]]
-"""By kind, details by row."""
+"""By kind of fault, the details by row."""
 
 
 def check_questions(
@@ -144,7 +144,7 @@ def check_questions(
     refused: Callable[[list[Prompt]], dict[int, str]] | None = None,
     too_long: Callable[[list[Prompt]], dict[int, int]] | None = None,
     unparsable: Callable[[list[str]], list[int]] | None = None,
-    unpayable: Callable[[str], str | None] | None = None,
+    unmatchable: Callable[[str], str | None] | None = None,
     same: Callable[[list[tuple[str, str]]], list[bool]] | None = None,
     conflicts: str = "stop",
     answered: bool = False,
@@ -152,61 +152,60 @@ def check_questions(
     name: str = "data",
     notes: tuple[str, ...] = (),
 ) -> Report:
-    """Checks every row. A row counts for the first fault that it has.
+    """Checks every row. A row is counted under its first fault only.
 
     Args:
-        prompts: texts or chats, as they came.
-        solutions: gold answers, of the same length; None when the data has none, which some rewards do without.
-        refused: of these prompts, those that the model cannot be asked, as index to why; see
+        prompts: texts or chats, as loaded.
+        solutions: gold answers, of the same length; None if the data has none, which some rewards do not need.
+        refused: the prompts that the chat template refuses, as index to reason; see
             [`p2o.tasks.rendering.refused_chats`].
-        too_long: of these prompts, those over the limit, as index to tokens; see [`p2o.tasks.rendering.long_prompts`].
-        unparsable: of these gold answers, the indices of those that the verifier cannot read. None where none reads
-            them.
-        unpayable: why no answer can match a gold answer, or None. Its rows are dropped where `unparsable` is given, and
-            told and kept otherwise: a reward of the user's may know better.
-        same: of these pairs of gold answers, which are equal; equal texts alone by default.
-        conflicts: what becomes of one prompt with unequal solutions: `stop`, go on with the `first`, or `drop` all.
-        answered: whether chats may end with the assistant's words.
-        strict: whether every fault stops, and not only those that must.
-        name: of the data, for people.
-        notes: go into the report as they are.
+        too_long: the prompts over the limit, as index to tokens; see [`p2o.tasks.rendering.long_prompts`].
+        unparsable: indices of gold answers that the verifier cannot parse. None if no verifier parses them.
+        unmatchable: why no answer can match a gold answer, or None. Such rows are dropped if `unparsable` is given;
+            otherwise reported and kept, since a custom reward may accept them.
+        same: for pairs of gold answers, which are equal; by default only equal texts.
+        conflicts: what to do about one prompt with unequal solutions: `stop`, use the `first`, or `drop` all.
+        answered: whether chats may end with an assistant message.
+        strict: whether every fault stops the run.
+        name: of the data, for messages.
+        notes: added to the report unchanged.
 
     Returns:
         The report; a pure function of the arguments, so that a resumed run keeps the same rows.
     """
     faults: Faults = {}
-    sound = _sound_rows(prompts, solutions, answered, faults)
-    sound = _different_rows(sound, prompts, solutions, same, conflicts, faults)
-    for what, told in (("prompt that the chat template refuses", refused), ("prompt too long", too_long)):
-        if told is not None and sound:
-            found: Mapping[int, Any] = told([prompts[row] for row in sound])
-            rows = {sound[i]: f"{detail} tokens" if isinstance(detail, int) else detail for i, detail in found.items()}
-            sound = _without(sound, what, rows, faults)
+    valid = _valid_rows(prompts, solutions, answered, faults)
+    valid = _drop_duplicates(valid, prompts, solutions, same, conflicts, faults)
+    for what, check in (("prompt that the chat template refuses", refused), ("prompt too long", too_long)):
+        if check is not None and valid:
+            found: Mapping[int, Any] = check([prompts[row] for row in valid])
+            rows = {valid[i]: f"{detail} tokens" if isinstance(detail, int) else detail for i, detail in found.items()}
+            valid = _drop_faulty(valid, what, rows, faults)
     if solutions is not None:
-        sound = _matchable_rows(sound, solutions, unpayable, unparsable, faults)
+        valid = _matchable_rows(valid, solutions, unmatchable, unparsable, faults)
     findings = []
     for what, rows in faults.items():
-        kept = what == UNPAYABLE and unparsable is None
+        kept = what == UNMATCHABLE and unparsable is None
         column = {"wrong type of prompt": prompts, "wrong type of solution": solutions}.get(what)
         all_of_them = column is not None and len(rows) == sum(value is not None for value in column)
         stops = (strict and not kept) or (what == CONFLICT and conflicts == "stop") or all_of_them
         findings.append(Finding(what, tuple(rows), tuple(list(rows.values())[:SHOWN]), stops, kept))
     findings.sort(key=lambda finding: (not finding.stops, finding.what))
-    if not sound:
+    if not valid:
         findings.insert(0, Finding(NOTHING_LEFT, (), (), True))
-    return Report(name, len(prompts), tuple(sound), tuple(findings), notes)
+    return Report(name, len(prompts), tuple(valid), tuple(findings), notes)
 
 
-def _without(sound: list[int], what: str, rows: Mapping[int, str], faults: Faults) -> list[int]:
-    """The sound rows without those at fault, which are written down."""
+def _drop_faulty(valid: list[int], what: str, rows: Mapping[int, str], faults: Faults) -> list[int]:
+    """The rows without the faulty ones, which are recorded in `faults`."""
     if rows:
         faults[what] = dict(sorted(rows.items()))
-    return [row for row in sound if row not in rows]
+    return [row for row in valid if row not in rows]
 
 
-def _sound_rows(prompts: Sequence[Any], solutions: Sequence[Any] | None, answered: bool, faults: Faults) -> list[int]:
-    """The rows that are right by themselves."""
-    sound = []
+def _valid_rows(prompts: Sequence[Any], solutions: Sequence[Any] | None, answered: bool, faults: Faults) -> list[int]:
+    """The rows without a fault of their own; faulty ones are recorded in `faults`."""
+    valid = []
     for row, prompt in enumerate(prompts):
         fault = _prompt_fault(prompt) or (solutions is not None and _solution_fault(solutions[row]))
         fault = fault or _broken(prompt, solutions[row] if solutions is not None else "")
@@ -215,21 +214,21 @@ def _sound_rows(prompts: Sequence[Any], solutions: Sequence[Any] | None, answere
         if fault:
             faults.setdefault(fault[0], {})[row] = fault[1]
         else:
-            sound.append(row)
-    return sound
+            valid.append(row)
+    return valid
 
 
-def _different_rows(
-    sound: list[int],
+def _drop_duplicates(
+    valid: list[int],
     prompts: Sequence[Any],
     solutions: Sequence[Any] | None,
     same: Callable[[list[tuple[str, str]]], list[bool]] | None,
     conflicts: str,
     faults: Faults,
 ) -> list[int]:
-    """The rows with prompts of their own; blanks make no difference."""
+    """Rows after removing duplicate and conflicting prompts; whitespace is ignored."""
     first: dict[Any, int] = {}
-    again = [(row, before) for row in sound if (before := first.setdefault(_key(prompts[row]), row)) != row]
+    again = [(row, before) for row in valid if (before := first.setdefault(_key(prompts[row]), row)) != row]
     pairs = {}
     if solutions is not None:
         pairs = {(row, before): (solutions[before].strip(), solutions[row].strip()) for row, before in again}
@@ -249,24 +248,24 @@ def _different_rows(
             if conflicts == "drop":
                 contested.setdefault(before, f"{_short(old)}, but {_short(new)} in row {row}")
     repeated = {row for row, _ in again}
-    return _without([row for row in sound if row not in repeated], CONFLICT, contested, faults)
+    return _drop_faulty([row for row in valid if row not in repeated], CONFLICT, contested, faults)
 
 
 def _matchable_rows(
-    sound: list[int],
+    valid: list[int],
     solutions: Sequence[str],
-    unpayable: Callable[[str], str | None] | None,
+    unmatchable: Callable[[str], str | None] | None,
     unparsable: Callable[[list[str]], list[int]] | None,
     faults: Faults,
 ) -> list[int]:
-    """The rows with a solution that some answer can match; as far as the reward is known to read them."""
-    reasons = {row: unpayable(solutions[row]) for row in sound} if unpayable is not None else {}
+    """The rows with a solution that an answer can match; if the reward is unknown, all rows, with a warning."""
+    reasons = {row: unmatchable(solutions[row]) for row in valid} if unmatchable is not None else {}
     details = {row: f"{_short(solutions[row])}, {reason}" for row, reason in reasons.items() if reason}
-    left = _without(sound, UNPAYABLE, details, faults)
+    left = _drop_faulty(valid, UNMATCHABLE, details, faults)
     if unparsable is None:
-        return sound
+        return valid
     unread = {left[index] for index in unparsable([solutions[row] for row in left])} if left else set()
-    return _without(left, "unparsable solution", {row: _short(solutions[row]) for row in unread}, faults)
+    return _drop_faulty(left, "unparsable solution", {row: _short(solutions[row]) for row in unread}, faults)
 
 
 def _prompt_fault(prompt: Any) -> tuple[str, str] | None:
@@ -275,12 +274,12 @@ def _prompt_fault(prompt: Any) -> tuple[str, str] | None:
     if isinstance(prompt, str):
         return None if prompt.strip() else ("empty prompt", "")
     if not isinstance(prompt, list):
-        return "wrong type of prompt", f"{type(prompt).__name__}, not a text or a list of messages"
+        return "wrong type of prompt", f"{type(prompt).__name__}, not text or a list of messages"
     if not prompt:
         return "empty prompt", ""
     for number, message in enumerate(prompt):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
-            return "wrong type of prompt", f"message {number} is no mapping with `role` and `content`"
+            return "wrong type of prompt", f"message {number} is not a mapping with `role` and `content`"
         if not isinstance(message["content"], str):
             parts = message["content"]
             if not isinstance(parts, list) or not all(isinstance(p, dict) and _is_text(p) for p in parts):
@@ -304,12 +303,12 @@ def _solution_fault(solution: Any) -> tuple[str, str] | None:
 
 def _kind(solution: Any) -> str:
     if isinstance(solution, bool):
-        return "true or false, not a text; write what an answer has to say, such as Yes and No"
+        return "boolean, not text; write the expected answer, e.g. Yes or No"
     if isinstance(solution, list):
-        return f"list of {len(solution)}, not one text or number"
+        return f"list of {len(solution)}, not a single text or number"
     if isinstance(solution, dict):
         parts = ", ".join(map(str, solution))
-        return f"mapping with {parts}; name the part with the answer as --solution_column COLUMN.PART"
+        return f"mapping with {parts}; name the part that has the answer: --solution_column COLUMN.PART"
     return f"{type(solution).__name__}, not a text or a number"
 
 
@@ -320,13 +319,13 @@ def _broken(prompt: Prompt, solution: str) -> tuple[str, str] | None:
             start = found.start()
             detail = f"U+{ord(found[0]):04X} in the {where}, near {text[max(start - 12, 0) : start + 12]!a}"
             if found[0] in "\x08\x0c":
-                detail += " (in JSON the backslash of LaTeX is written twice)"
+                detail += " (in JSON a LaTeX backslash must be doubled)"
             return "broken encoding", detail
     return None
 
 
 def text_of(prompt: Prompt) -> str:
-    """All text of a sound prompt."""
+    """All text of a valid prompt, messages joined by line breaks."""
     if isinstance(prompt, str):
         return prompt
     contents = [message["content"] for message in prompt]
@@ -334,7 +333,7 @@ def text_of(prompt: Prompt) -> str:
 
 
 def _key(prompt: Prompt) -> Any:
-    """What two prompts have in common that differ in blanks alone."""
+    """Key that is equal for prompts that differ only in whitespace."""
     if isinstance(prompt, str):
         return " ".join(prompt.split())
     return tuple((message["role"], " ".join(text_of([message]).split())) for message in prompt)

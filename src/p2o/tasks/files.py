@@ -1,8 +1,8 @@
-"""Rows of JSON and CSV files with every value as it is written, and what a file is that holds no rows.
+"""Reads JSON and CSV files with every value as written, and recognizes files that are not data.
 
-The loaders of `datasets` guess types: a text "007" beside a number becomes 7, a text that looks like a date a date.
-Gold answers are texts, so nothing is guessed here. Files are held in memory; Parquet has types of its own and is left
-to `datasets`.
+The loaders of `datasets` guess types: a text "007" next to a number becomes 7, a text that looks like a date becomes a
+date. Gold answers are texts, so nothing is guessed here. Files are read into memory; Parquet has typed columns and is
+read by `datasets`.
 """
 
 import csv
@@ -28,18 +28,18 @@ Row = dict[str, Any]
 
 
 class FileFault(ValueError):
-    """What is wrong with a file, in lines that name it and, where there are any, the rows at fault."""
+    """A file that cannot be read; the message names the file and the faulty rows, if any, one per line."""
 
 
 def suffix_of(path: Path) -> str:
-    """The suffix that names the format; that of compression does not count."""
+    """The suffix of the format, without that of compression; lower case."""
     return (path.with_suffix("").suffix if path.suffix in COMPRESSED else path.suffix).lower()
 
 
-def refuse_what_is_no_data(path: Path) -> None:
+def check_is_data_file(path: Path) -> None:
     """
     Raises:
-        FileFault: an empty file, a Git LFS pointer, a web page, a format other than the name says.
+        FileFault: an empty file, a Git LFS pointer, a web page, or a format that does not match the suffix.
     """
     size = path.stat().st_size
     with open(path, "rb") as file:
@@ -57,22 +57,22 @@ def refuse_what_is_no_data(path: Path) -> None:
         raise FileFault(f"{path} is XML, perhaps a server's error message, not the data.")
     if path.suffix == ".parquet":
         if not head.startswith(b"PAR1"):
-            raise FileFault(f"{path} is no Parquet file: it does not begin with PAR1.")
+            raise FileFault(f"{path} is not a Parquet file: it does not begin with PAR1.")
         if tail != b"PAR1":
             raise FileFault(f"{path} is cut off: a Parquet file ends with PAR1. Download it again.")
     elif path.suffix not in COMPRESSED:
         for magic, what in ((b"\x1f\x8b", "gzip"), (b"PK\x03\x04", "zip"), (b"PAR1", "Parquet")):
             if head.startswith(magic):
-                raise FileFault(f"{path} is a {what} file by its first bytes; its name must say so.")
+                raise FileFault(f"{path} is a {what} file; rename it with the matching suffix.")
 
 
 def read_file(path: Path) -> dict[str, Dataset]:
-    """The rows of a JSON, JSON Lines or CSV file by split; the split is "" where the file names none.
+    """The rows of a JSON, JSON Lines or CSV file by split; the split is "" if the file names none.
 
     Raises:
-        FileFault: it cannot be read; the first rows at fault are named.
+        FileFault: it cannot be read; the first faulty rows are named.
     """
-    refuse_what_is_no_data(path)
+    check_is_data_file(path)
     try:
         with fsspec.open(str(path), "rb", compression="infer") as file:
             raw = file.read()
@@ -96,9 +96,12 @@ def _decoded(path: Path, raw: bytes, header: bool) -> str:
             try:
                 return raw.decode(encoding)
             except UnicodeDecodeError as error:
-                raise FileFault(f"{path} begins as {encoding.upper()} and is none ({error.reason}).") from None
+                name = encoding.upper()
+                raise FileFault(
+                    f"{path} starts with a {name} byte-order mark but is not valid {name} ({error.reason})."
+                ) from None
     if b"\x00" in raw[:4]:
-        raise FileFault(f"{path} looks like UTF-16 without its mark. Convert it: iconv -f UTF-16LE -t UTF-8")
+        raise FileFault(f"{path} looks like UTF-16 without a byte-order mark. Convert it: iconv -f UTF-16LE -t UTF-8")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -123,14 +126,14 @@ def _first(faults: list[str]) -> list[str]:
 
 
 def _json_rows(path: Path, text: str) -> dict[str, list[Row]]:
-    """JSON Lines; or an array of objects, alone or under a key; or an object of lists, one a column."""
+    """JSON Lines; or an array of objects, alone or under a key; or an object of lists, one per column."""
     lines = [line for line in text.split("\n") if line.strip()]
     whole = None
     if text.lstrip()[:1] == "[" or not _is_json(lines[0]) or (len(lines) == 1 and suffix_of(path) == ".json"):
         try:
             whole = json.loads(text)
         except ValueError as error:
-            # Lines that are objects on their own make it JSON Lines, and then the broken ones are told by row.
+            # If some lines are objects, the file is JSON Lines, and invalid lines are reported by row.
             if text.lstrip()[:1] == "[" or not any(line[:1] == "{" and _is_json(line) for line in lines[:100]):
                 raise FileFault(f"{path}: not valid JSON ({error}).") from None
         except RecursionError:
@@ -162,7 +165,7 @@ def _inside(path: Path, whole: Row) -> dict[str, list[Any]]:
     """The rows of a file that is one object, by split.
 
     Raises:
-        FileFault: several lists of objects, of which none can be chosen.
+        FileFault: several lists of objects.
     """
     values = list(whole.values())
     flat = bool(values) and all(isinstance(v, list) and not any(isinstance(i, dict) for i in v) for v in values)
@@ -178,7 +181,7 @@ def _inside(path: Path, whole: Row) -> dict[str, list[Any]]:
         return {"": next(iter(lists.values()))}
     if all(key in SPLITS for key in lists):
         return lists
-    raise FileFault(f"{path} has several lists of rows: {', '.join(lists)}. Put the one to use into a file of its own.")
+    raise FileFault(f"{path} has several lists of rows: {', '.join(lists)}. Put the one to use into a separate file.")
 
 
 def _objects(path: Path, rows: list[Any]) -> list[Row]:
@@ -201,13 +204,13 @@ def _refuse_surrogates(path: Path, found: dict[str, list[Row]]) -> None:
             try:
                 json.dumps(value, ensure_ascii=False).encode()
             except UnicodeEncodeError:
-                faults.append(f"{path}, row {row}: half of a surrogate pair (\\ud8xx), which is no character.")
+                faults.append(f"{path}, row {row}: half of a surrogate pair (\\ud8xx), which is not a character.")
     if faults:
-        raise FileFault("\n".join([*_first(faults), "Correct these rows or take them out."]))
+        raise FileFault("\n".join([*_first(faults), "Correct or remove these rows."]))
 
 
 def is_chat(value: Any) -> bool:
-    """Whether it is a list of messages, each with `role` and `content`, or as ShareGPT has them `from` and `value`."""
+    """Whether it is a list of messages with `role` and `content`, or with ShareGPT's `from` and `value`."""
     return isinstance(value, list) and bool(value) and all(map(_is_message, value))
 
 
@@ -227,7 +230,7 @@ def columns_of(rows: list[Row]) -> dict[str, list[Any]]:
 
 def _csv_columns(path: Path, text: str) -> dict[str, list[Any]]:
     header = text.lstrip().split("\n", 1)[0]
-    # A header without a comma but with one of the other separators in use leaves no doubt.
+    # A header without a comma but with another common separator is unambiguous.
     separator = "," if "," in header and "\t" not in header else next((s for s in "\t;" if s in header), ",")
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
@@ -256,7 +259,7 @@ def _csv_columns(path: Path, text: str) -> dict[str, list[Any]]:
 
 
 def _numbers(cells: list[str | None]) -> list[Any]:
-    """A column of numbers as numbers where that loses nothing of how they are written: not for 007, 2.50 or 1e3."""
+    """A column of numbers as numbers if that preserves their spelling: not for 007, 2.50 or 1e3."""
     for kind in (int, float):
         try:
             found = [None if cell is None else kind(cell) for cell in cells]
@@ -272,7 +275,7 @@ def _numbers(cells: list[str | None]) -> list[Any]:
 
 
 def as_dataset(columns: dict[str, list[Any]]) -> Dataset:
-    """Columns of any Python values that JSON has, none changed but numbers in a column with texts: those are texts."""
+    """Columns of any JSON values, unchanged, except that numbers in a column with texts become texts."""
     arrays: dict[str, Any] = {}
     features: dict[str, Any] = {}
     for name, values in columns.items():
@@ -289,7 +292,7 @@ def _typed(values: list[Any]) -> tuple[list[Any], Any]:
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError):
         if kinds <= {int, float}:  # too large for 64 bits, or for a float to hold
             return [None if value is None else number_text(value) for value in values], _feature(pa.string())
-        # Encoded here, since the feature takes a text that happens to be JSON, such as "007", for what it stands for.
+        # Encoded here, since the feature would parse a text that is valid JSON, such as "7".
         return [None if value is None else json.dumps(_bounded(value)) for value in values], Json()
     return values, _feature(array.type)
 
@@ -299,7 +302,7 @@ def _feature(kind: pa.DataType) -> Any:
 
 
 def _bounded(value: Any) -> Any:
-    """The value with integers beyond 64 bits as texts and what is not finite as null: what reads it knows neither."""
+    """Integers beyond 64 bits as text and non-finite numbers as null, which the reader does not support."""
     if isinstance(value, dict):
         return {key: _bounded(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -310,7 +313,7 @@ def _bounded(value: Any) -> Any:
 
 
 def number_text(number: int | float) -> str | None:
-    """A number in plain digits unless they are many, `3` for 3.0, `0.0000001` for 1e-7; None for what is not finite."""
+    """A number in plain digits unless there are many: `3` for 3.0, `0.0000001` for 1e-7; None if not finite."""
     if isinstance(number, float) and not math.isfinite(number):
         return None
     text = repr(number)

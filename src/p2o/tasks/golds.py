@@ -1,12 +1,12 @@
-"""Whether two gold answers are one, as the verifier of mathematics sees it, in its worker processes."""
+"""Whether two gold answers are equal by the verifier `math`, in its worker processes."""
 
 from p2o.verifiers import Pool, Verdict, verify_stream
 
 
 def equal_golds(pairs: list[tuple[str, str]], *, pool: Pool | None = None) -> list[bool]:
-    """Of each pair, whether the one answer is right where the other is the gold one, both ways round.
+    """For each pair, whether each answer verifies against the other as gold.
 
-    Pairs that cannot be read, or not within the verifier's limits, are not equal.
+    Pairs that cannot be parsed, or not within the verifier's limits, are not equal.
     """
     jobs = [(_boxed(answer), {"solution": gold}) for a, b in pairs for answer, gold in ((a, b), (b, a))]
     right = [False] * len(jobs)

@@ -1,4 +1,4 @@
-"""Questions of any family of reasoning-gym, made here; each comes with its entry, by which its scorer judges."""
+"""Generates questions of any reasoning-gym family; each row has its entry, which the family's scorer needs."""
 
 import difflib
 import json
@@ -11,7 +11,7 @@ from p2o.tasks.layouts import DataError
 PREFIX = "gym:"
 ANSWER = "Put the final answer in <answer></answer>."
 ROWS = 500
-# Some families have few different questions; after so many draws for each one wanted there are no more.
+# Some families have few different questions; stop after this many draws per requested question.
 PATIENCE = 50
 ANY_ANSWER = "any answer that fulfils the question"
 
@@ -22,22 +22,22 @@ def gym_rows(name: str, seed: int, size: int, split: str, answer_format: str) ->
     Args:
         name: with its prefix.
         seed: of the questions.
-        size: how many in all.
-        split: one question in eight, by its own hash, is for `test`, the others for `train`.
-        answer_format: goes behind every question; "" for none.
+        size: total number of questions.
+        split: one question in eight, chosen by its hash, is in `test`, the others in `train`.
+        answer_format: appended to every question; "" for none.
 
     Raises:
         DataError: no such family or level, or too few different questions.
     """
     parts = [_part(name, part) for part in name.removeprefix(PREFIX).split("+")]
     if len(set(parts)) < len(parts):
-        raise DataError(f"{name}: a family at one level is named twice.")
+        raise DataError(f"{name}: a family is named twice at the same level.")
     shares = [size // len(parts) + (index < size % len(parts)) for index in range(len(parts))]
     made = [
         _rows(name, family, level, share, derive_seed(seed, split, family, level or 0), split, answer_format)
         for (family, level), share in zip(parts, shares, strict=True)
     ]
-    # Taking turns, so that the first rows are a mixture as well.
+    # Interleaved, so that the first rows are a mixture too.
     return [row for turn in range(max(shares)) for part in made for row in part[turn : turn + 1]]
 
 
@@ -52,8 +52,8 @@ def _part(name: str, part: str) -> tuple[str, int | None]:
     if family not in families:
         near = difflib.get_close_matches(family, sorted(families), 1)
         raise DataError(
-            f"{name}: reasoning-gym has no family {family!r}{f'; {near[0]}?' if near else '.'} They are "
-            "listed at https://github.com/open-thought/reasoning-gym/blob/main/GALLERY.md."
+            f"{name}: reasoning-gym has no family {family!r}{f'; did you mean {near[0]}?' if near else '.'} See "
+            "https://github.com/open-thought/reasoning-gym/blob/main/GALLERY.md."
         )
     if reason := why_refused(family):
         raise DataError(f"{name}: {reason}. Choose another family.")
@@ -78,7 +78,7 @@ def _rows(
     from p2o.verifiers.answers import GoldError
     from p2o.verifiers.gym import check_gold, own_answer
 
-    # Some families hand the seed to NumPy, which takes 32 bits, and reasoning-gym adds the item's number.
+    # Some families pass the seed to NumPy, which accepts 32 bits, and reasoning-gym adds the item's index.
     settings: dict[str, Any] = {"seed": seed % 2**31, "size": PATIENCE * 8 * count}
     try:
         if level is None:
@@ -96,7 +96,7 @@ def _rows(
             break
         try:
             entry = gym[index]
-        except Exception as error:  # some families do not manage every item; the others are questions all the same
+        except Exception as error:  # some families fail to generate some items; skip those
             failure = f" The last item that it failed to make: {type(error).__name__}: {error}."
             continue
         question = entry["question"].strip()
@@ -105,7 +105,7 @@ def _rows(
         text, solution = json.dumps(entry, default=str), own_answer(entry)
         try:
             check_gold({"entry": text, "family": family})
-        except GoldError as error:  # nobody could be paid for it
+        except GoldError as error:  # no answer to it could score
             failure = f" The last item that could not be used: {error}."
             continue
         rows[question] = {
@@ -118,7 +118,7 @@ def _rows(
     if len(rows) < count:
         raise DataError(
             f"{name}: {family}{'' if level is None else f'@{level}'} has only {len(rows)} different questions for "
-            f"{split} in {settings['size']} draws, and {count} are wanted. "
-            f"Ask for fewer, or for another level.{failure}"
+            f"{split} in {settings['size']} draws; {count} were requested. "
+            f"Request fewer, or another level.{failure}"
         )
     return list(rows.values())

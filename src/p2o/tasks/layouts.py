@@ -1,15 +1,14 @@
-"""Questions and gold answers where people keep them: in columns of any name, in parts of them, in known layouts.
+"""Reads questions and gold answers from columns of any name, from parts of columns, and from known layouts.
 
 | layout | question | gold answer |
 |---|---|---|
 | TRL | `prompt` | `solution` |
 | verl, DAPO | `prompt`, a chat | `reward_model.ground_truth` |
-| Alpaca | `instruction`, and `input` where there is one | `output` |
+| Alpaca | `instruction`, and `input` if present | `output` |
 | ShareGPT | `conversations` of `from` and `value` | |
 | chats | `messages` | |
 
-A layout is taken where the column of the first line is missing and no other is named. Every departure from the text of
-the file is counted and told.
+A layout applies if the first row's column is missing and no column is named. Every conversion is counted and reported.
 """
 
 import ast
@@ -32,7 +31,7 @@ USUAL = {
 }
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "observation": "tool"}
 TAKEN_KEYS = ("role", "content", "from", "value")
-# What GSM8K ends its worked answers with.
+# The last line of GSM8K's worked answers.
 _FINAL_LINE = re.compile(r"(?:\A|\n)[ \t]*####[ \t]*(\S[^\n]*?)\s*\Z")
 
 
@@ -42,12 +41,12 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Columns:
-    """What was found in a data set.
+    """The questions and gold answers of a data set.
 
     Args:
-        prompts: texts or chats where they could be read as such, one a row; anything else as it was.
-        solutions: texts in the same way; None where there is no such column.
-        notes: what was read in another way than it is written.
+        prompts: texts or chats, one per row; values that are neither are kept as they were.
+        solutions: texts in the same way; None if there is no such column.
+        notes: which values were converted, and how.
     """
 
     prompts: list[Any]
@@ -73,14 +72,14 @@ def read_columns(dataset: Dataset, prompt_column: str, solution_column: str, nam
         solutions = _values(dataset, solution_column, SOLUTION, name)
     elif "reward_model" in names and any(isinstance(v, dict) and "ground_truth" in v for v in dataset["reward_model"]):
         solutions = _values(dataset, "reward_model.ground_truth", SOLUTION, name)
-        notes.append("Gold answers are those of `reward_model.ground_truth`, as in verl's layout.")
+        notes.append("Gold answers: `reward_model.ground_truth`, as in verl's layout.")
     elif {"instruction", "output"} <= set(names) and prompt_column in (PROMPT, "instruction"):
         solutions = _values(dataset, "output", SOLUTION, name)
-        notes.append("Gold answers are those of `output`, as in Alpaca's layout.")
+        notes.append("Gold answers: `output`, as in Alpaca's layout.")
     else:
         usual = _usual(names, SOLUTION)
         hint = f" (perhaps --solution_column {usual})" if usual else ""
-        notes.append(f"There is no `solution` column{hint}: rewards and reflection have no gold answers.")
+        notes.append(f"No `solution` column{hint}: rewards and reflection have no gold answers.")
         return Columns(_read(prompts, chat_of, "prompts", notes), None, tuple(notes))
     prompts = _read(prompts, chat_of, "prompts", notes)
     return Columns(prompts, _read(solutions, gold_of, "solutions", notes), tuple(notes))
@@ -91,7 +90,7 @@ def _prompts(dataset: Dataset, column: str, name: str, notes: list[str]) -> list
     if column != PROMPT or PROMPT in names:
         return _values(dataset, column, PROMPT, name)
     if {"instruction", "output"} <= names:
-        notes.append("Questions are `instruction` with `input` below it, as in Alpaca's layout.")
+        notes.append("Questions: `instruction` followed by `input`, as in Alpaca's layout.")
         asked = _values(dataset, "instruction", PROMPT, name)
         given = _values(dataset, "input", PROMPT, name) if "input" in names else [None] * len(asked)
         return [
@@ -100,13 +99,13 @@ def _prompts(dataset: Dataset, column: str, name: str, notes: list[str]) -> list
         ]
     for chats in ("conversations", "messages"):
         if chats in names and any(map(is_chat, dataset[chats])):
-            notes.append(f"Questions are the chats of `{chats}`.")
+            notes.append(f"Questions: the chats in `{chats}`.")
             return _values(dataset, chats, PROMPT, name)
     return _values(dataset, column, PROMPT, name)
 
 
 def _values(dataset: Dataset, column: str, what: str, name: str) -> list[Any]:
-    """A column, or of a column of mappings the part that dots lead to."""
+    """The values of a column, or of `column.part` where the column holds mappings."""
     names = dataset.column_names
     first, *path = [column] if column in names else column.split(".")
     if first not in names:
@@ -133,7 +132,7 @@ def _values(dataset: Dataset, column: str, what: str, name: str) -> list[Any]:
 
 
 def part_of(row: Mapping[str, Any], column: str) -> Any:
-    """The value of a column of one row, or of the part of one that dots lead to; None where there is none."""
+    """The value of a column, or of `column.part`, in one row; None if absent."""
     if column in row:
         return row[column]
     value: Any = row
@@ -144,17 +143,17 @@ def part_of(row: Mapping[str, Any], column: str) -> Any:
 
 
 def _mapping(value: Any) -> Any:
-    """A mapping that is written as text as what it stands for; anything else as it is."""
+    """A mapping that is serialized as text, parsed; anything else unchanged."""
     return (_loads(value) or value) if isinstance(value, str) and value[:1] == "{" else value
 
 
 def _usual(names: Sequence[str], what: str) -> str | None:
-    """The column that is likely meant."""
+    """The first column with a usual name, or None."""
     return next((column for column in USUAL[what] if column in names), None)
 
 
 def _read(values: list[Any], read: Callable[[Any], tuple[Any, str]], what: str, notes: list[str]) -> list[Any]:
-    """The values as `read` takes them; what it did to how many goes into the notes."""
+    """The values converted by `read`; each kind of conversion is added to the notes with its count."""
     found = [read(value) for value in values]
     for done, count in Counter(done for _, done in found if done).items():
         notes.append(f"{count} {what} {done}.")
@@ -165,19 +164,19 @@ def _read(values: list[Any], read: Callable[[Any], tuple[Any, str]], what: str, 
 
 
 def chat_of(value: Any) -> tuple[Any, str]:
-    """A prompt with the wrappings of other layouts off, and what was done to it ("" for nothing)."""
+    """A prompt in TRL's layout, and how it was converted ("" if it was not)."""
     done = ""
     if isinstance(value, bytes):
-        value, done = _utf8(value), "were bytes and became texts"
+        value, done = _utf8(value), "were decoded from bytes"
     if isinstance(value, str):
         loaded = _loads(value) if re.match(r"\s*[\[{]", value) and ("content" in value or "value" in value) else None
         if not (is_chat(loaded) or is_chat([loaded])):
             return value, done
-        value, done = loaded, "were chats written as text and became chats"
+        value, done = loaded, "were chats serialized as text: parsed"
     if is_chat([value]):
-        value, done = [value], done or "were single messages and became chats"
+        value, done = [value], done or "were single messages: wrapped into chats"
     elif isinstance(value, list) and len(value) == 1 and is_chat(value[0]):
-        value, done = value[0], done or "were chats in a list of one and were taken out of it"
+        value, done = value[0], done or "were chats in a one-element list: unwrapped"
     if not is_chat(value):
         return value, done
     chat = []
@@ -185,30 +184,30 @@ def chat_of(value: Any) -> tuple[Any, str]:
         if not isinstance(message.get("role"), str) or "content" not in message:
             role, content = ROLES.get(message["from"], message["from"]), message["value"]
             message = {"role": role, "content": content, **{k: v for k, v in message.items() if k not in TAKEN_KEYS}}
-            done = done or "were of `from` and `value` and became chats of `role` and `content`"
+            done = done or "used `from`/`value`: converted to `role`/`content`"
         # Arrow gives every message the keys of all others, and templates ask whether `tool_calls` is there.
         chat.append({key: item for key, item in message.items() if item is not None or key in ("role", "content")})
     return chat, done
 
 
 def gold_of(value: Any) -> tuple[Any, str]:
-    """A gold answer as text where it is one in some wrapping, and what was done to it ("" for nothing)."""
+    """A gold answer as text where it can be unwrapped, and how it was converted ("" if it was not)."""
     done = ""
     if isinstance(value, dict) and "ground_truth" in value:
-        value, done = value["ground_truth"], "were mappings, of which `ground_truth` was taken"
+        value, done = value["ground_truth"], "were mappings: used `ground_truth`"
     if isinstance(value, bytes):
-        value, done = _utf8(value), "were bytes and became texts"
+        value, done = _utf8(value), "were decoded from bytes"
     if isinstance(value, str) and value.lstrip()[:2] in ('["', "['"):
         loaded = _loads(value)
         if isinstance(loaded, list) and len(loaded) == 1 and isinstance(loaded[0], str):
-            value, done = loaded[0], "were lists of one, written as text, and were taken out of them"
+            value, done = loaded[0], "were one-element lists serialized as text: unwrapped"
     while isinstance(value, list) and len(value) == 1:
-        value, done = value[0], "were lists of one and were taken out of them"
+        value, done = value[0], "were one-element lists: unwrapped"
     if isinstance(value, int | float) and not isinstance(value, bool):
         text = number_text(value)
-        return text, "" if text is None else done or "are numbers and became texts"
+        return text, "" if text is None else done or "were numbers: converted to text"
     if isinstance(value, str) and (final := _FINAL_LINE.search(value)):
-        return final[1], "end in `#### …`, of which that was taken"
+        return final[1], "end in `#### …`: used the part after it"
     return value, done
 
 
@@ -220,7 +219,7 @@ def _utf8(value: bytes) -> str | bytes:
 
 
 def _loads(text: str) -> Any:
-    """What a text stands for as JSON, or as Python writes it (pandas writes chats to CSV so); None for neither."""
+    """A text parsed as JSON or as a Python literal (pandas writes chats to CSV as such); None for neither."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

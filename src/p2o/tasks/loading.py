@@ -1,4 +1,4 @@
-"""Own data: from a hub name, files, folders or a saved dataset to TRL's columns `prompt` and `solution`."""
+"""Loads custom data from a hub name, files, folders or a saved dataset into TRL's columns `prompt` and `solution`."""
 
 import glob
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from datasets import (
 )
 
 from p2o.tasks.checks import Report, check_questions
-from p2o.tasks.files import FILE_FORMATS, as_dataset, columns_of, read_file, refuse_what_is_no_data, suffix_of
+from p2o.tasks.files import FILE_FORMATS, as_dataset, check_is_data_file, columns_of, read_file, suffix_of
 from p2o.tasks.layouts import SOLUTION, DataError, read_columns
 from p2o.templates import last_user_message
 
 READ_HERE = ("json", "csv")
-# TRL hands these to reward functions itself: a column of that name stops the first batch, or never arrives.
+# TRL passes these to reward functions itself: a column of that name fails the first batch or is lost.
 TAKEN = (
     "prompts",
     "completions",
@@ -43,8 +43,7 @@ def load_splits(name: str, config: str | None = None, revision: str | None = Non
         revision: commit, tag or branch on the hub.
 
     Raises:
-        DataError: there is none, or it cannot be read; files in JSON and CSV are searched for the rows that are at
-            fault.
+        DataError: it does not exist or cannot be read; for JSON and CSV files the faulty rows are named.
     """
     path = Path(name)
     suffix = suffix_of(path)
@@ -55,7 +54,7 @@ def load_splits(name: str, config: str | None = None, revision: str | None = Non
                 raise DataError(f"The dataset file {name} does not exist.")
             if suffix not in FILE_FORMATS:
                 known = ", ".join(FILE_FORMATS)
-                raise DataError(f"The dataset file {name} is of no format that is read here; those are {known}.")
+                raise DataError(f"The dataset file {name} has an unsupported format; supported are {known}.")
             return _read({"train": files}, FILE_FORMATS[suffix])
         if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
             saved = load_from_disk(name)
@@ -70,13 +69,13 @@ def load_splits(name: str, config: str | None = None, revision: str | None = Non
 
 
 def _folder(path: Path, config: str | None) -> DatasetDict:
-    """A folder in the hub's layout, whose file names tell the splits."""
+    """A folder in the hub's layout, where file names determine the splits."""
     found = [file for file in sorted(path.rglob("*")) if suffix_of(file) in FILE_FORMATS and file.is_file()]
     for file in found:
         if file.name not in ("dataset_infos.json", "dataset_info.json"):
-            refuse_what_is_no_data(file)
+            check_is_data_file(file)
     if not found:
-        raise DataError(f"The folder {path} holds no file that is read here; those are {', '.join(FILE_FORMATS)}.")
+        raise DataError(f"The folder {path} contains no file in a supported format ({', '.join(FILE_FORMATS)}).")
     builder = load_dataset_builder(str(path), config)
     splits = {str(split): [Path(file) for file in files] for split, files in (builder.config.data_files or {}).items()}
     form = FILE_FORMATS[suffix_of(found[0])]
@@ -86,10 +85,10 @@ def _folder(path: Path, config: str | None) -> DatasetDict:
 
 
 def _read(splits: dict[str, list[Path]], form: str) -> DatasetDict:
-    """The files of every split, one after the other."""
+    """Reads and concatenates the files of every split."""
     if form not in READ_HERE:
         for file in (file for files in splits.values() for file in files):
-            refuse_what_is_no_data(file)
+            check_is_data_file(file)
         return load_dataset(form, data_files={split: [str(f) for f in files] for split, files in splits.items()})
     parts: dict[str, list[Dataset]] = {}
     for split, files in splits.items():
@@ -100,7 +99,7 @@ def _read(splits: dict[str, list[Path]], form: str) -> DatasetDict:
 
 
 def _joined(datasets: list[Dataset]) -> Dataset:
-    """One data set of several, whose columns need not be of one type."""
+    """Concatenates data sets whose columns may have different types."""
     if len(datasets) == 1:
         return datasets[0]
     if len({str(dataset.features) for dataset in datasets}) == 1:
@@ -122,25 +121,25 @@ def questions(
 ) -> tuple[Dataset, Report]:
     """The data set with TRL's columns, checked.
 
-    A prompt that is text stays text, as in TRL: the model sees it as it is, without its chat template. With a
-    `system_prompt`, with `as_chat`, or beside prompts that are chats, it becomes a chat of one user message.
+    A text prompt stays text, as in TRL, and is not passed through the chat template. With a `system_prompt`, with
+    `as_chat`, or if other prompts are chats, it becomes a chat of one user message.
 
     Args:
-        dataset: as loaded. Its other columns stay; a `prompt` or `solution` of another meaning gives way, and so does
-            what TRL hands to reward functions under the same name.
+        dataset: as loaded. Its other columns are kept, except a `prompt` or `solution` column that is not used, and
+            columns with the names of arguments that TRL passes to reward functions.
         prompt_column: the questions, texts or chats; `column.part` for a part of a column of mappings.
-        solution_column: the gold answers, texts or numbers, in the same way. Where there is neither a column
-            `solution` nor one of the layouts in [`p2o.tasks.layouts`], there are none.
-        system_prompt: goes in front of chats that have none of their own.
-        answer_format: goes behind the last user message, after a blank line.
+        solution_column: the gold answers, texts or numbers, in the same way. Without a column `solution`
+            and without one of the layouts in [`p2o.tasks.layouts`], there are no gold answers.
+        system_prompt: prepended to chats that have no system prompt.
+        answer_format: appended to the last user message, after a blank line.
         as_chat: whether texts become chats.
-        cut_last_answer: whether the assistant's words that a chat ends with are cut off. A chat that ends with them
-            is a fault when None, and the model's to go on from when False.
+        cut_last_answer: for a chat that ends with an assistant message: True removes the message, False lets the model
+            continue it, None makes it a fault.
         name: of the data, for people.
         checks: for [`check_questions`].
 
     Returns:
-        The rows that passed, in their order, and the report. When the report stops, the data set is not to be used.
+        The rows that passed, in their order, and the report. If the report stops the run, do not use the data.
 
     Raises:
         DataError: no such column.
@@ -150,13 +149,15 @@ def questions(
     if cut_last_answer:
         prompts = [_without_last_answer(prompt) for prompt in prompts]
         if count := sum(new is not old for new, old in zip(prompts, found.prompts, strict=True)):
-            notes.append(f"{count} chats ended with the assistant's answer, which was cut off.")
+            notes.append(f"{count} chats ended with the assistant's answer, which was removed.")
     kinds = {type(prompt) for prompt in prompts if isinstance(prompt, str | list) and prompt}
     as_chat = as_chat or bool(system_prompt) or len(kinds) > 1
     prompts = [_formatted(prompt, system_prompt, answer_format, as_chat) for prompt in prompts]
     taken = [column for column in dataset.column_names if column in TAKEN]
     if taken:
-        notes.append(f"Left out: {', '.join(taken)}, names that TRL gives to what it hands to reward functions itself.")
+        notes.append(
+            f"Dropped columns {', '.join(taken)}: TRL passes arguments of these names to reward functions itself."
+        )
     report = check_questions(
         prompts, found.solutions, answered=cut_last_answer is False, name=name, notes=tuple(notes), **checks
     )
@@ -168,7 +169,7 @@ def questions(
 
 
 def _with_columns(dataset: Dataset, others: list[str], made: dict[str, list[Any]], kept: Sequence[int]) -> Dataset:
-    """The rows that are kept, with these other columns of the data set and the made ones."""
+    """The kept rows, with these other columns of the data set and the new ones."""
     mapped = as_dataset({column: [values[row] for row in kept] for column, values in made.items()})
     if not others:
         return mapped
@@ -176,7 +177,7 @@ def _with_columns(dataset: Dataset, others: list[str], made: dict[str, list[Any]
 
 
 def _without_last_answer(prompt: Any) -> Any:
-    """The prompt itself, or where it is a chat that ends with the assistant's words, one that ends before them."""
+    """The prompt, without the assistant messages at its end if it is a chat."""
     if not isinstance(prompt, list):
         return prompt
     end = len(prompt)
@@ -186,7 +187,7 @@ def _without_last_answer(prompt: Any) -> Any:
 
 
 def _formatted(prompt: Any, system_prompt: str | None, answer_format: str | None, as_chat: bool) -> Any:
-    """The prompt that is trained on; one that is not sound stays as it is, for the checks to name."""
+    """The prompt to train on; a malformed one is unchanged, so that the checks report it."""
     if isinstance(prompt, str) and prompt.strip():
         if answer_format:
             prompt = f"{prompt.rstrip()}\n\n{answer_format}"

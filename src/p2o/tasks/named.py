@@ -9,7 +9,7 @@ r"""Named sets: mathematics from the hub at pinned revisions, any family of reas
 | `pico`, `pico:hard`, … | the embedded world's evaluation questions, all or of one split |
 
 Case, `-` and `_` do not matter. Ids, columns, numbers of rows and revisions of the hub's sets were taken from public
-code that pins them; no copy of the data is shipped, and whoever loads a set checks it against this table.
+code that pins them; no copy of the data is shipped, and a set is checked against this table when it is loaded.
 """
 
 import difflib
@@ -29,25 +29,25 @@ from p2o.tasks.loading import load_splits
 
 Verifier = Literal["math", "exact", "gym", "pico"]
 
-# The instruction of the paper's own data (there in front of the question).
+# The instruction of the paper's own data (there before the question).
 BOXED = r"Let's think step by step and output the final answer within \boxed{}."
 PICO = "pico"
 
 
 @dataclass(frozen=True)
 class NamedSet:
-    """One set on the hub, as it is expected to arrive.
+    """One set on the hub, with what is expected of its download.
 
     Args:
-        name: what we call it.
+        name: in P²O.
         hub_id: `owner/name` on the Hugging Face hub.
         revision: commit there.
         split: the one split that is used.
         rows: in that split, of the download.
         prompt: column with the question.
         solution: column with the gold answer, a text, a number or a list of texts.
-        answer_format: what the question is followed by.
-        sample: how many are drawn from it; all where None.
+        answer_format: appended to the question.
+        sample: number of rows to draw; all if None.
         min_difficulty: least `difficulty` of those drawn.
         balance: column whose areas (`Mathematics -> AREA -> …`) are drawn evenly.
     """
@@ -66,7 +66,7 @@ class NamedSet:
 
     @property
     def columns(self) -> set[str]:
-        """Those that must be there."""
+        """The required columns."""
         extra = {"difficulty"} if self.min_difficulty is not None else set()
         return {self.prompt, self.solution} | extra | ({self.balance} if self.balance else set())
 
@@ -137,7 +137,7 @@ class Task:
         name: as it was asked for.
         dataset: columns `prompt` (a chat of one user message) and `solution` (text); for `gym` and `pico` `entry` as
             well (reasoning-gym's own, as JSON, for its scorer) and `family`; for `pico` `level`.
-        verifier: who tells whether an answer is right.
+        verifier: decides whether an answer is right.
         source: where the rows came from, with the revision, for the record.
     """
 
@@ -155,12 +155,12 @@ _BY_NAME = {_plain(named.name): named for named in NAMED_SETS}
 
 
 def is_task(name: str) -> bool:
-    """Whether [`load_task`] knows the name; otherwise it is a data set of the user's."""
+    """Whether [`load_task`] knows the name; otherwise it names a custom data set."""
     return _plain(name) in _BY_NAME or name.startswith((gym.PREFIX, f"{PICO}:")) or name == PICO
 
 
 def verifier_of(name: str) -> Verifier:
-    """Who tells whether answers to this task are right."""
+    """The verifier of a named task."""
     return "gym" if name.startswith(gym.PREFIX) else "pico" if name.split(":")[0] == PICO else "math"
 
 
@@ -173,19 +173,19 @@ def load_task(
     split: Literal["train", "test"] = "test",
     answer_format: str | None = None,
 ) -> Task:
-    """Loads a named set and checks that it is what it should be.
+    """Loads a named set and checks its columns, types and number of rows.
 
     Args:
         name: see the table on top of this module.
         seed: of what is drawn: a sample of a set on the hub, the questions of reasoning-gym.
-        path: file or folder that stands in for the hub, in the hub's layout; for machines without a network.
-        limit: the first so many rows; how many questions reasoning-gym makes, 500 where None.
-        split: of reasoning-gym's questions one in eight, by its own hash, is for `test`, the others for `train`: the
-            two never meet. A set on the hub has one split.
+        path: file or folder in the hub's layout, used instead of the hub; for machines without a network.
+        limit: the first N rows; for reasoning-gym the number of questions to generate, 500 if None.
+        split: of reasoning-gym's questions one in eight, chosen by its hash, is in `test`, the others in `train`, so
+            that the two are disjoint. A set on the hub has one split.
         answer_format: in place of the set's own; "" for none.
 
     Raises:
-        DataError: no such set, level or split; not to be had; or not as expected in columns, types or number of rows.
+        DataError: no such set, level or split; not available; or not as expected in columns, types or number of rows.
     """
     if limit is not None and limit < 1:
         raise DataError(f"{name}: limit={limit} must be at least 1.")
@@ -200,7 +200,7 @@ def load_task(
         known = [named.name for named in NAMED_SETS]
         near = difflib.get_close_matches(name.lower(), known, 1)
         raise DataError(
-            f"There is no task {name!r}{f'; {near[0]}?' if near else '.'} There are {', '.join(known)}, "
+            f"Unknown task {name!r}{f'; did you mean {near[0]}?' if near else '.'} Known tasks: {', '.join(known)}, "
             "gym:FAMILY of reasoning-gym, and pico."
         )
     return load_set(_BY_NAME[_plain(name)], seed=seed, path=path, limit=limit, answer_format=answer_format)
@@ -227,11 +227,11 @@ def load_set(
     if missing:
         raise DataError(
             f"{named.name}: {source} has no column {', '.join(missing)}; it has {', '.join(dataset.column_names)}. "
-            "It is not the set that is expected here."
+            "It is not the expected set."
         )
     if len(dataset) != named.rows:
         raise DataError(
-            f"{named.name}: {source} has {len(dataset)} rows in {named.split!r}, and {named.rows} are expected. A "
+            f"{named.name}: {source} has {len(dataset)} rows in {named.split!r}; expected {named.rows}. A "
             "download may be incomplete (delete it from the cache), or this is another version of the set."
         )
     columns = dataset.select_columns(sorted(named.columns))[:]
@@ -241,9 +241,7 @@ def load_set(
         rows = [row for row in rows if difficulty[row] is not None and difficulty[row] >= named.min_difficulty]
     if named.sample is not None:
         if len(rows) < named.sample:
-            raise DataError(
-                f"{named.name}: only {len(rows)} rows of {source} qualify, and {named.sample} are to be drawn."
-            )
+            raise DataError(f"{named.name}: only {len(rows)} rows of {source} qualify; {named.sample} are needed.")
         rng = random.Random(derive_seed(seed, "sample", named.name))
         areas = [_area(columns[named.balance][row]) if named.balance else "" for row in rows]
         rows = [rows[index] for index in balanced(areas, named.sample, rng)]
@@ -277,7 +275,7 @@ def _area(topic: str | None) -> str:
 
 
 def balanced(labels: list[str], count: int, rng: random.Random) -> list[int]:
-    """`count` indices, drawn so that no label has more than one above another that has some left; ascending.
+    """Draws `count` indices as evenly as possible over the labels; ascending.
 
     The authors' script balances over kinds of answers; the rows that they drew are not published.
 

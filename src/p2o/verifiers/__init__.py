@@ -18,7 +18,7 @@ if sys.platform != "linux":
     )
 
 from p2o.verifiers.answers import answer_part, shortened
-from p2o.verifiers.golds import unpayable
+from p2o.verifiers.golds import unmatchable
 from p2o.verifiers.pool import Limits, Pool, Result, default_pool, set_default_limits
 
 Reason = Literal["right", "wrong", "no answer", "time-out", "memory", "crash"]
@@ -48,7 +48,7 @@ __all__ = [
     "count_reasons",
     "default_pool",
     "set_default_limits",
-    "unpayable",
+    "unmatchable",
     "verify",
     "verify_stream",
 ]

@@ -1,4 +1,4 @@
-r"""Gold answers for which nobody can be paid. String work only."""
+r"""Recognizes gold answers that no completion can match. Pure string functions."""
 
 import re
 
@@ -23,8 +23,8 @@ _TASK = re.compile(
 )
 
 
-def unpayable(solution: str) -> str | None:
-    """Why no completion can be paid for this gold answer; None where one can.
+def unmatchable(solution: str) -> str | None:
+    """Why no completion can match this gold answer; None if one can.
 
     Proofs, references to a figure, sentences, placeholders for a missing answer. A word, a name, a letter, yes and no,
     or a worked solution that boxes an answer are none of these.
@@ -39,7 +39,7 @@ def unpayable(solution: str) -> str | None:
     if _NOTHING.fullmatch(text):
         return "it says that there is no answer"
     if _ELSEWHERE.match(text):
-        return "it refers to something that is not there"
+        return "it refers to something that is not in the data"
     if _TASK.match(text):
         return "it is a task and not an answer"
     # Mathematics, or a number, may be what is asked for.

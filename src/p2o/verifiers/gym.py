@@ -58,9 +58,9 @@ def read_entry(job: dict[str, Any]) -> tuple[dict[str, Any], str]:
         family = job.get("family") or entry["metadata"]["source_dataset"]
         known = family in DATASETS and "answer" in entry and isinstance(entry["metadata"], dict)
     except (ValueError, KeyError, TypeError) as error:
-        raise GoldError(f"it is no reasoning-gym entry ({type(error).__name__}: {error})") from None
+        raise GoldError(f"it is not a reasoning-gym entry ({type(error).__name__}: {error})") from None
     if not known:
-        raise GoldError(f"it is no reasoning-gym entry (its family {family!r} is unknown, or it has no answer)")
+        raise GoldError(f"it is not a reasoning-gym entry (its family {family!r} is unknown, or it has no answer)")
     return entry, family
 
 

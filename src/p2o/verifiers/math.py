@@ -15,7 +15,7 @@ from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
 from math_verify import verify as equal
 
 from p2o.verifiers.answers import GoldError, around_last_boxes, gold_answer, last_boxes
-from p2o.verifiers.golds import unpayable
+from p2o.verifiers.golds import unmatchable
 from p2o.verifiers.notation import constants, scientific
 from p2o.verifiers.rules import pays, readable, refuses
 
@@ -56,7 +56,7 @@ def parse_gold(solution: str) -> Gold:
     Raises:
         GoldError: nothing can be made of it, or nobody can be paid for it.
     """
-    if reason := unpayable(solution):
+    if reason := unmatchable(solution):
         raise GoldError(reason)
     answer = gold_answer(solution)
     text = rf"\boxed{{{answer}}}" if answer is not None and "####" in solution else gold_text(solution)
