@@ -83,7 +83,8 @@ def unpack(weights: Path, directory: Path) -> None:
         quantized = AutoModelForCausalLM.from_pretrained(**packed, dtype=torch.float32)
         config = quantized.config
         # The weights are no longer quantized, and the name is that of a run of its makers'.
-        del config.quantization_config, config._model_name_or_path
+        for name in ("quantization_config", "_model_name_or_path"):
+            delattr(config, name)
         config.rms_norm_eps, config.dtype = round(config.rms_norm_eps, 8), torch.bfloat16
         model = LlamaForCausalLM(config).to(torch.bfloat16)
     model.load_state_dict(quantized.state_dict())
