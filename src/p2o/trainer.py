@@ -212,7 +212,7 @@ class P2OTrainer(GRPOTrainer):
         filler = contexts[0] if contexts else self._tokens([self.train_dataset[0]["prompt"]])[0]
         padded = processes.pad_to_longest(self.accelerator, contexts, filler, shared=self.use_vllm)
         with vllm.tensor_parallel_stream(self._vllm), generation.only_asked_settings(self.model):
-            ids, logprobs = super()._generate_single_turn(padded, images=None, multimodal_fields={}, num_generations=1)
+            ids, logprobs = super()._generate_single_turn(padded, None, {}, 1)  # no images; one completion each
         return ids[: len(contexts)], None if logprobs is None else logprobs[: len(contexts)]
 
     # -- rewards, which mining reads ---------------------------------------------------------------------------------
