@@ -260,7 +260,7 @@ def test_a_server_that_fails_costs_nothing_that_is_finished(tmp_path, capsys):
         assert main(command) == 1
         said = " ".join(capsys.readouterr().err.split())
         assert "pico:hard, questions 2 to 3: 4 of 4 completions by openai/m failed" in said
-        assert "--max_completion_length" in said and "same command goes on" in said
+        assert "--max_completion_length" in said and "same command again" in said
         assert len(lines(tmp_path / "out" / "transcripts.jsonl")) == 4
         fails[0] = False
         assert main(command) == 0
