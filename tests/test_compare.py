@@ -105,11 +105,11 @@ def test_a_sweep_chooses_each_methods_value(tmp_path, config):
     [
         (["--methods", "p2o,ppo"], "Unknown method(s) ppo; choose among p2o, "),
         (["--methods", ""], "Unknown method(s) (none)"),
-        (["--seeds", "one"], "no list of whole numbers"),
+        (["--seeds", "one"], "not a list of integers"),
         (["--seeds", "1,1"], "named twice"),
         (["--sweep", "learning_rate=1e-4"], "two different values or more"),
         (["--sweep", "seed=1,2", "--seed=3"], "both swept and set"),
-        (["--sweep", "beta=0,1", "--sweep_seed", "2"], "--sweep_seed 2 is one of --seeds"),
+        (["--sweep", "beta=0,1", "--sweep_seed", "2"], "--sweep_seed 2 is also one of --seeds"),
         (["--output_dir", "/proc/nowhere"], "Cannot write to /proc/nowhere"),
     ],
 )

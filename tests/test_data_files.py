@@ -98,7 +98,7 @@ SHAPES = {
         {"solution_column": "solution.value"},
         (1, "29"),
     ),
-    "booleans": ("a.jsonl", lines(*rows(True, False)), {}, "wrong type of solution … true or false"),
+    "booleans": ("a.jsonl", lines(*rows(True, False)), {}, "wrong type of solution … boolean, not text"),
     "a boolean among texts": ("a.jsonl", lines(*rows("31", True)), {}, (1, "31")),
     "nothing in some rows": ("a.jsonl", lines(*rows("31", None), {"prompt": None, "solution": "3"}), {}, (1, "31")),
     "worked answers": (
@@ -371,7 +371,7 @@ FIELD = {
     "13b_array.json": ({}, (4, "2")),
     "13c_dict_of_lists.json": ({}, (4, "2")),
     "14_nan.jsonl": ({}, (2, "3")),
-    "14b_bool.jsonl": ({}, "wrong type of solution … true or false"),
+    "14b_bool.jsonl": ({}, "wrong type of solution … boolean, not text"),
     "14c_bigint.jsonl": ({}, (2, "1180591620717411303424")),
     "14d_float.jsonl": ({}, (3, "0.1")),
     "15_yes_no.jsonl": ({}, (5, "Yes")),
@@ -444,7 +444,7 @@ def test_folders_and_patterns(tmp_path):
     DatasetDict({"train": Dataset.from_list(THREE)}).save_to_disk(tmp_path / "saved")
     assert len(load_splits(str(tmp_path / "saved"))["train"]) == 3
     (tmp_path / "folder").mkdir()
-    with pytest.raises(DataError, match="holds no file"):
+    with pytest.raises(DataError, match="contains no file in a supported format"):
         load_splits(str(tmp_path / "folder"))
     (tmp_path / "folder" / "train.parquet").write_bytes(b"version https://git-lfs")
     with pytest.raises(DataError, match="Git LFS pointer"):

@@ -153,10 +153,10 @@ def test_what_cannot_be_compared_is_refused(second, message):
         (["--tasks", "pico:hard", "--n", "0"], "n=0 must be at least 1"),
         (["--tasks", "pico:hard", "--temperature", "0"], "evaluate with --n 1"),
         (["--tasks", "pico:hard", "--k", "1,16"], "k is from 1 to --n, which is 8"),
-        (["--tasks", "pico:hard", "--k", "two"], "no list of whole numbers"),
+        (["--tasks", "pico:hard", "--k", "two"], "not a list of integers"),
         (["--tasks", "pico:hard", "--top_p", "0"], "top_p=0.0 must be greater than 0"),
         (["--tasks", "pico:hard", "--verifier", "math"], "--verifier is for --dataset"),
-        (["--tasks", "pico:hard", "--max_completion_length", "100000"], "100000. Lower that, to 2006 at most."),
+        (["--tasks", "pico:hard", "--max_completion_length", "100000"], "100000. Lower it to at most 2006."),
         (["--tasks", "pico:hard", "--base_url", "http://me:secret@host/v1"], "contains a user name or a password"),
         (["--tasks", "pico:hard", "--base_url", "http://127.0.0.1:1/v1"], "MODEL='pico' is not a name"),
         (["--dataset", "nowhere.jsonl"], "The dataset file nowhere.jsonl does not exist"),
@@ -260,7 +260,7 @@ def test_a_server_that_fails_costs_nothing_that_is_finished(tmp_path, capsys):
         assert main(command) == 1
         said = " ".join(capsys.readouterr().err.split())
         assert "pico:hard, questions 2 to 3: 4 of 4 completions by openai/m failed" in said
-        assert "--max_completion_length" in said and "same command goes on" in said
+        assert "--max_completion_length" in said and "same command again" in said
         assert len(lines(tmp_path / "out" / "transcripts.jsonl")) == 4
         fails[0] = False
         assert main(command) == 0

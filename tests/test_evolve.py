@@ -170,7 +170,7 @@ def test_a_configuration_of_training_has_the_settings(tmp_path, monkeypatch, cap
     (tmp_path / "my.yaml").write_text("learning_rate: 1.0e-6\nnum_generations: 3\nmax_completion_length: 100000\n")
     command = ["evolve", model_path(), "--tasks", "pico:hard", "--limit", "4", "--config", "my.yaml"]
     assert main(command) == 2
-    assert re.search("--max_completion_length is 100000", " ".join(capsys.readouterr().err.split()))
+    assert re.search("--max_completion_length 100000", " ".join(capsys.readouterr().err.split()))
     (settings,) = (tmp_path / "runs" / "evolve").glob("*/settings.json")
     assert json.loads(settings.read_text())["num_generations"] == 3
 
