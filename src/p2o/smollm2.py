@@ -18,7 +18,7 @@ from huggingface_hub.utils import WeakFileLock
 from safetensors import SafetensorError
 from tokenizers.pre_tokenizers import Digits
 from tokenizers.pre_tokenizers import Sequence as PreTokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 logger = logging.getLogger(__name__)
 
@@ -81,10 +81,9 @@ def unpack(weights: Path, directory: Path) -> None:
     packed = {"pretrained_model_name_or_path": str(weights.parent), "gguf_file": weights.name}
     with torch.random.fork_rng():  # a model that is made draws weights, which are overwritten
         quantized = AutoModelForCausalLM.from_pretrained(**packed, dtype=torch.float32)
-        config = quantized.config
         # The weights are no longer quantized, and the name is that of a run of its makers'.
-        for name in ("quantization_config", "_model_name_or_path"):
-            delattr(config, name)
+        left_out = ("quantization_config", "_model_name_or_path")
+        config = LlamaConfig(**{k: v for k, v in quantized.config.to_dict().items() if k not in left_out})
         config.rms_norm_eps, config.dtype = round(config.rms_norm_eps, 8), torch.bfloat16
         model = LlamaForCausalLM(config).to(torch.bfloat16)
     model.load_state_dict(quantized.state_dict())
