@@ -280,7 +280,7 @@ class P2OTrainer(GRPOTrainer):
     def _prompt_phase(self) -> None:
         """From the epoch just completed to the assignment for the next one."""
         state, args, result = self.p2o, self.args, None
-        self._log_metrics(state.begin_next_epoch(near_hard=args.near_hard))
+        state.begin_next_epoch(near_hard=args.near_hard)
         if not args.prompt_phase:
             return
         skipped = prompt_phase.begin(state, args, self.reflect)

@@ -31,7 +31,7 @@ from p2o.reflection.make import make_reflection
 from p2o.reflection.model import frozen_reflection
 from p2o.reflection.options import OWN_MODELS, ReflectionOptions
 from p2o.state import write_json
-from p2o.templates import Template, select_templates
+from p2o.templates import Template
 
 
 @dataclass
@@ -102,7 +102,7 @@ def _evolve(argv: list[str], console: Console) -> int:
             on_progress=lambda p: meter.update(f"evolution, {p.stage}", *_where(p)),
         )
         ledger.merge(result.spent)
-        selected = select_templates([candidate.as_template() for candidate in result.candidates])
+        selected = result.selected
         measured = None
         if selected and arguments.confirm_samples:
             measured = policy.measure(
