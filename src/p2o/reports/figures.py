@@ -75,7 +75,9 @@ class ByEpoch(NamedTuple):
 
 
 BY_EPOCH = (
-    ByEpoch("Collapsed groups", "frac_reward_zero_std", "Share of questions whose rollouts all got the same reward.", True),
+    ByEpoch(
+        "Collapsed groups", "frac_reward_zero_std", "Share of questions whose rollouts all got the same reward.", True
+    ),
     ByEpoch(
         "Distillation: heads",
         "p2o/shift/head",
