@@ -90,6 +90,18 @@ def test_no_option_is_without_a_user():
     assert len(ours) > 20 and ours <= read
 
 
+def test_every_metric_is_documented():
+    documented = (SOURCE.parent.parent / "docs" / "metrics.md").read_text()
+    names = {
+        node.value.rstrip("/")
+        for path in FILES
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("p2o/")
+    }
+    assert len(names) > 20
+    assert not {name for name in names if name not in documented}
+
+
 def test_every_hook_of_trls_is_overridden_in_the_trainer_only():
     for path in FILES:
         if path.name == "trainer.py":

@@ -27,6 +27,9 @@ def run(tmp_path):
         {"step": 2, "epoch": 1, "loss": 0.1, "p2o/rollouts/total": 64, "p2o/events/single_template": 2},
         {"step": 2, "epoch": 1, "eval_hard_accuracy": 0.5},
         {"step": 3, "epoch": 1.5, "loss": 0.1, "p2o/templates": 3, "p2o/template_similarity": 0.25},
+        {"step": 4, "epoch": 1.7, "loss": 0.1, "p2o/taken_over/templated": 0.5, "p2o/taken_over/bare": 0.1},
+        {"step": 5, "epoch": 2, "loss": 0.1, "p2o/taken_over/templated": 0.625, "p2o/taken_over/bare": 0.375},
+        {"step": 5, "epoch": 2, "loss": 0.1, "p2o/shift/head": -2.5, "p2o/shift/tail": -0.125},
     ]
     (path / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in metrics))
     for epoch, rows in ((1, [1, 2, 3, 4]), (2, [3, 4]), (3, [4])):
@@ -77,6 +80,12 @@ def test_the_page_is_whole_and_self_contained(run):
         "before, reward 0",
         "after, reward 1",
         "evolution dev",
+        # Templates in use beside none, with Wilson's interval of one of one and of none of one.
+        "none</th><td>0.0%</td><td>0.0% to 79.3%</td><td>1",
+        "#1</th><td>100.0%</td><td>20.7% to 100.0%</td><td>1",
+        "which made the choice",
+        # The last of an epoch's values is that of all its questions.
+        "run</th><td>1</td><td>62.5%</td><td>37.5%</td>",
     ):
         assert part in page
     assert "incomplete run directory" not in page
@@ -84,12 +93,28 @@ def test_the_page_is_whole_and_self_contained(run):
     assert "<script>alert" not in page and "&lt;script&gt;alert(1)&lt;/script&gt; Go on." in page
     charts = re.search(r'id="charts">(.*?)</script>', page, re.DOTALL).group(1)
     figures = json.loads(charts)
-    assert len(figures) == 5 == page.count('role="img"') == page.count("The numbers")
+    assert len(figures) == 7 == page.count('role="img"') == page.count("The numbers")
     assert "an epoch had a single template in use</td><td>2" in page
     similarity = next(
         f for f in figures if f["layout"]["xaxis"]["title"]["text"] == "epoch" and f["data"][0]["y"] == [0.25]
     )
     assert similarity["data"][0]["x"] == [2]
+    heads = next(f for f in figures if f["data"][0].get("y") == [-2.5])
+    assert heads["data"][0]["x"] == [2.0]
+
+
+def test_trials_take_the_place_of_evolutions_own_rollouts(run):
+    path = run / "templates" / "epoch-001.json"
+    record = json.loads(path.read_text())
+    solved = {str(question): 0.25 for question in range(8)}
+    record["evolution"]["trials"] = {
+        "0": {"solved": {**solved, "0": 0.0}, "reward": 0.2},
+        "1": {"solved": solved, "reward": 0.25},
+    }
+    path.write_text(json.dumps(record))
+    page = render([load_run(run)])
+    assert "made again after the choice" in page
+    assert "none</th><td>21.9%</td>" in page and "#1</th><td>25.0%</td><td>7.1% to 59.1%</td><td>8" in page
 
 
 HOSTILE = "<img src=x onerror=alert(1)>"

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from p2o.evaluation.statistics import average, interval, maj_at_k, mcnemar, paired_bootstrap, pass_at_k
+from p2o.evaluation.statistics import average, interval, maj_at_k, mcnemar, paired_bootstrap, pass_at_k, wilson
 
 samples = st.lists(st.sampled_from([None, "a", "b", "c", "d"]), min_size=1, max_size=8)
 
@@ -107,3 +108,10 @@ def test_the_interval_is_students(size, quantile):
 
 def test_a_single_value_has_no_interval():
     assert interval([0.25])[0] == 0.25 and math.isnan(interval([0.25])[1])
+
+
+@pytest.mark.parametrize(("solved", "count"), [(0, 24), (1, 24), (12, 24), (24, 24), (3, 7)])
+def test_wilson_is_scipys(solved, count):
+    expected = stats.binomtest(solved, count).proportion_ci(method="wilson")
+    assert wilson(solved / count, count) == pytest.approx((expected.low, expected.high))
+    assert wilson(0.0, 0) == (0.0, 1.0)

@@ -43,6 +43,10 @@ def fingerprint(args: Any, prompts: Iterable[Any], processes: int) -> dict[str, 
         digest.update(json.dumps(prompt, sort_keys=True).encode())
         count += 1
     values = {name: getattr(args, name) for name in SETTINGS}
+    if args.selection_margin is not None:  # older checkpoints know of no other rule than the paper's
+        values |= {"selection_margin": args.selection_margin, "selection_rollouts": args.selection_rollouts}
+    if args.thoughts != "auto":
+        values["thoughts"] = args.thoughts
     return {**values, "processes": processes, "questions": count, "prompts_sha256": digest.hexdigest()[:16]}
 
 

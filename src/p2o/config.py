@@ -8,6 +8,8 @@ from p2o.batch_sizes import BatchSizes
 from p2o.options import check_least
 from p2o.prompt_phase.options import EvolutionOptions
 from p2o.reflection.options import ReflectionOptions
+from p2o.thoughts import HELP as THOUGHTS_HELP
+from p2o.thoughts import THOUGHTS
 
 
 @dataclass
@@ -34,6 +36,8 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
             "which is wrong when, say, a format reward is positive for wrong answers as well."
         },
     )
+
+    thoughts: str = field(default="auto", metadata={"help": THOUGHTS_HELP, "choices": THOUGHTS})
 
     # -- prompt phase ------------------------------------------------------------------------------------------------
     prompt_phase: bool = field(
@@ -185,6 +189,7 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
         choices = {
             "context_mask": ("hard", "soft", "off"),
             "old_logprobs_context": ("bare", "rollout"),
+            "thoughts": THOUGHTS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

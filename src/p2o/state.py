@@ -79,18 +79,13 @@ class P2OState:
         if count:
             self.events[name] = self.events.get(name, 0) + count
 
-    def begin_next_epoch(self, *, near_hard: bool) -> dict[str, float]:
-        """From the outcomes of the epoch just completed to its hard set; nobody has a template any more.
-
-        Returns metrics of the epoch.
-        """
-        metrics = taken_over(self.templated_outcomes, self.outcomes, self.assignment)
+    def begin_next_epoch(self, *, near_hard: bool) -> None:
+        """From the outcomes of the epoch just completed to its hard set; nobody has a template any more."""
         self.templated_outcomes = {q: o for q, o in self.outcomes.items() if q in self.assignment}
         self.hard_set = HardSamples(near_hard, self.outcomes).hard_set()
         self.outcomes, self.assignment, self.kept = {}, {}, {}
         self.epoch += 1
         self.epoch_complete = False
-        return metrics
 
     def watch_length(self, mean_length: float, factor: float) -> None:
         """Takes note of a generation batch. Warns, and counts it, where response length leaves the range around its
@@ -129,6 +124,7 @@ class P2OState:
             "p2o/hard_so_far": len(HardSamples(near_hard, self.outcomes).hard_set()),
             "p2o/questions_so_far": len(self.outcomes),
             "p2o/templated_questions": len(self.assignment),
+            **taken_over(self.templated_outcomes, self.outcomes, self.assignment),
         }
         for unit in ("rollouts", "prompt_tokens", "completion_tokens"):
             for purpose, count in getattr(self.ledger, unit).items():

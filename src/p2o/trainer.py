@@ -39,7 +39,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 from trl import GRPOTrainer
 from trl.trainer.grpo_trainer import EnvironmentFactory, RewardFunc, RolloutFunc
 
-from p2o import checkpointing, input_checks, model_card
+from p2o import checkpointing, input_checks, model_card, thoughts
 from p2o.callbacks import Alternation, notify, sampled_rollouts
 from p2o.config import P2OConfig
 from p2o.engines import generation, processes, vllm
@@ -134,7 +134,9 @@ class P2OTrainer(GRPOTrainer):
         vllm.seed_again(args)
         self.max_prompt_length = input_checks.longest_prompt(args, self.model, vllm.context_length(self._vllm))
         input_checks.check_prompts(train_dataset, eval_dataset, self._tokens, self.max_prompt_length)
-        self.feedback_func = feedback_func or default_feedback(args.solution_column)
+        reading = thoughts.thought_reading(args.thoughts, self._tokenizer, args.chat_template_kwargs)
+        self.reward_funcs[:] = reading.given_to(*self.reward_funcs)
+        (self.feedback_func,) = reading.given_to(feedback_func or default_feedback(args.solution_column))
         self.reflect: ReflectionFn = reflect or self._own_reflection()
         scoring = Scoring(self.reward_weights, args.success_threshold, args.success_reward, self.reward_func_names)
         forward = partial(self._get_per_token_logps_and_entropies, batch_size=args.per_device_train_batch_size)
@@ -186,12 +188,11 @@ class P2OTrainer(GRPOTrainer):
 
     def _generate(self, prompts: list[Prompt]) -> tuple[Any, ...]:
         """TRL generates from T(x, z); what follows gets the tokens of x."""
-        batch = self._batch
-        if batch is None or not batch.plan.two_contexts:
+        if self._batch is None or not self._batch.plan.two_contexts:
             return super()._generate(prompts)
-        prompt_ids, *others = super()._generate(batch.plan.prompts(prompts))
+        prompt_ids, *others = super()._generate(self._batch.plan.prompts(prompts))
         if self.rollout_func is not None:  # it may generate from other tokens: the context ratio needs its own
-            self._batch = replace(batch, plan=replace(batch.plan, contexts=tuple(prompt_ids)))
+            self._batch = replace(self._batch, plan=replace(self._batch.plan, contexts=tuple(prompt_ids)))
         return (self._tokens(prompts) if self.args.context_distillation else prompt_ids), *others
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Completions:
@@ -236,9 +237,8 @@ class P2OTrainer(GRPOTrainer):
         """TRL's loss. Rollouts without advantage are left out of its pass where no other term needs them."""
         if not self.model.training:
             return super()._compute_loss(model, inputs)
-        entropy = self._entropy_bonus_enabled or self.top_entropy_quantile < 1.0
-        full_kl = self.beta != 0.0 and self.args.kl_on_collapsed_groups
-        skips = self.args.skip_zero_advantages and not (full_kl or entropy or self.aux_loss_enabled)
+        others = self._entropy_bonus_enabled or self.top_entropy_quantile < 1.0 or self.aux_loss_enabled
+        skips = self.args.skip_zero_advantages and not (self.beta * self.args.kl_on_collapsed_groups or others)
         self._loss_pass = LossPass.over(inputs, skips=skips)
         self._log_metrics(self._loss_pass.metrics())
         try:
@@ -280,7 +280,7 @@ class P2OTrainer(GRPOTrainer):
     def _prompt_phase(self) -> None:
         """From the epoch just completed to the assignment for the next one."""
         state, args, result = self.p2o, self.args, None
-        self._log_metrics(state.begin_next_epoch(near_hard=args.near_hard))
+        state.begin_next_epoch(near_hard=args.near_hard)
         if not args.prompt_phase:
             return
         skipped = prompt_phase.begin(state, args, self.reflect)

@@ -14,7 +14,7 @@ from p2o.cli.console import Meter, share
 from p2o.cli.errors import InputError
 from p2o.cli.frozen import charge, load_model, model_settings, open_directory, refuse_long_questions, run
 from p2o.cli.frozen_options import FrozenArguments, parse
-from p2o.cli.frozen_questions import load_questions
+from p2o.cli.frozen_questions import load_questions, reading_thoughts
 from p2o.cli.options import Parser
 from p2o.cli.words import normalized_option
 from p2o.evaluation.comparison import compare
@@ -76,6 +76,7 @@ def _evaluate(argv: list[str], console: Console) -> int:
     }
     directory = open_directory(arguments.output_dir, "eval", arguments.model, settings)
     model = load_model(arguments)
+    tasks, _ = reading_thoughts(tasks, arguments, model)
     refuse_long_questions(tasks, model, arguments.sampling())
     count = sum(len(task.rows) for task in tasks)
     console.print(f"{count} questions × {arguments.n} answers by {arguments.model} · {directory}", markup=False)

@@ -12,7 +12,7 @@ from p2o.cli.console import Meter, share
 from p2o.cli.errors import InputError
 from p2o.cli.frozen import charge, load_model, model_settings, open_directory, refuse_long_questions, run
 from p2o.cli.frozen_options import FrozenArguments, parse
-from p2o.cli.frozen_questions import load_questions
+from p2o.cli.frozen_questions import load_questions, reading_thoughts
 from p2o.cli.functions import load_function
 from p2o.cli.options import FunctionArguments
 from p2o.completions import Sampling
@@ -31,7 +31,7 @@ from p2o.reflection.make import make_reflection
 from p2o.reflection.model import frozen_reflection
 from p2o.reflection.options import OWN_MODELS, ReflectionOptions
 from p2o.state import write_json
-from p2o.templates import Template, select_templates
+from p2o.templates import Template
 
 
 @dataclass
@@ -77,8 +77,9 @@ def _evolve(argv: list[str], console: Console) -> int:
     feedback = load_function(arguments.feedback_func, "feedback_func") if arguments.feedback_func else None
     directory = open_directory(arguments.output_dir, "evolve", arguments.model, _settings(arguments, config, tasks))
     model = load_model(arguments)
+    tasks, reading = reading_thoughts(tasks, arguments, model)
     refuse_long_questions(tasks, model, arguments.sampling())
-    policy = FrozenPolicy(tasks, model, arguments.sampling(), feedback)
+    policy = FrozenPolicy(tasks, model, arguments.sampling(), *reading.given_to(feedback))
     ledger, spent = Ledger(), Ledger()
     reflect = _reflection(arguments, model, spent)
     console.print(f"{len(policy.rows)} questions, {arguments.model}, frozen · {directory}", markup=False)
@@ -102,7 +103,7 @@ def _evolve(argv: list[str], console: Console) -> int:
             on_progress=lambda p: meter.update(f"evolution, {p.stage}", *_where(p)),
         )
         ledger.merge(result.spent)
-        selected = select_templates([candidate.as_template() for candidate in result.candidates])
+        selected = result.selected
         measured = None
         if selected and arguments.confirm_samples:
             measured = policy.measure(

@@ -34,6 +34,8 @@ def model_settings(arguments: FrozenArguments) -> dict[str, Any]:
     settings: dict[str, Any] = {"model": arguments.model, "engine": engine}
     if options := arguments.template_options():
         settings["chat_template_kwargs"] = options
+    if arguments.thoughts != "auto":
+        settings["thoughts"] = arguments.thoughts
     if engine == "served":
         return {**settings, "base_url": arguments.base_url}
     settings |= {"dtype": arguments.dtype, "model_revision": arguments.model_revision}

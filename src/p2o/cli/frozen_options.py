@@ -14,6 +14,7 @@ from p2o.completions import Sampling
 from p2o.engines.endpoint import check_base_url
 from p2o.models import NAMED_MODELS
 from p2o.options import check_least
+from p2o.thoughts import HELP, THOUGHTS
 from p2o.verifiers import VERIFIERS
 
 TRUTH_VALUES = ("true", "false", "yes", "no", "t", "f", "y", "n", "1", "0")
@@ -97,6 +98,7 @@ class QuestionArguments(DataArguments):
     reward_func: str | None = _option(
         None, "Reward function as `module:function` in place of the verifier; more than 0 is right."
     )
+    thoughts: str = field(default="auto", metadata={"help": HELP, "choices": THOUGHTS})
     limit: int | None = _option(None, "Use only the first N questions of each task.")
     data_seed: int = _option(0, "Seed of questions that are drawn.")
 
@@ -122,6 +124,8 @@ class FrozenArguments(ModelArguments, SamplingArguments, QuestionArguments):
             raise ValueError("Name the questions: either --tasks, such as math500,aime24, or --dataset with your own.")
         if self.verifier is not None and self.verifier not in VERIFIERS:
             raise ValueError(f"verifier={self.verifier!r} is unknown; choose one of {', '.join(VERIFIERS)}.")
+        if self.thoughts not in THOUGHTS:
+            raise ValueError(f"thoughts={self.thoughts!r} is unknown; choose one of {', '.join(THOUGHTS)}.")
         if self.verifier and not self.dataset_name:
             raise ValueError("--verifier is for --dataset; a task brings its own.")
         self.template_options()

@@ -1,5 +1,7 @@
 """The questions of `p2o eval` and `p2o evolve`: named tasks or custom data, with their scorers."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from p2o.cli.arguments import limit_verifiers
@@ -8,11 +10,13 @@ from p2o.cli.defaults import EMBEDDED
 from p2o.cli.errors import InputError
 from p2o.cli.frozen_options import FrozenArguments
 from p2o.cli.functions import load_function
+from p2o.engines.frozen import FrozenModel
 from p2o.evaluation.scorers import reward_scorer, scorer
 from p2o.evaluation.types import QuestionSet, ScoreFn
 from p2o.pico import world
 from p2o.tasks import DataError, load_splits, load_task, questions
 from p2o.tasks.named import Verifier
+from p2o.thoughts import ThoughtReading, thought_reading
 from p2o.verifiers import check_solutions
 from p2o.verifiers.rewards import ANSWER_FORMATS
 
@@ -50,6 +54,15 @@ def load_questions(arguments: FrozenArguments, say: Any) -> list[QuestionSet]:
     if not loaded:
         raise InputError(f"--tasks {arguments.tasks!r} names no task.")
     return loaded
+
+
+def reading_thoughts(
+    tasks: Sequence[QuestionSet], arguments: FrozenArguments, model: FrozenModel
+) -> tuple[list[QuestionSet], ThoughtReading]:
+    """The questions with scorers that read completions of this model as `--thoughts` has it, and that reading."""
+    reading = thought_reading(arguments.thoughts, model.tokenizer, model.template_options)
+    reading = replace(reading, decode=None)  # completions of a frozen model are texts, with the marks of thoughts
+    return [replace(task, score=reading.given_to(task.score)[0]) for task in tasks], reading
 
 
 def _format(custom: ScoreFn | None, verifier: Verifier) -> str:

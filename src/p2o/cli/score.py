@@ -16,6 +16,7 @@ from rich.table import Table
 from p2o.cli.errors import InputError
 from p2o.cli.words import normalized_option
 from p2o.tasks.layouts import gold_of, part_of
+from p2o.thoughts import MARKED, THOUGHTS, thought_reading
 from p2o.verifiers import COLUMNS, REASONS, VERIFIERS, Limits, Pool, Verdict, check_solutions, verify_stream
 
 SHOWN = 5
@@ -42,6 +43,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("file", type=Path, metavar="FILE.jsonl", help="one JSON object a line")
     parser.add_argument("--verifier", choices=VERIFIERS, default="math")
+    parser.add_argument(
+        "--thoughts",
+        choices=THOUGHTS[1:],
+        default=None,
+        help="thoughts of thinking models: 'marked' ones are no answers (the default, but for 'accuracy'); 'opened': "
+        "completions begin inside one, which the chat template opened; 'kept': as any other text",
+    )
     parser.add_argument("--completion_column", default="completion", metavar="NAME", help="text or chat")
     parser.add_argument("--solution_column", default="solution", metavar="NAME", help="gold answer (math, exact)")
     parser.add_argument("--entry_column", default="entry", metavar="NAME", help="reasoning-gym entry as JSON (gym)")
@@ -71,6 +79,7 @@ def _score(arguments: argparse.Namespace, console: Console) -> int:
         pool = Pool(Limits(arguments.timeout, arguments.memory, arguments.workers))
     except ValueError as error:
         raise InputError(str(error)) from None
+    reading = thought_reading(arguments.thoughts) if arguments.thoughts else MARKED
     tally = _Tally()
     try:
         with console.status("checking"):
@@ -78,7 +87,7 @@ def _score(arguments: argparse.Namespace, console: Console) -> int:
         with open(output, "w") as file, console.status("verifying") as status:
             pending: dict[int, Verdict] = {}
             try:
-                for index, verdict in verify_stream(_pairs(arguments), arguments.verifier, pool=pool):
+                for index, verdict in verify_stream(_pairs(arguments), arguments.verifier, pool=pool, reading=reading):
                     if isinstance(verdict, str):
                         raise InputError(f"{arguments.file}, line {index + 1}: {verdict}.")
                     pending[index] = verdict

@@ -19,6 +19,7 @@ from p2o.engines.generation import only_asked_settings
 from p2o.seeding import derive_seed, random_stream
 from p2o.tasks import long_prompts, refused_chats
 from p2o.templates import Prompt
+from p2o.thoughts import decode, special_marks
 
 BLOCK = 2**20  # bytes
 
@@ -186,7 +187,7 @@ def transformers_complete(
         stops = stop_tokens(model, tokenizer)
         return [
             Completion(
-                text=tokenizer.decode(tokens, skip_special_tokens=True),
+                text=decode(tokenizer, tokens),
                 prompt_tokens=len(ids),
                 completion_tokens=len(tokens),
                 truncated=not tokens or tokens[-1] not in stops,
@@ -285,6 +286,8 @@ def _vllm_complete(engine: Any, tokenizer: PreTrainedTokenizerBase, **template_o
     """Samples from a vLLM engine."""
     from vllm import SamplingParams
 
+    marks = special_marks(tokenizer)
+
     def complete(prompts: Sequence[Prompt], *, sampling: Sampling, seed: int) -> list[Completion]:
         params = [
             SamplingParams(
@@ -300,7 +303,7 @@ def _vllm_complete(engine: Any, tokenizer: PreTrainedTokenizerBase, **template_o
         outputs = engine.generate([{"prompt_token_ids": ids} for ids in encoded], params, use_tqdm=False)
         return [
             Completion(
-                text=output.outputs[0].text,
+                text=decode(tokenizer, output.outputs[0].token_ids) if marks else output.outputs[0].text,
                 prompt_tokens=len(ids),
                 completion_tokens=len(output.outputs[0].token_ids),
                 truncated=output.outputs[0].finish_reason == "length",

@@ -7,6 +7,7 @@ from typing import Any
 from p2o.evaluation.types import UNSCORED, Judgement, Score, ScoreFn
 from p2o.pico import world
 from p2o.tasks.named import Verifier
+from p2o.thoughts import MARKED, ThoughtReading
 from p2o.verifiers import verify
 
 
@@ -23,8 +24,10 @@ def scorer(verifier: Verifier) -> ScoreFn:
     if verifier == "pico":
         return _score_embedded
 
-    def score(completions: list[str], rows: list[dict[str, Any]]) -> Sequence[Judgement]:
-        return verify(completions, rows, verifier)
+    def score(
+        completions: list[str], rows: list[dict[str, Any]], thought_reading: ThoughtReading = MARKED
+    ) -> Sequence[Judgement]:
+        return verify(completions, rows, verifier, reading=thought_reading)
 
     return score
 
@@ -48,14 +51,17 @@ def reward_scorer(function: Callable[..., Any], name: str) -> ScoreFn:
         ScoringError: when called, rewards that are neither numbers nor None.
     """
 
-    def score(completions: list[str], rows: list[dict[str, Any]]) -> list[Score]:
+    def score(
+        completions: list[str], rows: list[dict[str, Any]], thought_reading: ThoughtReading = MARKED
+    ) -> list[Score]:
+        (read,) = thought_reading.given_to(function)
         columns = {key: [row.get(key) for row in rows] for key in rows[0] if key != "prompt"}
         prompts = [row["prompt"] for row in rows]
         answers: list[Any] = [
             text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
             for text, prompt in zip(completions, prompts, strict=True)
         ]
-        rewards = function(prompts=prompts, completions=answers, **columns)
+        rewards = read(prompts=prompts, completions=answers, **columns)
         if len(rewards) != len(rows) or any(not (r is None or isinstance(r, int | float)) for r in rewards):
             raise ScoringError(
                 f"--reward_func {name}: {len(rows)} numbers are wanted, one a completion; got {rewards!r:.200}"

@@ -103,6 +103,19 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return middle, float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """95 % interval of a share of so many independent trials, in [0, 1] (Wilson's score interval).
+
+    With several rollouts of a question, whose mean is one trial, it is too wide rather than too narrow.
+    """
+    if not count:
+        return 0.0, 1.0
+    z = float(stats.norm.ppf(0.975))
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
 @dataclass(frozen=True)
 class Difference:
     """Of two models on the same questions: mean difference, its 95 % interval, and a two-sided p-value."""

@@ -20,6 +20,7 @@ from p2o.prompt_phase.gepa_adapter import GepaAdapter
 from p2o.prompt_phase.journal import Journal
 from p2o.prompt_phase.parents import DistinctParents
 from p2o.prompt_phase.proposals import ProposalStrategy
+from p2o.prompt_phase.selection import select
 from p2o.prompt_phase.types import (
     COMPONENT,
     Candidate,
@@ -65,33 +66,41 @@ def evolve(
     by_id = {question.id: question for question in questions}
     rng = random.Random(derive_seed(seed, "prompt phase", epoch, "split"))
     feedback_ids, dev_ids = split_hard_set(list(by_id), max_dev=config.max_dev_questions, rng=rng)
-    limit = metric_call_budget(config.budget, len(dev_ids))
-    if config.max_metric_calls is not None:
-        limit = min(limit, config.max_metric_calls)
+    limit = _limit(config, len(dev_ids))
     if limit <= len(dev_ids):
         logger.warning("No prompt phase: %d rollouts do not score the empty template.", limit)
         return EvolutionResult(feedback_ids, dev_ids, [], spent, 0)
 
     fingerprint = {"seed": seed, "epoch": epoch, "limit": limit, "config": asdict(config), "ids": sorted(by_id)}
     with Journal(run_dir / "journal.jsonl", fingerprint) as journal:
-        adapter = GepaAdapter(by_id, frozenset(dev_ids), rollout, journal, seed, epoch, spent)
+        adapter = GepaAdapter(by_id, frozenset(dev_ids), rollout, journal, seed, epoch, spent, config)
         proposals = ProposalStrategy(adapter, reflect, config, special_tokens)
         progress = ProgressCallback(adapter, proposals, limit, on_progress)
         found = _optimize([by_id[i] for i in feedback_ids], [by_id[i] for i in dev_ids], proposals, progress)
-    if proposals.error is not None:
-        raise proposals.error
-    _warn(proposals, epoch, limit, len(found.candidates))
+        if proposals.error is not None:
+            raise proposals.error
+        candidates = _candidates(found, adapter, progress.found_in)
+        _warn(proposals, epoch, limit, len(candidates))
+        selected, trials = select([c.as_template() for c in candidates], config.selection_margin, adapter.try_again)
     return EvolutionResult(
         feedback_ids=feedback_ids,
         dev_ids=dev_ids,
-        candidates=_candidates(found, adapter, progress.found_in),
+        candidates=candidates,
         spent=spent,
         iterations=progress.iteration,
         rejections=dict(sorted(proposals.rejections.items())),
         successes=adapter.successes,
         events=dict(sorted((proposals.events + adapter.events).items())),
         ended_early=proposals.ended_early,
+        selected=selected,
+        trials={c.index: trials[c.text] for c in candidates if c.text in trials},
     )
+
+
+def _limit(config: EvolutionConfig, dev_questions: int) -> int:
+    """Rollouts of the phase: its budget, or what is left of the run's."""
+    budget = metric_call_budget(config.budget, dev_questions)
+    return budget if config.max_metric_calls is None else min(budget, config.max_metric_calls)
 
 
 def _warn(proposals: ProposalStrategy, epoch: int, limit: int, candidates: int) -> None:

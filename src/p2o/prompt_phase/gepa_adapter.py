@@ -1,16 +1,18 @@
 """GEPA's adapter: rollouts in, scores and traces out."""
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from gepa.core.adapter import EvaluationBatch
 
 from p2o.ledger import Ledger, Purpose
 from p2o.prompt_phase.journal import Journal
-from p2o.prompt_phase.types import COMPONENT, Question, Rollout, RolloutFn, Success
+from p2o.prompt_phase.selection import Trial
+from p2o.prompt_phase.types import COMPONENT, EvolutionConfig, Question, Rollout, RolloutFn, Success
 from p2o.seeding import derive_seed
 
 
@@ -44,6 +46,7 @@ class GepaAdapter:
     Args:
         questions: by id, feedback and dev questions alike.
         spent: where rollouts and tokens are counted.
+        config: for how templates are tried again.
     """
 
     questions: Mapping[int, Question]
@@ -53,6 +56,7 @@ class GepaAdapter:
     seed: int
     epoch: int
     spent: Ledger
+    config: EvolutionConfig
     known: dict[tuple[int, str], Outcome] = field(default_factory=dict)
     requested: int = 0
     best_reward: float = float("-inf")
@@ -119,6 +123,31 @@ class GepaAdapter:
         if not keys:
             return
         dev = keys[0][0] in self.dev_ids
+        outcomes = self._run("dev" if dev else "feedback", keys, dev)
+        self.known.update(zip(keys, outcomes, strict=True))
+
+    def try_again(self, templates: list[str]) -> dict[str, Trial] | None:
+        """Further rollouts of every dev question under each of these templates, in one batch; None where there is
+        nothing left of a run's rollouts for them."""
+        keys = [(question, text) for text in templates for question in sorted(self.dev_ids)]
+        keys *= self.config.selection_rollouts
+        limit = self.config.max_metric_calls
+        if limit is not None and self.spent.total_rollouts + len(keys) > limit:
+            self.events["templates_not_tried_again"] += sum(map(bool, templates))
+            return None
+        found = defaultdict(list)
+        for (question, text), outcome in zip(keys, self._run("trial", keys, dev=True), strict=True):
+            found[text].append((question, outcome))
+        return {text: self._trial(found[text]) for text in templates}
+
+    def _trial(self, outcomes: list[tuple[int, Outcome]]) -> Trial:
+        solved = Counter({question: 0 for question, _ in outcomes})
+        solved.update(question for question, outcome in outcomes if outcome.solved)
+        shares = {question: count / self.config.selection_rollouts for question, count in solved.items()}
+        return Trial(shares, fmean(self.score(outcome) for _, outcome in outcomes))
+
+    def _run(self, kind: str, keys: list[tuple[int, str]], dev: bool) -> list[Outcome]:
+        """Rollouts of these questions under these templates, in one batch, through the journal and into the ledger."""
         requests = [(self.questions[question], template) for question, template in keys]
 
         def run(position: int) -> list[Any]:
@@ -127,12 +156,11 @@ class GepaAdapter:
                 raise RuntimeError(f"{len(requests)} rollouts were requested, {len(rollouts)} came back.")
             return [_record(rollout, dev) for rollout in rollouts]
 
-        outcomes = [Outcome(*record) for record in self.journal.call("dev" if dev else "feedback", keys, run)]
+        outcomes = [Outcome(*record) for record in self.journal.call(kind, keys, run)]
         purpose: Purpose = "evolution_dev" if dev else "evolution_feedback"
         tokens = (sum(o.prompt_tokens for o in outcomes), sum(o.completion_tokens for o in outcomes))
         self.spent.add(purpose, len(outcomes), *tokens)
         for key, outcome in zip(keys, outcomes, strict=True):
-            self.known[key] = outcome
             if outcome.reward is None:
                 self.events["unscored_rollouts"] += 1
             else:
@@ -140,6 +168,7 @@ class GepaAdapter:
                 self.worst_reward = min(self.worst_reward, outcome.reward)
             if outcome.kept:
                 self.successes.append(Success(key[0], *outcome.kept))
+        return outcomes
 
     def make_reflective_dataset(
         self, candidate: dict[str, str], eval_batch: EvaluationBatch[Any, Any], components_to_update: list[str]

@@ -56,7 +56,7 @@ def taken_over(
 
     Args:
         templated: of the questions that had templates in the epoch before.
-        outcomes: of this epoch.
+        outcomes: of this epoch, so far.
         assignment: questions with templates in this epoch, which do not count.
 
     Returns:

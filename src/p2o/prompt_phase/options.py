@@ -53,6 +53,22 @@ class EvolutionOptions:
         metadata={"help": "Longest template, in characters. Longer reflections are rejected and counted."},
     )
 
+    selection_margin: float | None = field(
+        default=None,
+        metadata={
+            "help": "What a template has to be better by to come into use: its solve rate on the dev questions above "
+            "the empty template's, in [0, 1), in rollouts made again for those that would be selected. Not set: the "
+            "paper's rule, by which one lucky rollout is enough."
+        },
+    )
+    selection_rollouts: int = field(
+        default=4,
+        metadata={
+            "help": "Rollouts of every dev question for that, under each template that would be selected and under "
+            "none. They come on top of `evolution_budget`, and count."
+        },
+    )
+
     def check_evolution(self) -> None:
         """
         Raises:
@@ -66,8 +82,11 @@ class EvolutionOptions:
             "parents_per_iteration": 1,
             "feedback_minibatch_size": 1,
             "max_template_length": 1,
+            "selection_rollouts": 1,
         }
         check_least(self, least)
+        if self.selection_margin is not None and not 0 <= self.selection_margin < 1:
+            raise ValueError(f"selection_margin={self.selection_margin} must be in [0, 1).")
 
     @property
     def evolution_calls(self) -> str | int:
@@ -88,5 +107,7 @@ class EvolutionOptions:
             feedback_minibatch_size=self.feedback_minibatch_size,
             max_dev_questions=self.max_dev_questions,
             max_template_length=self.max_template_length,
+            selection_margin=self.selection_margin,
+            selection_rollouts=self.selection_rollouts,
             reflection_prompt_template=wording,
         )

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from accelerate import Accelerator
@@ -15,6 +16,7 @@ from p2o.engines.processes import FINISHED, broadcast_task, serve_tasks
 from p2o.ledger import Ledger
 from p2o.prompt_phase.evolve import evolve
 from p2o.prompt_phase.policy_rollouts import PolicyRollouts, Request
+from p2o.prompt_phase.selection import drawn_rate
 from p2o.prompt_phase.types import (
     EvolutionConfig,
     EvolutionResult,
@@ -26,7 +28,7 @@ from p2o.reflection.endpoint import EndpointReflection
 from p2o.reflection.own_model import OwnReflection
 from p2o.seeding import derive_seed
 from p2o.state import P2OState
-from p2o.templates import assign_templates, mean_similarity, question_text, select_templates
+from p2o.templates import assign_templates, mean_similarity, question_text
 
 logger = logging.getLogger(__name__)
 
@@ -116,15 +118,8 @@ class Evolution:
         return self.rollouts(requests, seed)
 
     def _config(self, state: P2OState) -> EvolutionConfig:
-        return EvolutionConfig(
-            budget=self.args.evolution_calls,
-            max_metric_calls=remaining_rollouts(state, self.args),
-            parents_per_iteration=self.args.parents_per_iteration,
-            feedback_minibatch_size=self.args.feedback_minibatch_size,
-            max_dev_questions=self.args.max_dev_questions,
-            max_template_length=self.args.max_template_length,
-            reflection_prompt_template=self.args.reflection_prompt,
-        )
+        left = remaining_rollouts(state, self.args)
+        return self.args.evolution_config(wording=self.args.reflection_prompt, max_metric_calls=left)
 
 
 def question(dataset: Any, row: int, solution_column: str) -> Question:
@@ -134,11 +129,20 @@ def question(dataset: Any, row: int, solution_column: str) -> Question:
 
 
 def adopt(state: P2OState, result: EvolutionResult) -> dict[str, float]:
-    """Selects templates from what was evolved, and counts what it took; returns metrics."""
-    state.templates = select_templates([candidate.as_template() for candidate in result.candidates])
+    """Takes over the templates that were selected, and counts what it took; returns metrics."""
+    state.templates = result.selected
     state.selected[state.epoch] = state.templates
     if not state.templates:
-        logger.warning("No template solved any dev question: epoch %d is untemplated.", state.epoch)
+        tried = result.trials or "templates_not_tried_again" in result.events
+        why = "is better than none by selection_margin" if tried else "solved any dev question"
+        logger.warning("No template %s: epoch %d is untemplated.", why, state.epoch)
+    if result.within_noise:
+        state.event("selection_within_noise")
+        logger.warning(
+            "The templates of epoch %d solve no more dev questions than none at all, but by chance. `selection_margin` "
+            "asks more of a template.",
+            state.epoch,
+        )
     state.prompt_phases += 1
     state.ledger.merge(result.spent)
     state.phase_ledger = Ledger()
@@ -151,8 +155,20 @@ def adopt(state: P2OState, result: EvolutionResult) -> dict[str, float]:
         "p2o/candidates": len(result.candidates),
         "p2o/evolution_rollouts": result.metric_calls,
         "p2o/dev_covered": len(covered),
+        **dev_success(result),
         **{f"p2o/rejected/{reason}": count for reason, count in result.rejections.items()},
     }
+
+
+def dev_success(result: EvolutionResult) -> dict[str, float]:
+    """Bare and templated success, in [0, 1], on the same dev questions: the empty template's and the selected set's."""
+    if not result.candidates or not result.dev_ids:
+        return {}
+    metrics = {"p2o/dev_success/bare": fmean(result.solved(0).values())}
+    if result.selected:
+        solved = [result.solved(template.candidate) for template in result.selected]
+        metrics["p2o/dev_success/templated"] = drawn_rate(result.selected, solved)
+    return metrics
 
 
 def assign(state: P2OState, args: P2OConfig) -> dict[str, float]:

@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol
 
 from p2o.completions import Completion
 from p2o.ledger import Ledger
+from p2o.prompt_phase.selection import Trial, within_noise
 from p2o.templates import Template
 
 COMPONENT = "template"  # the one text of a GEPA candidate
@@ -106,6 +107,9 @@ class EvolutionConfig:
         feedback_minibatch_size: questions each parent reflects on.
         max_dev_questions: see [`p2o.prompt_phase.budget.split_hard_set`].
         max_template_length: in characters.
+        selection_margin: by how much a template's solve rate has to be above the empty one's, in repeated rollouts, to
+            be selected; None for the paper's rule, see [`p2o.prompt_phase.selection`].
+        selection_rollouts: of every dev question in these, beyond the budget but within `max_metric_calls`.
         reflection_prompt_template: wording with `<curr_param>` and `<side_info>`; GEPA's own when None.
     """
 
@@ -115,6 +119,8 @@ class EvolutionConfig:
     feedback_minibatch_size: int = 3
     max_dev_questions: int = 300
     max_template_length: int = 2000
+    selection_margin: float | None = None
+    selection_rollouts: int = 4
     reflection_prompt_template: str | None = None
 
 
@@ -146,6 +152,8 @@ class EvolutionResult:
     Args:
         rejections: reflections that became no candidate, by reason.
         events: counted incidents that lost nothing else.
+        selected: templates for the next epoch, best first.
+        trials: by candidate, the repeated rollouts that selection asked for; empty by the paper's rule.
         ended_early: why evolution ended before the budget was spent; None when it did not.
     """
 
@@ -158,6 +166,22 @@ class EvolutionResult:
     successes: list[Success] = field(default_factory=list)
     events: dict[str, int] = field(default_factory=dict)
     ended_early: str | None = None
+    selected: list[Template] = field(default_factory=list)
+    trials: dict[int, Trial] = field(default_factory=dict)
+
+    def solved(self, candidate: int) -> dict[int, float]:
+        """By dev question, the share of rollouts that solved it: of the trial where there was one, else of the one
+        that evolution made."""
+        if candidate in self.trials:
+            return self.trials[candidate].solved
+        return {question: float(solved) for question, solved in self.candidates[candidate].dev_solved.items()}
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether the selected set solves no more dev questions than the empty template but by chance."""
+        compared = len(self.trials or self.candidates) - 1
+        chosen = [self.solved(template.candidate) for template in self.selected]
+        return bool(chosen) and within_noise(self.solved(0), chosen, compared)
 
     @property
     def metric_calls(self) -> int:
@@ -168,8 +192,8 @@ class EvolutionResult:
         return self.spent.rollouts["reflection"]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON, without the tokens of successes."""
-        return {name: value for name, value in asdict(self).items() if name != "successes"}
+        """As plain JSON, without the tokens of successes and the selected set, which is recorded beside it."""
+        return {name: value for name, value in asdict(self).items() if name not in ("successes", "selected")}
 
 
 @dataclass(frozen=True)

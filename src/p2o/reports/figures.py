@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import plotly.graph_objects as go
 
@@ -59,29 +60,52 @@ def accuracy_figure(runs: list[RunData], split: str) -> go.Figure:
     return figure
 
 
-# Metrics by epoch: section, name, caption, and whether the value is a share.
+class ByEpoch(NamedTuple):
+    """A metric that a page shows by epoch, or by part of one.
+
+    Args:
+        is_share: whether the value is in [0, 1].
+    """
+
+    title: str
+    metric: str
+    caption: str
+    is_share: bool = False
+    parts: int = 1
+
+
 BY_EPOCH = (
-    ("Collapsed groups", "frac_reward_zero_std", "Share of questions whose rollouts all got the same reward.", True),
-    (
+    ByEpoch(
+        "Collapsed groups", "frac_reward_zero_std", "Share of questions whose rollouts all got the same reward.", True
+    ),
+    ByEpoch(
+        "Distillation: heads",
+        "p2o/shift/head",
+        "Mean log π(y|x) − log π(y|T(x, z)) of a token in the first quarter of templated rollouts: towards 0 within an "
+        "epoch, as the weights take over.",
+        parts=4,
+    ),
+    ByEpoch("Distillation: tails", "p2o/shift/tail", "The same in the last quarter of templated rollouts.", parts=4),
+    ByEpoch(
         "Outside the context ratio's range",
         "p2o/context_ratio/outside",
         "Share of tokens in templated rollouts whose context ratio is out of range (masked by default).",
         True,
     ),
-    ("Templates in use", "p2o/templates", "Distinct templates that the epoch's rollouts draw on.", False),
-    (
+    ByEpoch("Templates in use", "p2o/templates", "Distinct templates that the epoch's rollouts draw on."),
+    ByEpoch(
         "Similarity of templates",
         "p2o/template_similarity",
         "Mean word overlap (Jaccard) of two templates in use; 1 means all are the same.",
         True,
     ),
-    ("Response length", "completions/mean_length", "Mean tokens of a completion.", False),
+    ByEpoch("Response length", "completions/mean_length", "Mean tokens of a completion."),
 )
 
 
-def epoch_figure(runs: list[RunData], metric: str, is_share: bool) -> go.Figure:
-    figure = go.Figure()
-    for method, colour, curves in _by_method(runs, lambda run: by_epoch(run.metrics, metric)):
+def epoch_figure(runs: list[RunData], shown: ByEpoch) -> go.Figure:
+    figure, is_share = go.Figure(), shown.is_share
+    for method, colour, curves in _by_method(runs, lambda run: by_epoch(run.metrics, shown.metric, shown.parts)):
         # Epochs that all of a method's runs have; a prompt phase may have been skipped in one of them.
         common = set.intersection(*({epoch for epoch, _ in curve} for curve in curves)) if curves else set()
         aligned: list[Curve] = [[point for point in curve if point[0] in common] for curve in curves]

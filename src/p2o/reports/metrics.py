@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from statistics import mean
 from typing import Any
 
@@ -20,14 +20,19 @@ def accuracy_curves(records: Iterable[Record]) -> dict[str, list[tuple[int, floa
     return dict(curves)
 
 
-def by_epoch(records: Iterable[Record], name: str) -> list[tuple[int, float]]:
-    """Epoch, from 1 on, and the mean of a training metric over those of its steps that logged it."""
+def by_epoch(
+    records: Iterable[Record], name: str, parts: int = 1, of: Callable[[list[float]], float] = mean
+) -> list[tuple[float, float]]:
+    """Epoch, from 1 on, and the mean (or what else `of`) of a training metric over those of its steps that logged it.
+
+    With several `parts` of an epoch, each by its end: 0.25, 0.5, ….
+    """
     values = defaultdict(list)
     for record in records:
         # Steps that reuse the rollouts of an earlier step log none.
         if "loss" in record and record.get(name) is not None and not math.isnan(record[name]):
-            values[math.ceil(round(record["epoch"], 6))].append(record[name])
-    return [(epoch, mean(found)) for epoch, found in sorted(values.items())]
+            values[math.ceil(round(record["epoch"] * parts, 6))].append(record[name])
+    return [(part / parts, of(found)) for part, found in sorted(values.items())]
 
 
 def headline(splits: Iterable[str]) -> str | None:

@@ -4,6 +4,7 @@ import base64
 import gzip
 from collections import defaultdict
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import plotly.graph_objects as go
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from p2o.evaluation.statistics import wilson
 from p2o.ledger import PURPOSES
 from p2o.reports.figures import BY_EPOCH, accuracy_figure, epoch_figure, transitions_figure
 from p2o.reports.metrics import accuracy_curves, by_epoch
@@ -20,6 +22,9 @@ from p2o.reports.run_data import RunData, hard_set_transitions, load_run
 EVENTS = {
     "accuracy_regression": "accuracy on an evaluation set fell by more than regression_margin",
     "single_template": "an epoch had a single template in use",
+    "response_length_changed": "response length left the range around its beginning (length_change_factor)",
+    "selection_within_noise": "a prompt phase's templates solved no more dev questions than none, but by chance",
+    "templates_not_tried_again": "templates that selection_margin left out because max_rollouts was reached",
     "unscored_rollouts": "rollouts that no reward function scored",
     "template_too_long_for_question": "rollouts whose template did not fit the prompt limit",
 }
@@ -83,6 +88,7 @@ def render(runs: list[RunData]) -> str:
         problems=[(run.name, run.problems) for run in runs if run.problems],
         outcome=_outcome(runs),
         charts=[*_accuracies(runs, charts), *_by_epoch(runs, charts)],
+        taken_over=_taken_over(runs),
         warnings=Table(["run", "what", "times"], [row for run in runs for row in _warnings(run)]),
         runs=[_run(run, charts) for run in runs],
         ledger=_ledger(runs),
@@ -125,13 +131,25 @@ def _accuracies(runs: list[RunData], charts: Charts) -> list[tuple[str, Chart]]:
 
 def _by_epoch(runs: list[RunData], charts: Charts) -> list[tuple[str, Chart]]:
     made = []
-    for title, metric, label, is_share in BY_EPOCH:
-        values = [(run.name, *point) for run in runs for point in by_epoch(run.metrics, metric)]
+    for shown in BY_EPOCH:
+        values = [(run.name, *point) for run in runs for point in by_epoch(run.metrics, shown.metric, shown.parts)]
         if values:
-            rows: list[list[Any]] = [[name, epoch, f"{y:.1%}" if is_share else f"{y:.1f}"] for name, epoch, y in values]
-            numbers = Table(["run", "epoch", "value"], rows)
-            made.append((title, charts.add(epoch_figure(runs, metric, is_share), f"{label} By epoch.", numbers)))
+            rows = [[name, f"{epoch:g}", f"{y:.1%}" if shown.is_share else f"{y:.3g}"] for name, epoch, y in values]
+            label = f"{shown.caption} By {'epoch' if shown.parts == 1 else 'part of an epoch'}."
+            made.append(
+                (shown.title, charts.add(epoch_figure(runs, shown), label, Table(["run", "epoch", "value"], rows)))
+            )
     return made
+
+
+def _taken_over(runs: list[RunData]) -> Table:
+    """Success of questions in an epoch under templates, and in the next without."""
+    rows = []
+    for run in runs:
+        bare = dict(by_epoch(run.metrics, "p2o/taken_over/bare", of=itemgetter(-1)))
+        for epoch, templated in by_epoch(run.metrics, "p2o/taken_over/templated", of=itemgetter(-1)):
+            rows.append([run.name, f"{epoch - 1:g}", _share(templated), _share(bare.get(epoch))])
+    return Table(["run", "epoch", "under templates", "bare, an epoch later"], rows)
 
 
 def _warnings(run: RunData) -> list[list[Any]]:
@@ -183,7 +201,22 @@ def _lineage(epoch: int, record: dict[str, Any]) -> dict[str, Any]:
         "children": dict(children),
         "skipped": evolution.get("skipped") or "nothing evolved",
         "ended_early": evolution.get("ended_early"),
+        "success": _dev_success(evolution, [template["candidate"] for template in record["selected"]]),
+        "tried_again": bool(evolution.get("trials")),
     }
+
+
+def _dev_success(evolution: dict[str, Any], in_use: list[Any]) -> Table:
+    """Solve rates on the dev questions of the empty template and of those in use, side by side with their intervals."""
+    candidates = {str(c["index"]): c["dev_solved"] for c in evolution.get("candidates", [])}
+    candidates |= {index: trial["solved"] for index, trial in evolution.get("trials", {}).items()}
+    rows = []
+    for index in (0, *in_use):
+        if solved := candidates.get(str(index)):
+            rate, count = sum(solved.values()) / len(solved), len(solved)
+            low, high = wilson(rate, count)
+            rows.append([f"#{index}" if index else "none", _share(rate), f"{_share(low)} to {_share(high)}", count])
+    return Table(["template", "dev questions solved", "95 % interval", "dev questions"], rows)
 
 
 def _answers(run: RunData) -> list[tuple[dict[str, Any], dict[str, Any]]]:

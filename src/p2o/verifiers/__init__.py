@@ -7,7 +7,7 @@ the workers import what they need.
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -17,6 +17,7 @@ if sys.platform != "linux":
         "can lock in as they must be. Use a Linux machine, a container or WSL 2."
     )
 
+from p2o.thoughts import MARKED, ThoughtReading
 from p2o.verifiers.answers import answer_part, shortened
 from p2o.verifiers.golds import unmatchable
 from p2o.verifiers.pool import Limits, Pool, Result, default_pool, set_default_limits
@@ -77,7 +78,12 @@ class Verdict:
 
 
 def verify(
-    completions: list[str], rows: list[dict[str, Any]], verifier: str = "math", *, pool: Pool | None = None
+    completions: list[str],
+    rows: list[dict[str, Any]],
+    verifier: str = "math",
+    *,
+    pool: Pool | None = None,
+    reading: ThoughtReading = MARKED,
 ) -> list[Verdict]:
     """One verdict for each completion, in order. Any number of threads may call it at once.
 
@@ -87,6 +93,7 @@ def verify(
             reasoning-gym entry as JSON text (or a mapping), and `family` its family where the metadata do not say it.
         verifier: one of [`VERIFIERS`].
         pool: in place of this process's own, whose limits [`set_default_limits`] sets.
+        reading: what becomes of thoughts; a row's `prompt` may open one itself.
 
     Raises:
         SolutionError: a missing column or an unreadable gold answer, named by row and field. Nothing else in a
@@ -96,7 +103,7 @@ def verify(
         raise ValueError(f"{len(completions)} completions, but {len(rows)} rows.")
     verdicts: list[Verdict | None] = [None] * len(rows)
     bad: list[str] = []
-    for index, verdict in verify_stream(zip(completions, rows, strict=True), verifier, pool=pool):
+    for index, verdict in verify_stream(zip(completions, rows, strict=True), verifier, pool=pool, reading=reading):
         if isinstance(verdict, Verdict):
             verdicts[index] = verdict
         else:
@@ -108,7 +115,11 @@ def verify(
 
 
 def verify_stream(
-    pairs: Iterable[tuple[str, dict[str, Any]]], verifier: str = "math", *, pool: Pool | None = None
+    pairs: Iterable[tuple[str, dict[str, Any]]],
+    verifier: str = "math",
+    *,
+    pool: Pool | None = None,
+    reading: ThoughtReading = MARKED,
 ) -> Iterator[tuple[int, Verdict | str]]:
     """Verdicts as they are reached, with the index of their pair; in place of one, what is wrong with the row's gold.
 
@@ -116,9 +127,8 @@ def verify_stream(
     """
     if verifier not in VERIFIERS:
         raise ValueError(f"There is no verifier {verifier!r}; there are {', '.join(VERIFIERS)}.")
-    # TRL sees the whole text, thoughts included.
-    read = str if verifier == "accuracy" else _outside_thoughts
-    jobs = ({"verifier": verifier, "completion": read(text), **_gold(row, verifier)} for text, row in pairs)
+    read = _reader(verifier, reading)
+    jobs = ({"verifier": verifier, "completion": read(text, row), **_gold(row, verifier)} for text, row in pairs)
     for index, result in (pool or default_pool()).stream(jobs):
         yield index, result["problem"] if "problem" in result else _verdict(result)
 
@@ -137,8 +147,12 @@ def count_reasons(verdicts: Iterable[Verdict]) -> Counter[str]:
     return Counter(verdict.reason for verdict in verdicts)
 
 
-def _outside_thoughts(text: str) -> str:
-    return shortened(answer_part(text))
+def _reader(verifier: str, reading: ThoughtReading) -> Callable[[str, dict[str, Any]], str]:
+    """What a verifier is given of a completion of the question in a row."""
+    if verifier == "accuracy" and not reading.named:
+        return lambda text, row: text  # TRL sees the whole text, thoughts included
+    cut = str if verifier == "accuracy" else shortened
+    return lambda text, row: cut(answer_part(text, reading, row.get("prompt")))
 
 
 def _starved(result: Result) -> bool:

@@ -2,8 +2,9 @@
 
 import re
 from collections import deque
+from typing import Any
 
-from p2o.thoughts import without_thoughts
+from p2o.thoughts import MARKED, ThoughtReading, without_thoughts
 
 MOST_CHARACTERS = 32_768
 _MARKERS = re.compile(
@@ -34,12 +35,17 @@ def shortened(text: str) -> str:
     return text[start : start + MOST_CHARACTERS]
 
 
-def answer_part(text: str, *, begins_inside: bool = False) -> str:
+def answer_part(text: str, reading: ThoughtReading = MARKED, prompt: Any = None) -> str:
     """What stands outside of thoughts ([`p2o.thoughts.without_thoughts`]); an answer that only stands in one is none.
 
     But for one: the box of a thought that the text behind it ends by naming as the answer.
+
+    Args:
+        prompt: of the completion, which may open a thought itself; None where it is not known.
     """
-    outside = without_thoughts(text, begins_inside=begins_inside)
+    if reading.kept:
+        return text
+    outside = without_thoughts(text, begins_inside=reading.begins_inside(prompt))
     if outside == text or _BOX.search(outside):
         return outside
     return outside + _restated(last_boxes(text), outside)

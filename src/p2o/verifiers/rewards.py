@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from p2o.prompt_phase.feedback import rollout_feedback
+from p2o.thoughts import MARKED, ThoughtReading
 from p2o.verifiers import COLUMNS, REASONS, Verdict, count_reasons, verify_stream
 from p2o.verifiers.answers import answer_part, find_answer, shortened
 
@@ -29,25 +30,33 @@ ANSWER_FORMATS = {
 }
 
 
-def math(completions: list[Any], log_metric: LogMetric = None, **columns: Any) -> list[float | None]:
+def math(
+    completions: list[Any], log_metric: LogMetric = None, thought_reading: ThoughtReading = MARKED, **columns: Any
+) -> list[float | None]:
     """1 where the answer is the column `solution`, as math-verify and our rules judge, else 0; None without a readable
     one."""
-    return _rewards("math", completions, columns, log_metric)
+    return _rewards("math", completions, columns, log_metric, thought_reading)
 
 
-def accuracy(completions: list[Any], log_metric: LogMetric = None, **columns: Any) -> list[float | None]:
+def accuracy(
+    completions: list[Any], log_metric: LogMetric = None, thought_reading: ThoughtReading = MARKED, **columns: Any
+) -> list[float | None]:
     """What `trl.rewards.accuracy_reward` says, asked in the workers: to compare with others' numbers."""
-    return _rewards("accuracy", completions, columns, log_metric)
+    return _rewards("accuracy", completions, columns, log_metric, thought_reading)
 
 
-def exact(completions: list[Any], log_metric: LogMetric = None, **columns: Any) -> list[float | None]:
+def exact(
+    completions: list[Any], log_metric: LogMetric = None, thought_reading: ThoughtReading = MARKED, **columns: Any
+) -> list[float | None]:
     """1 where the answer is the column `solution`, white space aside, else 0; None without a readable one."""
-    return _rewards("exact", completions, columns, log_metric)
+    return _rewards("exact", completions, columns, log_metric, thought_reading)
 
 
-def gym(completions: list[Any], log_metric: LogMetric = None, **columns: Any) -> list[float | None]:
+def gym(
+    completions: list[Any], log_metric: LogMetric = None, thought_reading: ThoughtReading = MARKED, **columns: Any
+) -> list[float | None]:
     """1 where reasoning-gym's scorer gives full marks for the column `entry`, else 0; None without a readable one."""
-    return _rewards("gym", completions, columns, log_metric)
+    return _rewards("gym", completions, columns, log_metric, thought_reading)
 
 
 def feedback_of(reward: str) -> Callable[[str, dict[str, Any]], str] | None:
@@ -58,10 +67,10 @@ def feedback_of(reward: str) -> Callable[[str, dict[str, Any]], str] | None:
     if reward not in ANSWER_FORMATS:
         return None
 
-    def feedback(completion: str, row: dict[str, Any]) -> str:
+    def feedback(completion: str, row: dict[str, Any], thought_reading: ThoughtReading = MARKED) -> str:
         return rollout_feedback(
             reward=row["reward"],
-            extracted=find_answer(shortened(answer_part(completion))),
+            extracted=find_answer(shortened(answer_part(completion, thought_reading, row.get("prompt")))),
             solution=str(row.get("solution") or ""),
             answer_format=ANSWER_FORMATS[reward],
         )
@@ -70,19 +79,23 @@ def feedback_of(reward: str) -> Callable[[str, dict[str, Any]], str] | None:
 
 
 def _rewards(
-    verifier: str, completions: list[Any], columns: dict[str, Any], log_metric: LogMetric
+    verifier: str, completions: list[Any], columns: dict[str, Any], log_metric: LogMetric, reading: ThoughtReading
 ) -> list[float | None]:
     missing = [name for name in COLUMNS[verifier] if name not in columns]
     if missing:
         raise ValueError(f"The reward {verifier!r} needs the dataset column {missing[0]!r}.")
     texts = [c if isinstance(c, str) else c[-1]["content"] or "" for c in completions]
-    needed = {name: columns[name] for name in ("solution", "entry", "family") if name in columns}
+    if reading.decode is not None and columns.get("completion_ids") is not None:
+        # Of a message TRL may have taken the thought out, or its marks.
+        texts = [reading.decode(ids) for ids in columns["completion_ids"]]
+    needed: dict[str, Any] = {name: columns[name] for name in ("solution", "entry", "family") if name in columns}
+    needed |= {"prompt": columns["prompts"]} if "prompts" in columns else {}
     rows = [dict(zip(needed, values, strict=True)) for values in zip(*needed.values(), strict=True)]
     applies = [i for i, row in enumerate(rows) if all(row[name] is not None for name in COLUMNS[verifier])]
     rewards: list[float | None] = [None] * len(rows)
     verdicts: list[Verdict] = []
     unreadable: set[str] = set()
-    for index, verdict in verify_stream(((texts[i], rows[i]) for i in applies), verifier):
+    for index, verdict in verify_stream(((texts[i], rows[i]) for i in applies), verifier, reading=reading):
         if isinstance(verdict, Verdict):
             verdicts.append(verdict)
             rewards[applies[index]] = verdict.reward
