@@ -19,6 +19,7 @@ from p2o.prompt_phase.feedback import rollout_feedback
 from p2o.prompt_phase.guard import check_template, leaks_answer, stock_runs
 from p2o.prompt_phase.journal import Journal
 from p2o.prompt_phase.parents import DistinctParents, draw_distinct
+from p2o.prompt_phase.proposals import reflection_prompt
 from p2o.prompt_phase.selection import Trial, select, within_noise
 from p2o.prompt_phase.types import EvolutionConfig, Question, Reflection, ReflectionError, Rollout
 from p2o.templates import Template, select_templates
@@ -432,6 +433,13 @@ def test_reflection_is_asked_with_question_answer_and_feedback(tmp_path):
     evolve(QUESTIONS, land.rollout, reflect, config, seed=0, epoch=1, run_dir=tmp_path)
     assert seen[0].startswith("NOW ") and seen[0].endswith("END")
     assert all(part in seen[0] for part in ("question ", "said 0.", "Wrong."))
+
+
+def test_an_instruction_with_a_placeholder_is_shown_as_it_is():
+    prompt = reflection_prompt(
+        "Fill <side_info> in.", [{"Question": "2 + 3?"}], "NOW <curr_param> DATA <side_info> END"
+    )
+    assert prompt.startswith("NOW Fill <side_info> in. DATA") and prompt.count("2 + 3?") == 1
 
 
 def always(answer, config, tmp_path):

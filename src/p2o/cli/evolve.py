@@ -26,6 +26,7 @@ from p2o.options import check_least
 from p2o.prompt_phase.evolve import evolve
 from p2o.prompt_phase.frozen_policy import FrozenPolicy, Groups, gains, hard_questions
 from p2o.prompt_phase.options import EvolutionOptions
+from p2o.prompt_phase.traces import limit_of
 from p2o.prompt_phase.types import EvolutionConfig, EvolutionProgress, EvolutionResult, ReflectionFn
 from p2o.reflection.make import make_reflection
 from p2o.reflection.model import frozen_reflection
@@ -99,6 +100,7 @@ def _evolve(argv: list[str], console: Console) -> int:
             epoch=0,
             run_dir=directory / "evolution",
             special_tokens=model.special_tokens,
+            prompt_limit=limit_of(reflect, arguments.reflection_max_prompt_tokens),
             spent=spent,
             on_progress=lambda p: meter.update(f"evolution, {p.stage}", *_where(p)),
         )
@@ -129,7 +131,7 @@ def _settings(arguments: EvolveArguments, config: EvolutionConfig, tasks: list[Q
     names = (
         *("num_generations", "near_hard", "min_hard_questions", "verifier", "reward_func", "feedback_func"),
         *("reflection_model", "reflection_base_url", "reflection_func", "confirm_samples"),
-        *("reflection_max_tokens", "reflection_temperature"),
+        *("reflection_max_prompt_tokens", "reflection_max_tokens", "reflection_temperature"),
     )
     return {
         **model_settings(arguments),
@@ -167,11 +169,12 @@ def _reflection(arguments: EvolveArguments, model: FrozenModel, spent: Ledger) -
 
     def own() -> ReflectionFn:
         sampling = Sampling(arguments.reflection_max_tokens, arguments.reflection_temperature)
+        longest = arguments.reflection_max_prompt_tokens
         if arguments.reflection_model in OWN_MODELS:
-            return frozen_reflection(model, sampling)
+            return frozen_reflection(model, sampling, longest_prompt=longest)
         other = replace(arguments, served=False, base_url=None)
         other.model = arguments.reflection_model
-        return frozen_reflection(load_model(other), sampling)
+        return frozen_reflection(load_model(other), sampling, longest_prompt=longest)
 
     function = None
     if arguments.reflection_func:

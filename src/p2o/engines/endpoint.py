@@ -118,6 +118,14 @@ class Endpoint:
         except Exception:  # litellm raises different things for an unknown model and for an unknown provider
             self.priced = False
 
+    @property
+    def context_length(self) -> int | None:
+        """Tokens of prompt and completion together, where litellm's list has the model; None elsewhere."""
+        listed = self.litellm.model_cost
+        found = listed.get(self.model) or listed.get(self.model.partition("/")[2]) or {}
+        length = found.get("max_input_tokens") if self.base_url is None else None
+        return int(length) if isinstance(length, int | float) else None
+
     def complete(
         self,
         chats: Sequence[list[dict[str, Any]]],

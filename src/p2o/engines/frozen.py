@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from p2o.completions import CompleteFn, Completion, GenerationError, Sampling
 from p2o.engines.endpoint import Endpoint
 from p2o.engines.generation import only_asked_settings
+from p2o.engines.memory import Halving
 from p2o.seeding import derive_seed, random_stream
 from p2o.tasks import long_prompts, refused_chats
 from p2o.templates import Prompt
@@ -124,16 +125,26 @@ def sample_tokens(
     *,
     batch_size: int,
     seed: int,
+    halving: Halving | None = None,
 ) -> list[list[int]]:
-    """Tokens sampled after each prompt's, with the one that ended them; process-wide generators are as before after."""
+    """Tokens sampled after each prompt's, with the one that ended them; process-wide generators are as before after.
+
+    Args:
+        halving: halves batches that memory does not suffice for; without one, that is an error.
+    """
     was_training = model.training
+
+    def sample(batch: list[list[int]], stream: int) -> list[list[int]]:
+        return _sample_batch(model, tokenizer, batch, sampling)  # draws from the process-wide stream, seeded below
+
     model.eval()
     try:
         with random_stream(seed):
-            starts = range(0, len(prompts), batch_size)
-            return [
-                row for s in starts for row in _sample_batch(model, tokenizer, prompts[s : s + batch_size], sampling)
-            ]
+            rows: list[list[int]] = []
+            for start in range(0, len(prompts), batch_size):
+                batch, stream = list(prompts[start : start + batch_size]), derive_seed(seed, "batch", start)
+                rows += sample(batch, stream) if halving is None else halving.run(sample, batch, stream)
+            return rows
     finally:
         model.train(was_training)
 
@@ -172,18 +183,24 @@ def _ended(row: list[int], stops: set[int]) -> list[int]:
 
 
 def transformers_complete(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, **template_options: Any
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int,
+    *,
+    halving: Halving | None = None,
+    **template_options: Any,
 ) -> CompleteFn:
     """Samples from a model at hand; the process-wide generators are as before afterwards.
 
     Args:
         batch_size: prompts generated at once. The draws depend on it.
+        halving: as in [`sample_tokens`].
         template_options: for the chat template.
     """
 
     def complete(prompts: Sequence[Prompt], *, sampling: Sampling, seed: int) -> list[Completion]:
         encoded = encode(tokenizer, prompts, **template_options)
-        sampled = sample_tokens(model, tokenizer, encoded, sampling, batch_size=batch_size, seed=seed)
+        sampled = sample_tokens(model, tokenizer, encoded, sampling, batch_size=batch_size, seed=seed, halving=halving)
         stops = stop_tokens(model, tokenizer)
         return [
             Completion(
@@ -233,7 +250,8 @@ def transformers_model(
 
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     options = dict(template_options or {})
-    return FrozenModel(transformers_complete(model, tokenizer, batch_size, **options), tokenizer, positions, options)
+    complete = transformers_complete(model, tokenizer, batch_size, halving=Halving(), **options)
+    return FrozenModel(complete, tokenizer, positions, options)
 
 
 # -- vLLM --------------------------------------------------------------------------------------------------------------

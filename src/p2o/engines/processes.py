@@ -11,7 +11,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, send_to_device
 from torch import Tensor
+from trl.distributed import DistributedBackend
 
+from p2o.engines.memory import Halving
 from p2o.seeding import derive_seed, random_stream
 
 Item = TypeVar("Item")
@@ -44,12 +46,21 @@ def run_in_batches(
     *,
     batch_size: int,
     seed: int,
+    halve: bool = False,
+    count: Callable[[str, int], None] | None = None,
 ) -> list[Result]:
     """`run(batch, seed)` over batches of items, distributed over the processes; returns all results, in order.
 
     Each batch has its own random seed, so that the results depend on `batch_size` but not on the number of
     processes.
+
+    Args:
+        halve: whether a batch that memory does not suffice for is halved. Not where processes gather sharded weights
+            within `run`: the others would wait for ever.
+        count: `count(event, times)`: takes note, in every process, of how often that was.
     """
+    halving = Halving()
+
     batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
     done = []
     for start in range(0, len(batches), accelerator.num_processes):
@@ -58,12 +69,21 @@ def run_in_batches(
         # Sharded weights are gathered by all processes or by none: one without work runs a batch of one and drops it.
         batch = batches[number] if number < len(batches) else batches[start][:1]
         with random_stream(stream):
-            results = run(batch, stream)
+            results = halving.run(run, batch, stream) if halve else run(batch, stream)
         if number < len(batches):
             done.append((number, results))
+    (halved,) = all_reduce_sum(accelerator, halving.times)
+    if halved and count is not None:
+        count("batch_halved_for_memory", int(halved))
     if accelerator.num_processes > 1:
         done = gather_object(done)
     return [result for _, results in sorted(done, key=lambda pair: pair[0]) for result in results]
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether processes hold parts of the weights, which all of them gather whenever one generates."""
+    sharding = DistributedBackend(accelerator)
+    return bool(accelerator.num_processes > 1 and (sharding.is_zero3 or sharding.is_fsdp))
 
 
 def run_or_fail_together(

@@ -21,6 +21,7 @@ from p2o.prompt_phase.journal import Journal
 from p2o.prompt_phase.parents import DistinctParents
 from p2o.prompt_phase.proposals import ProposalStrategy
 from p2o.prompt_phase.selection import select
+from p2o.prompt_phase.traces import PromptLimit
 from p2o.prompt_phase.types import (
     COMPONENT,
     Candidate,
@@ -47,12 +48,14 @@ def evolve(
     epoch: int,
     run_dir: Path,
     special_tokens: Collection[str] = (),
+    prompt_limit: PromptLimit | None = None,
     spent: Ledger | None = None,
     on_progress: Callable[[EvolutionProgress], None] | None = None,
 ) -> EvolutionResult:
     """Templates for the hard questions; `run_dir` holds the journal from which an interrupted call goes on.
 
     Args:
+        prompt_limit: the longest reflection prompt; None where it is not known.
         spent: an empty ledger, in which spending is counted as it happens; the result's.
 
     Raises:
@@ -74,7 +77,7 @@ def evolve(
     fingerprint = {"seed": seed, "epoch": epoch, "limit": limit, "config": asdict(config), "ids": sorted(by_id)}
     with Journal(run_dir / "journal.jsonl", fingerprint) as journal:
         adapter = GepaAdapter(by_id, frozenset(dev_ids), rollout, journal, seed, epoch, spent, config)
-        proposals = ProposalStrategy(adapter, reflect, config, special_tokens)
+        proposals = ProposalStrategy(adapter, reflect, config, special_tokens, prompt_limit)
         progress = ProgressCallback(adapter, proposals, limit, on_progress)
         found = _optimize([by_id[i] for i in feedback_ids], [by_id[i] for i in dev_ids], proposals, progress)
         if proposals.error is not None:

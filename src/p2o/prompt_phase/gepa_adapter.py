@@ -12,6 +12,7 @@ from gepa.core.adapter import EvaluationBatch
 from p2o.ledger import Ledger, Purpose
 from p2o.prompt_phase.journal import Journal
 from p2o.prompt_phase.selection import Trial
+from p2o.prompt_phase.traces import ANSWER, FEEDBACK, QUESTION
 from p2o.prompt_phase.types import COMPONENT, EvolutionConfig, Question, Rollout, RolloutFn, Success
 from p2o.seeding import derive_seed
 
@@ -179,7 +180,7 @@ class GepaAdapter:
             return {}
         return {
             COMPONENT: [
-                {"Question": question.text, "Answer given": outcome.completion, "Feedback": outcome.feedback}
+                {QUESTION: question.text, ANSWER: outcome.completion, FEEDBACK: outcome.feedback}
                 for question, outcome in trajectories
             ]
         }

@@ -17,6 +17,7 @@ from p2o.ledger import Ledger
 from p2o.prompt_phase.evolve import evolve
 from p2o.prompt_phase.policy_rollouts import PolicyRollouts, Request
 from p2o.prompt_phase.selection import drawn_rate
+from p2o.prompt_phase.traces import limit_of
 from p2o.prompt_phase.types import (
     EvolutionConfig,
     EvolutionResult,
@@ -107,9 +108,13 @@ class Evolution:
             epoch=state.epoch,
             run_dir=directory,
             special_tokens=set(self.rollouts.tokenizer.all_special_tokens),
+            prompt_limit=limit_of(self.reflect, self.args.reflection_max_prompt_tokens),
             spent=state.phase_ledger,
             on_progress=lambda progress: self.notify("on_prompt_phase_progress", progress=progress),
         )
+        if isinstance(self.reflect, OwnReflection):
+            for event in list(self.reflect.events):
+                state.event(event, self.reflect.events.pop(event))
         broadcast_task(self.accelerator, FINISHED, result)
         return result
 

@@ -11,7 +11,7 @@ from trl.chat_template_utils import parse_response
 from trl.data_utils import is_conversational
 
 from p2o.config import P2OConfig
-from p2o.engines.processes import run_in_batches, share
+from p2o.engines.processes import is_sharded, run_in_batches, share
 from p2o.policy_phase.rewards import Rewards
 from p2o.policy_phase.rollouts import contexts_within
 from p2o.prompt_phase.feedback import rollout_feedback
@@ -108,6 +108,8 @@ class PolicyRollouts:
                 list(range(len(prompts))),
                 batch_size=everything if self.args.use_vllm else self.args.prompt_phase_batch_size,
                 seed=seed,
+                halve=not self.args.use_vllm and not is_sharded(self.accelerator),
+                count=self.count,
             )
 
     def _score(

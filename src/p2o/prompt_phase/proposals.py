@@ -12,6 +12,7 @@ from gepa.strategies.instruction_proposal import InstructionProposalSignature
 from p2o.prompt_phase.extraction import extract_instruction, read_reflection
 from p2o.prompt_phase.gepa_adapter import GepaAdapter
 from p2o.prompt_phase.guard import Rejection, check_template, stock_runs
+from p2o.prompt_phase.traces import QUESTION, PromptLimit, fit
 from p2o.prompt_phase.types import COMPONENT, EvolutionConfig, Reflection, ReflectionError, ReflectionFn
 
 __all__ = ["ProposalStrategy", "extract_instruction", "reflection_prompt"]
@@ -26,11 +27,11 @@ def reflection_prompt(instruction: str, records: Sequence[Mapping[str, str]], wo
         records: what the instruction was tried on, see `GepaAdapter.make_reflective_dataset`.
         wording: with the placeholders `<curr_param>` and `<side_info>`; GEPA's own when None.
     """
-    return str(
-        InstructionProposalSignature.prompt_renderer(
-            {"current_instruction_doc": instruction, "dataset_with_feedback": records, "prompt_template": wording}
-        )
+    held = instruction.replace("<side_info>", "<side\0info>")  # GEPA would put the records into the instruction, too
+    prompt = InstructionProposalSignature.prompt_renderer(
+        {"current_instruction_doc": held, "dataset_with_feedback": records, "prompt_template": wording}
     )
+    return str(prompt).replace("<side\0info>", "<side_info>")
 
 
 @dataclass
@@ -40,12 +41,14 @@ class ProposalStrategy:
     Args:
         adapter: whose journal and ledger reflections go through.
         special_tokens: the tokenizer's, which no template may contain.
+        prompt_limit: how long a reflection prompt may be; None where it is not known.
     """
 
     adapter: GepaAdapter
     reflection_fn: ReflectionFn
     config: EvolutionConfig
     special_tokens: Collection[str]
+    prompt_limit: PromptLimit | None = None
     proposed: set[str] = field(default_factory=lambda: {""})
     rejections: Counter[str] = field(default_factory=Counter)
     events: Counter[str] = field(default_factory=Counter)
@@ -68,13 +71,9 @@ class ProposalStrategy:
     def reflect_many(self, jobs: list[Any]) -> list[tuple[ReflectionProposal, "ProposalStrategy"]]:
         """A proposal for each (candidate, reflective dataset, components); an empty one where there is none."""
         proposals = [ReflectionProposal(new_texts={}) for _ in jobs]
-        wanted = [index for index, (_, records, _) in enumerate(jobs) if records.get(COMPONENT)]
-        prompts = [
-            reflection_prompt(
-                jobs[index][0][COMPONENT], jobs[index][1][COMPONENT], self.config.reflection_prompt_template
-            )
-            for index in wanted
-        ]
+        asked = {index: self._prompt(job) for index, job in enumerate(jobs) if job[1].get(COMPONENT)}
+        wanted = [index for index, prompt in asked.items() if prompt is not None]
+        prompts = [prompt for prompt in asked.values() if prompt is not None]
         if prompts and not self.stopped():
             try:
                 for index, answer in zip(wanted, self._answers(prompts), strict=True):
@@ -91,6 +90,22 @@ class ProposalStrategy:
             except Exception as error:
                 self.error = error
         return [(proposal, self) for proposal in proposals]
+
+    def _prompt(self, job: Any) -> str | None:
+        """The reflection prompt of a job within the model's limit; None where it cannot be made to fit."""
+        candidate, records, _ = job
+        wording = self.config.reflection_prompt_template
+        prompt = fit(
+            lambda some: reflection_prompt(candidate[COMPONENT], some, wording), records[COMPONENT], self.prompt_limit
+        )
+        for event, count in (
+            ("reflection_answers_cut", prompt.shortened),
+            ("reflection_examples_dropped", prompt.dropped),
+            ("reflection_prompt_too_long", int(prompt.text is None)),
+        ):
+            if count:
+                self.events[event] += count
+        return prompt.text
 
     def _answers(self, prompts: list[str]) -> list[Reflection]:
         """Reflections in the order of the prompts, from the journal where they are in it."""
@@ -137,7 +152,7 @@ class ProposalStrategy:
     def _guard(self, text: str, records: Sequence[Mapping[str, Any]]) -> Rejection | None:
         return check_template(
             text,
-            questions=[(r["Question"], self.solutions[r["Question"]]) for r in records],
+            questions=[(r[QUESTION], self.solutions[r[QUESTION]]) for r in records],
             max_length=self.config.max_template_length,
             special_tokens=self.special_tokens,
             stock=self.stock,

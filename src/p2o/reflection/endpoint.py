@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from p2o.engines.endpoint import Endpoint
+from p2o.prompt_phase.traces import prompt_limit
 from p2o.prompt_phase.types import Reflection, ReflectionError
 
 logger = logging.getLogger(__name__)
@@ -18,6 +19,7 @@ class EndpointReflection(Endpoint):
     Args:
         left: tokens and US dollars that may still be spent before this batch. No request begins once the batch has
             spent them; those under way then may exceed them.
+        longest_prompt: in tokens, where less than the model takes is wanted; what it takes is litellm's to know.
         settings: as [`p2o.engines.endpoint.Endpoint`].
 
     Raises:
@@ -29,10 +31,12 @@ class EndpointReflection(Endpoint):
         model: str,
         *,
         left: Callable[[], tuple[float, float]] = lambda: (math.inf, math.inf),
+        longest_prompt: int | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(model, **settings)
         self.left = left
+        self.prompt_limit = prompt_limit(self.context_length, self.max_tokens, longest_prompt)
         self._warned_of_usage = False
 
     def limit_reached(self, tokens: int = 0, cost: float = 0.0) -> str | None:

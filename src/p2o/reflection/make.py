@@ -48,6 +48,7 @@ def make_reflection(
         timeout=options.reflection_timeout,
         max_retries=options.reflection_max_retries,
         left=left,
+        longest_prompt=options.reflection_max_prompt_tokens,
     )
     if options.reflection_cost_limit is not None and not endpoint.priced:
         raise ValueError(

@@ -1,12 +1,13 @@
 """Reflections of a model in this process or behind a completion server: its completions of the reflection prompts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from p2o.completions import CompleteFn, GenerationError, Sampling
-from p2o.engines.frozen import FrozenModel, transformers_complete
+from p2o.engines.frozen import FrozenModel, encode, transformers_complete
+from p2o.prompt_phase.traces import PromptLimit, estimated_tokens, prompt_limit
 from p2o.prompt_phase.types import Reflection, ReflectionError
 
 
@@ -16,10 +17,13 @@ class ModelReflection:
     Args:
         complete: samples from it.
         chats: whether prompts become chats; without a chat template they cannot.
+        prompt_limit: the longest prompt, where it is known.
     """
 
-    def __init__(self, complete: CompleteFn, sampling: Sampling, *, chats: bool = True) -> None:
-        self.complete, self.sampling, self.chats = complete, sampling, chats
+    def __init__(
+        self, complete: CompleteFn, sampling: Sampling, *, chats: bool = True, prompt_limit: PromptLimit | None = None
+    ) -> None:
+        self.complete, self.sampling, self.chats, self.prompt_limit = complete, sampling, chats, prompt_limit
 
     def __call__(self, prompts: list[str], *, seed: int) -> list[Reflection]:
         """Reflections in the order of the prompts.
@@ -34,10 +38,31 @@ class ModelReflection:
             raise ReflectionError(str(error)) from None
 
 
-def frozen_reflection(model: FrozenModel, sampling: Sampling) -> ModelReflection:
-    """Reflections of a frozen model."""
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, template_options: Mapping[str, Any]) -> Callable[[str], int]:
+    """Counts the tokens of a reflection prompt, with the chat template's where there is one."""
+    chats = tokenizer.chat_template is not None
+
+    def count(prompt: str) -> int:
+        return len(
+            encode(tokenizer, [[{"role": "user", "content": prompt}] if chats else prompt], **template_options)[0]
+        )
+
+    return count
+
+
+def frozen_reflection(model: FrozenModel, sampling: Sampling, *, longest_prompt: int | None = None) -> ModelReflection:
+    """Reflections of a frozen model.
+
+    Args:
+        longest_prompt: in tokens, where less than the model takes is wanted.
+
+    Raises:
+        ValueError: reflections so long leave no room for a prompt.
+    """
     chats = model.tokenizer is None or model.tokenizer.chat_template is not None
-    return ModelReflection(model.complete, sampling, chats=chats)
+    count = estimated_tokens if model.tokenizer is None else prompt_tokens(model.tokenizer, model.template_options)
+    limit = prompt_limit(model.context_length, sampling.max_completion_length, longest_prompt, count)
+    return ModelReflection(model.complete, sampling, chats=chats, prompt_limit=limit)
 
 
 def transformers_reflection(

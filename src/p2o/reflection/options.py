@@ -67,6 +67,15 @@ class ReflectionOptions:
             "GEPA's own when not set."
         },
     )
+    reflection_max_prompt_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Longest reflection prompt, in tokens. Of answers that do not fit, the beginning and the end are "
+            "shown, while questions and feedback stay whole. By default, what the model's positions or vLLM's context "
+            "length leave beside `reflection_max_tokens`; less saves memory and time. Tokens of an endpoint's model "
+            "are estimated from bytes."
+        },
+    )
     reflection_max_tokens: int = field(
         default=1024,
         metadata={"help": "Longest reflection, in new tokens."},
@@ -83,6 +92,7 @@ class ReflectionOptions:
         """
         least = {
             "reflection_max_tokens": 1,
+            "reflection_max_prompt_tokens": 1,
             "reflection_concurrency": 1,
             "reflection_max_retries": 0,
             "reflection_token_limit": 1,

@@ -1,8 +1,9 @@
 """Reflections of the model in training: as it is, or as it was before training."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,17 @@ from accelerate import Accelerator
 from trl.trainer.utils import use_adapter
 
 from p2o.config import P2OConfig
-from p2o.engines.processes import broadcast_task, run_in_batches
-from p2o.prompt_phase.types import Reflection
-from p2o.reflection.model import transformers_reflection
+from p2o.engines.memory import out_of_memory
+from p2o.engines.processes import broadcast_task, is_sharded, run_in_batches
+from p2o.prompt_phase.traces import PromptLimit, prompt_limit
+from p2o.prompt_phase.types import Reflection, ReflectionError
+from p2o.reflection.model import prompt_tokens, transformers_reflection
 from p2o.reflection.reference import Reference
+
+OUT_OF_MEMORY = (
+    "Memory does not suffice for a single reflection. Lower reflection_max_prompt_tokens or reflection_max_tokens, or "
+    "reflect with vLLM or an endpoint."
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,8 @@ class OwnReflection:
         reference_model: the reference model that TRL keeps for its KL term; None where it needs none.
         present: whether the policy reflects as it is.
         template_options: for the chat template, as rollouts have them.
+        prompt_limit: the longest prompt; None for no limit.
+        events: incidents by their names, for whoever collects them.
     """
 
     accelerator: Accelerator
@@ -39,10 +49,20 @@ class OwnReflection:
     temperature: float
     batch_size: int
     template_options: dict[str, Any]
+    prompt_limit: PromptLimit | None
+    events: Counter[str] = field(default_factory=Counter)
 
     def __call__(self, prompts: list[str], *, seed: int) -> list[Reflection]:
+        """Reflections in the order of the prompts; one for which even alone memory does not suffice has an `error`.
+
+        Raises:
+            ReflectionError: that is so of all of them.
+        """
         broadcast_task(self.accelerator, "reflections", prompts, seed)
-        return self.in_all_processes(prompts, seed)
+        reflections = self.in_all_processes(prompts, seed)
+        if reflections and all(reflection.error for reflection in reflections):
+            raise ReflectionError(reflections[0].error, reflections)
+        return reflections
 
     def in_all_processes(self, prompts: list[str], seed: int) -> list[Reflection]:
         with self._model() as model:
@@ -54,12 +74,23 @@ class OwnReflection:
                 batch_size=self.batch_size,
                 template_options=self.template_options,
             )
+
+            def reflect(batch: list[str], stream: int) -> list[Reflection]:
+                try:
+                    return reflection(batch, seed=stream)
+                except RuntimeError as error:
+                    if len(batch) > 1 or not out_of_memory(error):
+                        raise
+                return [Reflection("", error=OUT_OF_MEMORY)]
+
             return run_in_batches(
                 self.accelerator,
-                lambda batch, stream: reflection(batch, seed=stream),
+                reflect,
                 prompts,
                 batch_size=self.batch_size,
                 seed=seed,
+                halve=self.frozen is not None or not is_sharded(self.accelerator),
+                count=lambda event, times: self.events.update({event: times}),
             )
 
     @contextlib.contextmanager
@@ -79,7 +110,11 @@ class OwnReflection:
 
 
 def own_reflection(
-    accelerator: Accelerator, policy: Callable[[], Any], reference_model: Any, tokenizer: Any, args: P2OConfig
+    accelerator: Accelerator,
+    policy: Callable[[], Any],
+    reference_model: Any,
+    tokenizer: Any,
+    args: P2OConfig,
 ) -> OwnReflection:
     """The model that `reflection_model` names, 'reference' or 'policy'.
 
@@ -88,12 +123,16 @@ def own_reflection(
 
     Raises:
         OSError: the copy cannot be written.
+        ValueError: reflections so long leave no room for a prompt.
     """
     model, frozen = accelerator.unwrap_model(policy()), None
     held = hasattr(model, "peft_config") or (reference_model is not None and not args.sync_ref_model)
     if args.prompt_phase and args.reflection_model == "reference" and not held:
         dtype = torch.bfloat16 if args.bf16 else None
         frozen = Reference(model, accelerator, Path(args.output_dir), dtype=dtype)
+    options = args.chat_template_kwargs or {}
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest, counts = args.reflection_max_prompt_tokens, prompt_tokens(tokenizer, options)
     return OwnReflection(
         accelerator,
         policy,
@@ -104,5 +143,6 @@ def own_reflection(
         max_new_tokens=args.reflection_max_tokens,
         temperature=args.reflection_temperature,
         batch_size=args.prompt_phase_batch_size,
-        template_options=args.chat_template_kwargs or {},
+        template_options=options,
+        prompt_limit=prompt_limit(positions, args.reflection_max_tokens, longest, counts),
     )
