@@ -13,6 +13,7 @@ _MARKERS = re.compile(
 _CLOSING_TAG = re.compile(r"</answer>", re.IGNORECASE)
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_UNBRACED = re.compile(r"\\(boxed|fbox)[ \t]+([^\s{}$\\][^\s{}$\\]{0,39}?)(?=[.,;]?(?:[\s$]|\\[)\]]|$))")
 _STATED = re.compile(r"(?i:\banswer(?:\s+is)?):?\s+(\S[^\n]*?)[.\s]*$")
 _ENUMERATION = re.compile(r"(?:[\s$,;]|\\[()\[\],; ]|\\q?quad|\\text\{\s*(?:and|or)\s*\}|and|or)*")
 
@@ -58,12 +59,18 @@ def _restated(boxed: str | None, outside: str) -> str:
     return f" \\boxed{{{boxed}}}" if match[1].strip("$*") == boxed else ""
 
 
+def _braced(text: str) -> str:
+    r"""With braces around what a box holds without: `\\boxed 42` is meant to box all of 42."""
+    return _UNBRACED.sub(r"\\\1{\2}", text) if _UNBRACED.search(text) else text
+
+
 def find_answer(text: str) -> str | None:
     """The last of `\\boxed{…}`, `<answer>…</answer>` and `Answer: …` or `Final answer: …` (to the end of its
     line); None if there is none.
 
     An empty one, or one that is never closed, is none.
     """
+    text = _braced(text)
     found = next(iter(deque(_MARKERS.finditer(text), maxlen=1)), None)
     if found is None:
         return None
@@ -119,6 +126,7 @@ def around_last_boxes(text: str) -> str:
     answers of one set, even in `\\boxed{3}, no, \\boxed{4}`. Here they are one when nothing stands between them but
     commas, "and", "or". Text without a box is left as it is.
     """
+    text = _braced(text)
     boxes = [match.span() for match in _BOX.finditer(text)]
     if not boxes:
         return text

@@ -34,6 +34,8 @@ _LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 
 FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|gcd|lcm|max|min"
+_TRIGONOMETRIC = "sin|cos|tan|cot|sec|csc"
+_DEGREES = r"(\d{1,4}(?:\.\d{1,4})?)\s*\^\s*\{?\s*\\circ\s*\}?"
 GREEK = "alpha|beta|gamma|delta|theta|lambda|sigma|omega|phi|rho|tau|pi"
 
 
@@ -134,15 +136,24 @@ def commands(text: str) -> str:
 def functions(text: str) -> str:
     r"""Functions and Greek letters in plain letters: `sqrt(17)`, `2*pi`, `exp(3)`, `\operatorname{ln} 2`.
 
-    Source: #29 (`sqrt(17)`), #69 (`pi/2`, `exp(16)`).
+    Source: #29 (`sqrt(17)`), #69 (`pi/2`, `exp(16)`); schoolbooks (`\lg 100`, `\sin 30^\circ`).
     """
     text = re.sub(rf"\\(?:operatorname\*?|mathrm|text|rm)\s*\{{\s*({FUNCTIONS})\s*\}}", r"\\\1 ", text)
     text = re.sub(rf"(?<![\\a-zA-Z])({FUNCTIONS}|{GREEK})(?![a-zA-Z])(?=\s*[\\({{\d*/+^)=-]|\s*$|\s+[a-z0-9]\b)",
                   r"\\\1 ", text)  # fmt: skip
+    text = re.sub(r"\\lg(?![a-zA-Z])", r"\\log_{10}", text)
+    text = re.sub(
+        rf"\\({_TRIGONOMETRIC})\s*(?:\(\s*{_DEGREES}\s*\)|\{{\s*{_DEGREES}\s*\}}|{_DEGREES})", _in_radians, text
+    )
     text = re.sub(r"(?<![a-zA-Z])\\?sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
     text = re.sub(r"(?<![\\a-zA-Z])sqrt\s*(?=[\d{])", r"\\sqrt ", text)
     text = re.sub(r"^\s*(?:\\text\s*\{\s*)?(?:negative|minus)\s*\}?\s*(?=[\d\\])", "-", text)
     return re.sub(r"\\exp\s*(?:\(([^()]*)\)|\{([^{}]*)\})", lambda m: f"e^{{{m[1] or m[2]}}}", text)
+
+
+def _in_radians(match: re.Match[str]) -> str:
+    degrees = match[2] or match[3] or match[4]
+    return rf"\{match[1]}(\frac{{{degrees}\pi}}{{180}})"
 
 
 def numerals(text: str) -> str:

@@ -26,6 +26,10 @@ MOST_CHARACTERS = 1000
 _MISREAD = re.compile(r"\di(?![a-zA-Z])|[<>]|\\[lg]e|\\sqrt\s*(?:\{[^{}]*)?[a-z]")
 """What math-verify reads as another thing, or compares less well than asked for in `_same`."""
 
+_NAMED_BY_POINTS = re.compile(
+    r"\\(angle|measuredangle|overline|overrightarrow|overset\{\\frown\})\s*(?:\{\s*([A-Z]{2,4})\s*\}|([A-Z]{2,4}))"
+)
+
 # Units are ours: math-verify would strike out any words at the end, "or more" as well.
 _READ = [
     LatexExtractionConfig(
@@ -43,7 +47,7 @@ def pays(gold: str, answer: str) -> bool:
     wanted, said = spelled(gold), spelled(answer)
     if not wanted or not said or _cut_off(gold, answer) or _percent_of_measure(wanted, said):
         return False
-    for rule in (_times, _bases, _choices, _words, _percentages, _systems, _sets):
+    for rule in (_times, _bases, _choices, _words, _percentages, _systems, _points, _ratios, _figures, _sets):
         verdict = rule(wanted, said)
         if verdict is not None:
             return verdict
@@ -73,9 +77,11 @@ def refuses(gold: str, answer: str, parsed: list[Any], found: list[Any]) -> bool
         return False
     if _cut_off(gold, answer) or _percent_of_measure(wanted, said):
         return True
-    for rule in (_times, _bases, _systems):
+    for rule in (_times, _bases, _systems, _ratios, _figures):
         if rule(wanted, said) is False:
             return True
+    if _untrue(said):
+        return True
     if changes_value(said) and not changes_value(wanted) and len(sets.answers(wanted)) == 1:
         return True
     if conflicting(quantity(wanted).unit, quantity(said).unit):
@@ -124,6 +130,39 @@ def _times(gold: str, answer: str) -> bool | None:
     if wanted is None or said is None or not is_time(wanted):
         return None
     return same_time(wanted, said)
+
+
+def _points(gold: str, answer: str) -> bool | None:
+    """`P(2,3)` for (2,3)."""
+    bare = [re.sub(r"^[A-Z]'?\s*(?=\()", "", side) for side in (gold, answer)]
+    if bare == [gold, answer] or any(sets.coordinates(side) is None for side in bare):
+        return None
+    return pays(*bare) or _same(*bare)
+
+
+def _ratios(gold: str, answer: str) -> bool | None:
+    """Ratios of three numbers and more, which math-verify takes for sets. Source: MATH's and schoolbooks' golds."""
+    sides = [side.split(":") for side in (gold, answer)]
+    numbers = [[value(part.strip()) for part in side] for side in sides]
+    if any(len(side) < 3 or None in side or not any(side) for side in numbers):
+        return None
+    one, other = ([number or Fraction(0) for number in side] for side in numbers)
+    return len(one) == len(other) and all(a * sum(other) == b * sum(one) for a, b in zip(one, other, strict=True))
+
+
+def _figures(gold: str, answer: str) -> bool | None:
+    r"""Angles, arcs and segments named by their points, which math-verify multiplies: `\angle ABC` is `\angle CBA`."""
+    sides = [_NAMED_BY_POINTS.fullmatch(side) for side in (gold, answer)]
+    if not sides[0] or not sides[1]:
+        return None
+    (kind, points), (other, said) = ((side[1], side[2] or side[3]) for side in sides if side)
+    return kind == other and said in (points, points[::-1])
+
+
+def _untrue(answer: str) -> bool:
+    """Whether it is an equation of numbers that differ, such as 4 = 5: none of them is the answer."""
+    parts = [value(part.strip()) for part in answer.split("=")]
+    return len(parts) > 1 and None not in parts and len(set(parts)) > 1
 
 
 def _bases(gold: str, answer: str) -> bool | None:

@@ -48,7 +48,7 @@ _NOT_UNITS = frozenset(
 _CHANGING = re.compile(
     r"\\text\s*\{[^{}]*\b(?:hundred|thousand|million|billion|trillion|dozen|half|halves|thirds?|quarters?|fifths?|"
     r"sixths?|tenths?|hundredths?|thousandths?|or (?:more|less|fewer|greater|higher)|factorial|squared|cubed|mod|below|"
-    r"or \d+|and \d+)\b"
+    r"or \d+|and \d+)\b|\d\s*\\text\s*\{\s*k\s*\}"
 )
 _SHORT = frozenset(
     "sq square cu cubic per of in the a men boy boys girl girls box way ways team cow dog cat egg eggs pen pens".split()
