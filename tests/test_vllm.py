@@ -5,6 +5,7 @@ Runs on a CPU. The engine computes in float32 here, so that its log-probabilitie
 
 import copy
 import json
+import math
 import os
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from p2o.pico import model_path, world
 from p2o.policy_phase.context_distillation import ROLLOUT_LOGPS, TEMPLATED
 from p2o.prompt_phase.types import Question
 from p2o.templates import Template, question_text
+from test_generation import checkpoint_with_settings
 from test_processes import alike, fsdp2, launch, launched, zero3
 from test_trainer import (
     TEMPLATE,
@@ -535,14 +537,34 @@ def test_vllms_server_reflects(server, tmp_path):
     assert reply["usage"]["completion_tokens"] > 0
 
 
+SAMPLINGS = [(1, 1.0, 1.0, 0), (1, 0.7, 0.9, 20)]
 FROZEN = """
 import json, sys
+import vllm
 from p2o.completions import Sampling
 from p2o.engines.frozen import vllm_model
-from p2o.pico import model_path, world
+from p2o.pico import world
 
+class Watched(vllm.LLM):
+    '''Tells the distribution that each first token is drawn from, by token.'''
+
+    watches, drawn_from = False, []
+
+    def __init__(self, **settings):
+        super().__init__(**settings, logprobs_mode="processed_logprobs", max_logprobs=-1)
+
+    def generate(self, prompts, parameters, **options):
+        for one in parameters:
+            one.logprobs = -1 if self.watches else None
+        outputs = super().generate(prompts, parameters, **options)
+        if self.watches:
+            first = [output.outputs[0].logprobs[0] for output in outputs]
+            self.drawn_from.append([{token: value.logprob for token, value in step.items()} for step in first])
+        return outputs
+
+vllm.LLM = Watched
 prompts = [row["prompt"] for split in ("easy", "hard") for row in world.eval_dataset(per_split=16)[split]]
-model = vllm_model(model_path(), dtype="float32", max_model_length=1024)
+model = vllm_model(sys.argv[2], dtype="float32", max_model_length=1024)
 def texts(prompts, temperature, seed):
     return [c.text for c in model.complete(prompts, sampling=Sampling(112, temperature), seed=seed)]
 cut = model.complete(prompts, sampling=Sampling(2), seed=0)
@@ -553,17 +575,21 @@ found = {
     "cut": [[c.completion_tokens, c.truncated] for c in cut],
     "context": model.context_length,
 }
+Watched.watches = True
+for settings in json.loads(sys.argv[3]):
+    model.complete(prompts[:8], sampling=Sampling(*settings), seed=0)
+found["drawn from"] = Watched.drawn_from
 json.dump(found, open(sys.argv[1], "w"))
 """
 
 
-def test_a_frozen_model_is_the_same_in_either_engine(tmp_path):
+def test_a_frozen_model_is_the_same_in_either_engine(tmp_path, monkeypatch):
     """What `p2o eval --use_vllm` samples from; in a process of its own, beside the trainer's engine."""
-    out = tmp_path / "found.json"
-    subprocess.run([sys.executable, "-c", FROZEN, str(out)], check=True, timeout=280)
+    out, path = tmp_path / "found.json", checkpoint_with_settings(tmp_path / "model")
+    subprocess.run([sys.executable, "-c", FROZEN, str(out), path, json.dumps(SAMPLINGS)], check=True, timeout=280)
     found = json.loads(out.read_text())
     prompts = [row["prompt"] for split in ("easy", "hard") for row in world.eval_dataset(per_split=16)[split]]
-    model = transformers_model(model_path(), attn_implementation="eager")
+    model = transformers_model(path, attn_implementation="eager")
     greedy = [c.text for c in model.complete(prompts, sampling=Sampling(112, 0.0), seed=0)]
     assert found["greedy"] == greedy
     first, again, other = found["sampled"]
@@ -573,6 +599,17 @@ def test_a_frozen_model_is_the_same_in_either_engine(tmp_path):
     assert sum(a != b for a, b in zip(first, sampled, strict=True)) > 8
     assert len(set(found["one question"])) > 8
     assert found["cut"] == [[2, True]] * len(prompts) and found["context"] == 1024
+    # The same settings are the same distribution, whatever the checkpoint has in its generation_config.json.
+    draw, drawn_from = torch.multinomial, []
+    monkeypatch.setattr(torch, "multinomial", lambda p, *args, **kw: drawn_from.append(p) or draw(p, *args, **kw))
+    for settings in SAMPLINGS:
+        model.complete(prompts[:8], sampling=Sampling(*settings), seed=0)
+    for ours, engines in zip(drawn_from, found["drawn from"], strict=True):
+        theirs = torch.zeros_like(ours)
+        for row, logprobs in enumerate(engines):
+            for token, logprob in logprobs.items():
+                theirs[row, int(token)] = math.exp(logprob)
+        torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-3)
 
 
 def test_a_frozen_model_is_the_same_behind_a_server(tmp_path, server):
