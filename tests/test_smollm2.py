@@ -15,7 +15,7 @@ from p2o.cli import main
 from p2o.models import model_path
 from p2o.smollm2 import HOW_TO_INSTALL
 from p2o.tasks import load_task
-from prose import INSTRUCTION, write_questions
+from prose import write_questions
 
 NAME = "smollm2-135m"
 needs_the_model = pytest.mark.skipif(
@@ -162,24 +162,11 @@ def test_templates_are_evolved_for_it_by_itself(tmp_path, monkeypatch):
     write_questions(tmp_path / "gcd.jsonl")
     command = ["evolve", NAME, "--dataset", "gcd.jsonl", "--reward_func", "prose:names_the_divisor", *SHORT]
     command += ["--feedback_func", "prose:feedback", "--num_generations", "2", "--min_hard_questions", "2"]
-    command += [
-        "--evolution_budget",
-        "6",
-        "--reflection_max_tokens",
-        "32",
-        "--confirm_samples",
-        "1",
-        "--near_hard",
-        "true",
-    ]
-    code = main([*command, "--output_dir", "by-itself"])
-    outcome = json.loads(Path("by-itself/templates.json").read_text())
+    command += ["--near_hard", "true", "--evolution_budget", "6", "--reflection_max_tokens", "32"]
+    code = main([*command, "--confirm_samples", "1", "--output_dir", "found"])
+    outcome = json.loads(Path("found/templates.json").read_text())
     assert code == (0 if outcome["templates"] else 1)
     assert outcome["hard_questions"] >= 2 and outcome["ledger"]["rollouts"]["reflection"] >= 1
-    # The same, with somebody who knows what is wanted.
-    assert main([*command, "--reflection_func", "prose:reflect", "--output_dir", "told"]) == 0
-    (template,) = json.loads(Path("told/templates.json").read_text())["templates"]
-    assert template["text"] == INSTRUCTION and template["score"] > 0
 
 
 @pytest.mark.slow
@@ -188,17 +175,9 @@ def test_what_training_on_it_would_say_is_said(tmp_path, monkeypatch, capsys):
     """With its tokenizer and chat template, and the embedded model's weights standing in for its own."""
     monkeypatch.chdir(tmp_path)
     write_questions(tmp_path / "gcd.jsonl")
-    command = [
-        "train",
-        "--check_only",
-        "--model_name_or_path",
-        NAME,
-        "--dataset",
-        "gcd.jsonl",
-        "--num_generations",
-        "4",
-    ]
-    command += ["--reward_funcs", "prose:states_the_number", "--per_device_train_batch_size", "8"]
-    assert main([*command, "--output_dir", "run"]) == 0 and "Fit to train on" in capsys.readouterr().out
-    assert main([*command, "--max_completion_length", "8180", "--output_dir", "run"]) == 2
-    assert "longer than 12 tokens" in " ".join((said := capsys.readouterr()).err.split()) or "12 tokens" in said.out
+    command = ["train", "--check_only", "--model_name_or_path", NAME, "--dataset", "gcd.jsonl"]
+    command += ["--reward_funcs", "prose:states_the_number", "--num_generations", "4"]
+    command += ["--per_device_train_batch_size", "8", "--output_dir", "run"]
+    assert main(command) == 0 and "Fit to train on" in capsys.readouterr().out
+    assert main([*command, "--max_completion_length", "8180"]) == 2
+    assert "prompt too long" in capsys.readouterr().err
