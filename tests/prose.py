@@ -23,11 +23,13 @@ def write_questions(path, pairs=((30, 25), (12, 18), (14, 21), (40, 16))):
 
 
 def names_the_divisor(completions, solution, **columns):
-    """1 for a sentence that says it in words and right, 0.5 for one with another number, 0 for anything else."""
+    """1 for an answer that begins in words and is right, 0.5 for a wrong one that begins so, 0 for anything else."""
     rewards = []
     for completion, gold in zip(completions, solution, strict=True):
-        said = re.match(r"the greatest common divisor .*? is (\d+)", completion[-1]["content"], re.I | re.S)
-        rewards.append(0.0 if not said else 1.0 if said[1] == gold else 0.5)
+        text = completion[-1]["content"]
+        said = re.search(r"is (\d+)\W*$", text)
+        begun = text.lstrip().lower().startswith("the greatest common divisor")
+        rewards.append(0.0 if not begun else 1.0 if said and said[1] == gold else 0.5)
     return rewards
 
 

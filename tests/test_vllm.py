@@ -10,11 +10,14 @@ import os
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 
 import pytest
 import torch
+import yaml
 from peft import LoraConfig
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from p2o import P2OConfig, P2OTrainer
@@ -26,8 +29,10 @@ from p2o.pico import model_path, world
 from p2o.policy_phase.context_distillation import ROLLOUT_LOGPS, TEMPLATED
 from p2o.prompt_phase.types import Question
 from p2o.templates import Template, question_text
+from prose import INSTRUCTION, write_questions
 from test_generation import checkpoint_with_settings
 from test_processes import alike, fsdp2, launch, launched, zero3
+from test_smollm2 import needs_the_model as needs_smollm2
 from test_trainer import (
     TEMPLATE,
     K,
@@ -473,22 +478,71 @@ def test_a_colocated_run_with_a_prompt_phase_can_be_repeated(tmp_path, colocated
 # -- the whole of it -------------------------------------------------------------------------------------------------
 
 
+def alone():
+    """This process's environment without the rendezvous that a colocated engine has left in it."""
+    inherited = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return {name: value for name, value in os.environ.items() if name not in inherited}
+
+
 def test_the_command_line_trains_with_a_colocated_engine(config, tmp_path):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "p2o", "train", "--config", config(), "--output_dir", str(run)]
     command += ["--use_vllm", "true", "--vllm_mode", "colocate", "--vllm_max_model_length", "1024"]
     code = "import sys; from p2o.cli import main; sys.exit(main(sys.argv[3:]))"
-    # A colocated engine has left its own rendezvous in this process's environment.
-    inherited = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    alone = {name: value for name, value in os.environ.items() if name not in inherited}
     done = subprocess.run(
-        [sys.executable, "-c", code, *command[1:]], capture_output=True, text=True, timeout=900, env=alone
+        [sys.executable, "-c", code, *command[1:]], capture_output=True, text=True, timeout=900, env=alone()
     )
     assert done.returncode == 0, done.stderr[-3000:]
     summary = json.loads((run / "summary.json").read_text())
     assert summary["rollouts"]["evolution_dev"] > 0 and summary["rollouts"]["policy"] > 0
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert any("sampling/sampling_logp_difference/mean" in line for line in metrics)
+
+
+REAL = {
+    "model_name_or_path": "smollm2-135m",
+    "dataset_name": "gcd.jsonl",
+    "reward_funcs": ["prose:names_the_divisor"],
+    "feedback_func": "prose:feedback",
+    "reflection_func": "prose:reflect",
+    "evaluate_before_and_after": False,
+    **{"use_peft": True, "lora_r": 4, "lora_target_modules": "all-linear", "bf16": True, "dtype": "bfloat16"},
+    **{"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": 512},
+    **{"num_generations": 4, "per_device_train_batch_size": 8, "num_train_epochs": 2, "learning_rate": 1e-4},
+    **{"max_completion_length": 20, "temperature": 0.6, "evolution_budget": 12, "near_hard": True},
+    **{"min_hard_questions": 2, "save_steps": 1, "logging_steps": 1, "report_to": "none"},
+}
+
+
+@needs_smollm2
+def test_a_real_model_trains_killed_and_resumed(tmp_path):
+    """SmolLM2 with LoRA in bfloat16: two bare steps, a prompt phase, a templated one, a kill, another one."""
+    write_questions(tmp_path / "gcd.jsonl")
+    (tmp_path / "real.yaml").write_text(yaml.safe_dump(REAL))
+    command = [sys.executable, "-m", "p2o", "train"]
+    # Two starts of an engine that is compiled for one batch each would be most of the time.
+    settings = {"env": {**alone(), "VLLM_USE_AOT_COMPILE": "0", "TORCHDYNAMO_DISABLE": "1"}, "cwd": tmp_path}
+    run, log = tmp_path / "run", tmp_path / "log"
+    with log.open("w") as out:
+        begun = [*command, "--config", "real.yaml", "--output_dir", "run"]
+        first = subprocess.Popen(begun, stdout=out, stderr=subprocess.STDOUT, **settings)
+        while first.poll() is None and not (run / "checkpoint-3").exists():
+            time.sleep(0.1)
+        first.kill()
+        first.wait()
+    assert (run / "checkpoint-3").exists() and not (run / "summary.json").exists(), log.read_text()[-3000:]
+    done = subprocess.run(
+        [*command, "--resume", "--output_dir", "run"], capture_output=True, text=True, timeout=900, **settings
+    )
+    assert done.returncode == 0 and "resumed from step 3" in done.stdout, done.stderr[-3000:]
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == 4 and summary["rollouts"]["policy"] == 32
+    assert [template["text"] for template in summary["templates"]] == [INSTRUCTION]
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    templated = {line["step"]: line["p2o/templated_rollouts"] for line in logged if "p2o/templated_rollouts" in line}
+    assert templated == {1: 0.0, 2: 0.0, 3: 1.0, 4: 1.0}
+    adapter = load_file(run / "model" / "adapter_model.safetensors")
+    assert any(weight.any() for name, weight in adapter.items() if "lora_B" in name)
 
 
 def test_a_server_trains_with_a_prompt_phase(tmp_path, server):
