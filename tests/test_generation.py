@@ -25,14 +25,17 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="module")
-def with_settings(tmp_path_factory):
-    """The embedded model, with generation settings of its own."""
-    path = tmp_path_factory.mktemp("checkpoint") / "model"
+def checkpoint_with_settings(path):
+    """The embedded model with generation settings of its own, in a directory that is made."""
     shutil.copytree(model_path(), path)
     settings = json.loads((path / "generation_config.json").read_text())
     (path / "generation_config.json").write_text(json.dumps({**settings, **SETTINGS}))
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def with_settings(tmp_path_factory):
+    return checkpoint_with_settings(tmp_path_factory.mktemp("checkpoint") / "model")
 
 
 PROMPTS = [row["prompt"] for row in world.eval_dataset(per_split=8)["easy"]]

@@ -14,6 +14,8 @@ from p2o import smollm2
 from p2o.cli import main
 from p2o.models import model_path
 from p2o.smollm2 import HOW_TO_INSTALL
+from p2o.tasks import load_task
+from prose import write_questions
 
 NAME = "smollm2-135m"
 needs_the_model = pytest.mark.skipif(
@@ -128,3 +130,54 @@ def test_it_is_the_model_that_its_makers_published():
     weights = load_state_dict(str(Path(path) / "model.safetensors"))
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
     assert sum(weight.numel() for weight in weights.values()) == 134_515_008
+
+
+# -- through the commands ----------------------------------------------------------------------------------------------
+
+SHORT = ["--max_completion_length", "20", "--temperature", "0.6"]
+
+
+@pytest.mark.slow
+@needs_the_model
+def test_it_is_evaluated_on_families_of_reasoning_gym(tmp_path):
+    command = ["eval", NAME, "--tasks", "gym:gcd,gym:chain_sum", "--limit", "2", "--n", "2", *SHORT]
+    assert main([*command, "--output_dir", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "eval.json").read_text())
+    assert {name: task["questions"] for name, task in found["tasks"].items()} == {"gym:gcd": 2, "gym:chain_sum": 2}
+    answers = [json.loads(line) for line in (tmp_path / "transcripts.jsonl").read_text().splitlines()]
+    assert len(answers) == 8 and all(1 <= a["completion_tokens"] <= 20 and a["reward"] is not None for a in answers)
+    # With the system prompt that its chat template has of its own, as in training.
+    tokenizer = AutoTokenizer.from_pretrained(model_path(NAME))
+    rows = [row["prompt"] for name in found["tasks"] for row in load_task(name, limit=2).dataset]
+    read = tokenizer.apply_chat_template(rows, add_generation_prompt=True)["input_ids"]
+    assert "You are a helpful AI assistant" in tokenizer.decode(read[0])
+    assert found["prompt_tokens"] == 2 * sum(map(len, read))
+
+
+@pytest.mark.slow
+@needs_the_model
+def test_templates_are_evolved_for_it_by_itself(tmp_path, monkeypatch):
+    """Rewards in prose by a function of the user's; the model reflects, and whatever it says costs nothing else."""
+    monkeypatch.chdir(tmp_path)
+    write_questions(tmp_path / "gcd.jsonl")
+    command = ["evolve", NAME, "--dataset", "gcd.jsonl", "--reward_func", "prose:names_the_divisor", *SHORT]
+    command += ["--feedback_func", "prose:feedback", "--num_generations", "2", "--min_hard_questions", "2"]
+    command += ["--near_hard", "true", "--evolution_budget", "6", "--reflection_max_tokens", "32"]
+    code = main([*command, "--confirm_samples", "1", "--output_dir", "found"])
+    outcome = json.loads(Path("found/templates.json").read_text())
+    assert code == (0 if outcome["templates"] else 1)
+    assert outcome["hard_questions"] >= 2 and outcome["ledger"]["rollouts"]["reflection"] >= 1
+
+
+@pytest.mark.slow
+@needs_the_model
+def test_what_training_on_it_would_say_is_said(tmp_path, monkeypatch, capsys):
+    """With its tokenizer and chat template, and the embedded model's weights standing in for its own."""
+    monkeypatch.chdir(tmp_path)
+    write_questions(tmp_path / "gcd.jsonl")
+    command = ["train", "--check_only", "--model_name_or_path", NAME, "--dataset", "gcd.jsonl"]
+    command += ["--reward_funcs", "prose:states_the_number", "--num_generations", "4"]
+    command += ["--per_device_train_batch_size", "8", "--output_dir", "run"]
+    assert main(command) == 0 and "Fit to train on" in capsys.readouterr().out
+    assert main([*command, "--max_completion_length", "8180"]) == 2
+    assert "prompt too long" in capsys.readouterr().err

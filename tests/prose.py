@@ -1,0 +1,47 @@
+"""A user's own module: questions that are answered in prose, the reward, the feedback, and who reflects."""
+
+import json
+import math
+import re
+
+from p2o.prompt_phase.types import Reflection
+
+INSTRUCTION = "Begin with the words: The greatest common divisor of"
+
+
+def write_questions(path, pairs=((30, 25), (12, 18), (14, 21), (40, 16))):
+    """JSON Lines with a chat and a gold answer each."""
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"What is the GCD of {a} and {b}?"}],
+            "solution": str(math.gcd(a, b)),
+        }
+        for a, b in pairs
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return rows
+
+
+def names_the_divisor(completions, solution, **columns):
+    """1 for an answer that begins in words and is right, 0.5 for a wrong one that begins so, 0 for anything else."""
+    rewards = []
+    for completion, gold in zip(completions, solution, strict=True):
+        text = completion[-1]["content"]
+        said = re.search(r"is (\d+)\W*$", text)
+        begun = text.lstrip().lower().startswith("the greatest common divisor")
+        rewards.append(0.0 if not begun else 1.0 if said and said[1] == gold else 0.5)
+    return rewards
+
+
+def states_the_number(completions, solution, **columns):
+    """1 where the sentence ends with the right number: "The GCD of 30 and 25 is 5."."""
+    found = [re.search(r"is (\d+)\W*$", completion[-1]["content"]) for completion in completions]
+    return [float(bool(said) and said[1] == gold) for said, gold in zip(found, solution, strict=True)]
+
+
+def feedback(completion, row):
+    return f"Expected a sentence in words: The greatest common divisor … is {row['solution']}."
+
+
+def reflect(prompts, *, seed):
+    return [Reflection(f"```\n{INSTRUCTION}\n```") for _ in prompts]
