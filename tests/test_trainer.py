@@ -850,6 +850,21 @@ def test_an_unscored_rollout_in_evolution_is_counted_not_fatal(tmp_path):
     assert events.phases[0][1] is not None
 
 
+@pytest.mark.parametrize("reused", [0, 2])
+def test_the_learning_rate_is_scheduled_over_what_the_budget_allows(tmp_path, reused):
+    """Not over the million epochs that a budget may end: a share of warm-up ends, and the rate decays."""
+    settings = {"max_steps": -1, "num_train_epochs": 10**6, "max_rollouts": 64, "gradient_accumulation_steps": 1}
+    settings |= {"prompt_phase": False, "warmup_steps": 0.25, "lr_scheduler_type": "linear", "max_completion_length": 4}
+    trainer = make(tmp_path, reused_rollouts_per_group=reused, steps_per_generation=2, **settings)
+    trainer.train()
+    rates = [record["learning_rate"] for record in trainer.state.log_history if "learning_rate" in record]
+    assert trainer.p2o.ledger.total_rollouts == 64 and len(rates) == 7  # the last batch is sampled in step 7
+    total = 8 if not reused else 16  # half of each group might be reused ones
+    warm = total // 4
+    expected = [min(step / warm, (total - step) / (total - warm)) * 1e-3 for step in range(7)]
+    assert rates == pytest.approx(expected)
+
+
 def test_the_rollout_budget_covers_the_prompt_phase(tmp_path):
     trainer, events = alternate(tmp_path, max_rollouts=90, num_train_epochs=9)
     assert events.phases[0][1].metric_calls <= 90 - 64 + 2 * 2 * 3 + 2 * 8
