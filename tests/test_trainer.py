@@ -4,6 +4,7 @@ import inspect
 import itertools
 import random
 import zlib
+from statistics import fmean
 
 import pytest
 import torch
@@ -804,6 +805,18 @@ def test_hard_questions_are_templated_in_the_next_epoch(tmp_path, plain):
     for question in result.dev_ids:
         solving = {i for i, t in enumerate(trainer.p2o.templates) if question in t.solves}
         assert not solving or set(trainer.p2o.assignment[question]) <= solving
+    # Bare and templated success of the same questions, side by side.
+    logs = trainer.state.log_history
+    (phase_logs,) = [record for record in logs if "p2o/dev_success/bare" in record]
+    solved = [candidate.dev_solved for candidate in result.candidates]
+    assert phase_logs["p2o/dev_success/bare"] == pytest.approx(fmean(solved[0].values()))
+    scores = [template.score for template in trainer.p2o.templates]
+    rates = [fmean(solved[template.candidate].values()) for template in trainer.p2o.templates]
+    drawn = sum(score * rate for score, rate in zip(scores, rates, strict=True)) / sum(scores)
+    assert phase_logs["p2o/dev_success/templated"] == pytest.approx(drawn)
+    rewards = [[r.reward > 0 for r in batch if r.template] for _, batch in events.batches]
+    by_batch = [record["p2o/rollout_success/templated"] for record in logs if record.get("p2o/templated_rollouts")]
+    assert by_batch == pytest.approx([fmean(batch) for batch in rewards if batch])
     spent = trainer.p2o.ledger.rollouts
     assert spent["policy"] == 2 * 24 * K
     assert spent["evolution_dev"] + spent["evolution_feedback"] == result.metric_calls
