@@ -1,6 +1,7 @@
 """`p2o compare`: every method runs, at the same budget; finished cells are kept; the numbers are right."""
 
 import json
+from subprocess import CompletedProcess
 
 import pytest
 import yaml
@@ -98,6 +99,30 @@ def test_a_sweep_chooses_each_methods_value(tmp_path, config):
         for name in {"p2o": ("p2o", "p2o-nomask"), "grpo": ("grpo",)}[method]:
             used = yaml.safe_load((out / f"{name}-0" / "config.yaml").read_text())
             assert used["learning_rate"] == float(choice["value"]) and used["seed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "gpu", "expected"),
+    [
+        (None, [], True, 5),  # the embedded world, which trains on the CPU
+        (None, [], False, 5),
+        (None, ["--use_cpu", "false"], True, 1),
+        ({"model_name_or_path": "some/model"}, [], True, 1),
+        ({"model_name_or_path": "some/model"}, ["--use_cpu"], True, 5),
+        ({"model_name_or_path": "some/model"}, ["--use_cpu=true"], True, 5),
+        ({"model_name_or_path": "some/model", "use_cpu": True}, ["--learning_rate", "1e-4"], True, 5),
+        ({"model_name_or_path": "some/model"}, [], False, 5),
+    ],
+)
+def test_runs_share_cores_and_no_gpu(settings, options, gpu, expected, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: gpu)
+    monkeypatch.setattr("os.cpu_count", lambda: 5)
+    if settings is not None:
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+        options = ["--config", str(tmp_path / "config.yaml"), *options]
+    monkeypatch.setattr("subprocess.run", lambda *args, **kwargs: CompletedProcess(args, 1))
+    main(["compare", "--methods", "grpo", "--seeds", "0", "--output_dir", str(tmp_path / "out"), *options])
+    assert f"1 runs, {expected} at once" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import inspect
 import itertools
 import random
 import zlib
+from statistics import fmean
 
 import pytest
 import torch
@@ -804,6 +805,18 @@ def test_hard_questions_are_templated_in_the_next_epoch(tmp_path, plain):
     for question in result.dev_ids:
         solving = {i for i, t in enumerate(trainer.p2o.templates) if question in t.solves}
         assert not solving or set(trainer.p2o.assignment[question]) <= solving
+    # Bare and templated success of the same questions, side by side.
+    logs = trainer.state.log_history
+    (phase_logs,) = [record for record in logs if "p2o/dev_success/bare" in record]
+    solved = [candidate.dev_solved for candidate in result.candidates]
+    assert phase_logs["p2o/dev_success/bare"] == pytest.approx(fmean(solved[0].values()))
+    scores = [template.score for template in trainer.p2o.templates]
+    rates = [fmean(solved[template.candidate].values()) for template in trainer.p2o.templates]
+    drawn = sum(score * rate for score, rate in zip(scores, rates, strict=True)) / sum(scores)
+    assert phase_logs["p2o/dev_success/templated"] == pytest.approx(drawn)
+    rewards = [[r.reward > 0 for r in batch if r.template] for _, batch in events.batches]
+    by_batch = [record["p2o/rollout_success/templated"] for record in logs if record.get("p2o/templated_rollouts")]
+    assert by_batch == pytest.approx([fmean(batch) for batch in rewards if batch])
     spent = trainer.p2o.ledger.rollouts
     assert spent["policy"] == 2 * 24 * K
     assert spent["evolution_dev"] + spent["evolution_feedback"] == result.metric_calls
@@ -848,6 +861,21 @@ def test_an_unscored_rollout_in_evolution_is_counted_not_fatal(tmp_path):
     # One in each policy batch (16 of them) and one in each batch of evolution.
     assert trainer.p2o.events["unscored_rollouts"] > 16
     assert events.phases[0][1] is not None
+
+
+@pytest.mark.parametrize("reused", [0, 2])
+def test_the_learning_rate_is_scheduled_over_what_the_budget_allows(tmp_path, reused):
+    """Not over the million epochs that a budget may end: a share of warm-up ends, and the rate decays."""
+    settings = {"max_steps": -1, "num_train_epochs": 10**6, "max_rollouts": 64, "gradient_accumulation_steps": 1}
+    settings |= {"prompt_phase": False, "warmup_steps": 0.25, "lr_scheduler_type": "linear", "max_completion_length": 4}
+    trainer = make(tmp_path, reused_rollouts_per_group=reused, steps_per_generation=2, **settings)
+    trainer.train()
+    rates = [record["learning_rate"] for record in trainer.state.log_history if "learning_rate" in record]
+    assert trainer.p2o.ledger.total_rollouts == 64 and len(rates) == 7  # the last batch is sampled in step 7
+    total = 8 if not reused else 16  # half of each group might be reused ones
+    warm = total // 4
+    expected = [min(step / warm, (total - step) / (total - warm)) * 1e-3 for step in range(7)]
+    assert rates == pytest.approx(expected)
 
 
 def test_the_rollout_budget_covers_the_prompt_phase(tmp_path):

@@ -1,5 +1,6 @@
 """`P2OConfig`: everything `GRPOConfig` has, plus what P²O adds. The help texts are the documentation."""
 
+import math
 from dataclasses import dataclass, field, replace
 
 from trl import GRPOConfig
@@ -232,3 +233,15 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
             raise ValueError(f"regression_margin={self.regression_margin} must not be negative.")
         self.check_evolution()
         self.check_reflection()
+
+    def steps_within_budget(self, planned: int) -> int:
+        """At most how many optimizer steps, of those planned, `max_rollouts` allows.
+
+        The learning rate is scheduled over them: over endless epochs a share of warm-up would never end, and no rate
+        decay. Rollouts of prompt phases and of dynamic sampling leave fewer steps.
+        """
+        if self.max_rollouts is None:
+            return planned
+        sampled = int(self.generation_batch_size or 1) * (1 - self.reused_rollouts_per_group / self.num_generations)
+        passes = math.ceil(self.max_rollouts / sampled) * self.steps_per_generation * self.num_iterations
+        return min(planned, math.ceil(passes / self.gradient_accumulation_steps))

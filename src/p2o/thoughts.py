@@ -15,7 +15,7 @@ HELP = (
     "as TRL does, unless one of the last three is named."
 )
 
-_WORDS = "|".join(("think(?:_fast(?:er)?)?", "thinking", "thoughts?", "reasoning"))
+_WORDS = "|".join(("think(?:_fast(?:er)?)?", "thinking", "thoughts?", "reasoning", "scratch_?pad"))
 _OPENING = "|".join(
     (
         rf"<(?:\w{{1,16}}[:|])?(?:{_WORDS})(?::\w{{1,16}})?(?:\s[^<>]{{0,80}})?>",  # <think>, <seed:think>, <mm:think>
@@ -24,6 +24,7 @@ _OPENING = "|".join(
         r"<\|(?:begin_of_thought|START_THINKING)\|>",
         r"<\|open\|>think<\|sep\|>",
         r"<\|channel>",  # Gemma 4
+        r"<unused94>\s*thought\b",  # MedGemma
         r"<\|channel\|>(?!\s*final)(?:[^<]*<\|message\|>)?",  # gpt-oss: analysis, and commentary for tools
     )
 )
@@ -35,6 +36,8 @@ _CLOSING = "|".join(
         r"<\|(?:end_of_thought|END_THINKING)\|>",
         r"<\|close\|>think<\|sep\|>",
         r"<channel\|>",
+        "<unused95>",
+        r"\[BEGIN FINAL RESPONSE\]",  # Apriel, which begins with its thought
         r"<\|channel\|>\s*final[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>",
     )
 )

@@ -150,6 +150,9 @@ class P2OTrainer(GRPOTrainer):
 
     # -- policy phase: sample under T(x, z), learn on x --------------------------------------------------------------
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        return super().create_scheduler(self.args.steps_within_budget(num_training_steps), optimizer)
+
     def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochSampler:
         self._sampler = sampler = EpochSampler(super()._get_train_sampler(dataset), lambda: self.p2o.epoch)
         return sampler
@@ -216,8 +219,6 @@ class P2OTrainer(GRPOTrainer):
             ids, logprobs = super()._generate_single_turn(padded, None, {}, 1)  # no images; one completion each
         return ids[: len(contexts)], None if logprobs is None else logprobs[: len(contexts)]
 
-    # -- rewards, which mining reads ---------------------------------------------------------------------------------
-
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids: Any) -> Tensor:
         """TRL's rewards of all processes' rows, (rollouts, functions); where one process fails, all of them do."""
         nothing = torch.full((len(prompts), len(self.reward_funcs)), torch.nan, device=self.accelerator.device)
@@ -273,7 +274,6 @@ class P2OTrainer(GRPOTrainer):
             self._prompt_phase()
 
     def _end_step(self, last_of_epoch: bool) -> bool:
-        """Returns whether training may go on."""
         self.p2o.epoch_complete |= last_of_epoch
         return prompt_phase.remaining_rollouts(self.p2o, self.args) != 0
 

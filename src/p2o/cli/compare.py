@@ -8,13 +8,17 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
+from p2o.cli.defaults import with_defaults
 from p2o.cli.errors import InputError
-from p2o.cli.words import normalized_option
+from p2o.cli.settings import read_settings
+from p2o.cli.words import normalized_option, take_option
 from p2o.methods import METHODS, tuned_as
 from p2o.reports.comparison import Cell, Sweep, as_table, choose, collect, draw
 from p2o.state import differences, write_json
@@ -35,7 +39,8 @@ def compare(argv: list[str]) -> int:
         limit = {"steps": arguments.steps} if arguments.steps else {"total_rollouts": arguments.total_rollouts}
         settings = {**limit, "options": rest, "sweep": [sweep.option, *sweep.values, sweep.seed] if sweep else None}
         _same_comparison(arguments.output_dir, settings)
-        return _compare(Comparison(arguments.output_dir, arguments.jobs, rest, limit), methods, seeds, sweep, console)
+        jobs = arguments.jobs or _runs_at_once(rest)
+        return _compare(Comparison(arguments.output_dir, jobs, rest, limit), methods, seeds, sweep, console)
     except InputError as error:
         errors.print(f"Error: {error}")
         return 2
@@ -57,7 +62,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--steps", type=int, help="equal number of optimizer steps instead; prompt-phase rollouts are not charged"
     )
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once, one thread each")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        help="runs at once, one thread each (default: as many as there are cores; 1 where runs train on a GPU)",
+    )
     parser.add_argument(
         "--sweep",
         metavar="OPTION=VALUE,VALUE,…",
@@ -94,6 +103,19 @@ class Comparison:
         options = [*self.options, *length]
         with ThreadPoolExecutor(self.jobs) as pool:
             return all(list(pool.map(lambda cell: _run(self.directory, cell, options, console), cells)))
+
+
+def _runs_at_once(options: list[str]) -> int:
+    """As many single-threaded runs as there are cores (see benchmarks/two_at_once.py); one where they train on GPUs."""
+    words = list(options)
+    file = take_option(words, "--config")
+    settings, _ = with_defaults(read_settings(file) if file else {}, has_file=file is not None)
+    on_cpu = settings.get("use_cpu") or not torch.accelerator.is_available()
+    for word, following in pairwise([*words, "--"]):
+        name, _, value = word.partition("=")
+        if name == "--use_cpu":
+            on_cpu = (value or following).lower() not in ("false", "no", "f", "n", "0")
+    return (os.cpu_count() or 1) if on_cpu else 1
 
 
 def _compare(

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from p2o.callbacks import P2OCallback
+from p2o.prompt_phase.phase import dev_success
 from p2o.prompt_phase.types import EvolutionProgress, EvolutionResult
 from p2o.state import P2OState
 
@@ -161,10 +162,17 @@ class Watch(P2OCallback):
         self.say(
             f"prompt phase done · {result.metric_calls} rollouts, {result.reflections} reflections, "
             f"{len(result.candidates)} candidates · {len(p2o.templates)} templates cover {covered} of "
-            f"{len(result.dev_ids)} dev questions"
+            f"{len(result.dev_ids)} dev questions{self.dev_success_line(result)}"
         )
         for template in sorted(p2o.templates, key=lambda t: -t.score):
             self.say(f"  {template.score:.2f}  {template.text}")
+
+    @staticmethod
+    def dev_success_line(result: EvolutionResult) -> str:
+        """Success on the dev questions, bare and under the selected set."""
+        shown = [f"{name.rpartition('/')[2]} {rate:.1%}" for name, rate in dev_success(result).items()]
+        note = " (within noise)" if result.within_noise else ""
+        return f" · solved {', '.join(shown)}{note}" if shown else ""
 
     # -- display -----------------------------------------------------------------------------------------------------
 

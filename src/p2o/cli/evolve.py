@@ -242,9 +242,15 @@ def _print_outcome(
         console.print(as_table(outcome))
     else:
         ended = f"Evolution ended early: {result.ended_early} " if result.ended_early else ""
+        than = "more than none by --selection_margin" if result.trials else "any"
         console.print(
-            f"No template solved any of {len(result.dev_ids)} dev questions. {ended}Rejected reflections: "
+            f"No template solved {than} of {len(result.dev_ids)} dev questions. {ended}Rejected reflections: "
             f"{result.rejections or 'none'}. A larger --evolution_budget or another --reflection_model may help."
+        )
+    if result.within_noise:
+        console.print(
+            "Warning: in evolution, these templates solved no more dev questions than no template, but by chance. "
+            "--selection_margin selects only templates with a better solve rate in repeated rollouts."
         )
     counts = ", ".join(f"{name.replace('_', ' ')} {number}" for name, number in ledger.rollouts.items() if number)
     tokens = sum(ledger.prompt_tokens.values()), sum(ledger.completion_tokens.values())

@@ -32,7 +32,7 @@ CHUNK = 16
 SPARES = 16
 MOST_FAILURES = 5
 # Python's own needs. Everything else, keys and tokens among it, stays with the caller.
-ENVIRONMENT = ("PYTHONHOME", "LD_LIBRARY_PATH")
+ENVIRONMENT = ("PYTHONHOME", "LD_LIBRARY_PATH", "OMP_WAIT_POLICY")
 ALWAYS_IMPORTED = frozenset({"math", "exact", "check"})
 
 
