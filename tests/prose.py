@@ -6,7 +6,7 @@ import re
 
 from p2o.prompt_phase.types import Reflection
 
-INSTRUCTION = "Begin with the words: The greatest common divisor of"
+INSTRUCTION = "Answer in French."
 
 
 def write_questions(path, pairs=((30, 25), (12, 18), (14, 21), (40, 16))):
@@ -22,14 +22,14 @@ def write_questions(path, pairs=((30, 25), (12, 18), (14, 21), (40, 16))):
     return rows
 
 
-def names_the_divisor(completions, solution, **columns):
-    """1 for an answer that begins in words and is right, 0.5 for a wrong one that begins so, 0 for anything else."""
+def says_it_in_french(completions, solution, **columns):
+    """1 for prose in French that ends with the right number, 0.5 for other prose in French, 0 for anything else."""
     rewards = []
     for completion, gold in zip(completions, solution, strict=True):
         text = completion[-1]["content"]
-        said = re.search(r"is (\d+)\W*$", text)
-        begun = text.lstrip().lower().startswith("the greatest common divisor")
-        rewards.append(0.0 if not begun else 1.0 if said and said[1] == gold else 0.5)
+        said = re.search(r"(\d+)\W*$", text)
+        french = re.search(r"\b(la|le|les|des?|du|une?|et|est|en|à)\b|\bl'", text, re.IGNORECASE)
+        rewards.append(0.0 if not french else 1.0 if said and said[1] == gold else 0.5)
     return rewards
 
 
@@ -40,7 +40,7 @@ def states_the_number(completions, solution, **columns):
 
 
 def feedback(completion, row):
-    return f"Expected a sentence in words: The greatest common divisor … is {row['solution']}."
+    return f"Wanted is a sentence in French that ends with {row['solution']}."
 
 
 def reflect(prompts, *, seed):

@@ -160,7 +160,7 @@ def test_templates_are_evolved_for_it_by_itself(tmp_path, monkeypatch):
     """Rewards in prose by a function of the user's; the model reflects, and whatever it says costs nothing else."""
     monkeypatch.chdir(tmp_path)
     write_questions(tmp_path / "gcd.jsonl")
-    command = ["evolve", NAME, "--dataset", "gcd.jsonl", "--reward_func", "prose:names_the_divisor", *SHORT]
+    command = ["evolve", NAME, "--dataset", "gcd.jsonl", "--reward_func", "prose:says_it_in_french", *SHORT]
     command += ["--feedback_func", "prose:feedback", "--num_generations", "2", "--min_hard_questions", "2"]
     command += ["--near_hard", "true", "--evolution_budget", "6", "--reflection_max_tokens", "32"]
     code = main([*command, "--confirm_samples", "1", "--output_dir", "found"])

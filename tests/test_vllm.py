@@ -502,7 +502,7 @@ def test_the_command_line_trains_with_a_colocated_engine(config, tmp_path):
 REAL = {
     "model_name_or_path": "smollm2-135m",
     "dataset_name": "gcd.jsonl",
-    "reward_funcs": ["prose:names_the_divisor"],
+    "reward_funcs": ["prose:says_it_in_french"],
     "feedback_func": "prose:feedback",
     "reflection_func": "prose:reflect",
     "evaluate_before_and_after": False,
