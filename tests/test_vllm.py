@@ -7,6 +7,7 @@ import copy
 import json
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+import prose
 from p2o import P2OConfig, P2OTrainer
 from p2o.cli import main
 from p2o.completions import Sampling
@@ -518,6 +520,7 @@ REAL = {
 def test_a_real_model_trains_killed_and_resumed(tmp_path):
     """SmolLM2 with LoRA in bfloat16: two bare steps, a prompt phase, a templated one, a kill, another one."""
     write_questions(tmp_path / "gcd.jsonl")
+    shutil.copy(prose.__file__, tmp_path)
     (tmp_path / "real.yaml").write_text(yaml.safe_dump(REAL))
     command = [sys.executable, "-m", "p2o", "train"]
     # Two starts of an engine that is compiled for one batch each would be most of the time.
