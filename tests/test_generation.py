@@ -11,9 +11,13 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from p2o.cli import main
+from p2o.cli.eval import EvalArguments
+from p2o.cli.frozen_options import parse
 from p2o.completions import Sampling
-from p2o.engines.frozen import encode, transformers_model
+from p2o.engines.frozen import FrozenModel, encode, transformers_model
+from p2o.evaluation.types import QuestionSet
 from p2o.pico import model_path, world
+from p2o.prompt_phase.frozen_policy import FrozenPolicy
 from p2o.prompt_phase.types import Question
 from p2o.reflection.model import transformers_reflection
 from test_trainer import generation_batch, make, questions, rows_of
@@ -183,3 +187,20 @@ def test_options_of_the_chat_template_reach_the_commands(tmp_path):
 def test_options_of_the_chat_template_are_a_mapping(tmp_path, capsys, given):
     assert main(["eval", "pico", "--tasks", "pico:easy", "--chat_template_kwargs", given]) == 2
     assert "chat_template_kwargs" in capsys.readouterr().err
+
+
+def test_a_template_is_measured_with_the_options_of_the_chat_template():
+    tokenizer = tokenizer_with(THINKING)
+    templated = [{"role": "user", "content": "Add.\n\n3 + 4?"}]
+    fits, longer = (len(encode(tokenizer, [templated], **options)[0]) for options in ({}, OFF))
+    assert fits < longer
+    for options, used in (({}, "Add."), (OFF, "")):
+        model = FrozenModel(None, tokenizer, fits + 9, options)
+        policy = FrozenPolicy([QuestionSet("a", [{"prompt": CHATS[0]}], None)], model, Sampling(9))
+        assert policy.prompts([(0, "Add.")])[1] == [used]
+
+
+def test_a_configuration_of_training_brings_the_options_of_the_chat_template(tmp_path):
+    (tmp_path / "my.yaml").write_text("chat_template_kwargs:\n  enable_thinking: false\n")
+    command = ["some/model", "--tasks", "aime24", "--config", str(tmp_path / "my.yaml")]
+    assert parse(EvalArguments, command, prog="p2o", description="").template_options() == OFF

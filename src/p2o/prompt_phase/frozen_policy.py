@@ -55,7 +55,8 @@ class FrozenPolicy:
         tokenizer, length = self.model.tokenizer, self.model.context_length
         if tokenizer is not None and length is not None:
             room = length - self.sampling.max_completion_length
-            _, used = contexts_within(prompts, used, partial(encode, tokenizer), room)
+            tokenize = partial(encode, tokenizer, **self.model.template_options)
+            _, used = contexts_within(prompts, used, tokenize, room)
         return [apply_template(prompt, template) for prompt, template in zip(prompts, used, strict=True)], used
 
     def score(self, completions: Sequence[str], questions: Sequence[int]) -> list[Judgement]:
