@@ -238,6 +238,11 @@ def test_a_served_model_is_asked_n_times(tmp_path, monkeypatch):
         command = ["eval", "openai/m", *options, "--output_dir", str(tmp_path / "out")]
         assert main(command) == 0
         assert len(server.requests) == 4 and len({r["seed"] for r in server.requests}) == 4
+        assert not any("chat_template_kwargs" in request for request in server.requests)
+        template = {"enable_thinking": False}
+        options = ["--chat_template_kwargs", json.dumps(template), "--output_dir", str(tmp_path / "off")]
+        assert main([*command, *options]) == 0
+        assert [request["chat_template_kwargs"] for request in server.requests[4:]] == [template] * 4
     transcripts = lines(tmp_path / "out" / "transcripts.jsonl")
     assert [t["extracted"] is not None for t in transcripts] == [True] * 4
     assert {t["prompt_tokens"] for t in transcripts} == {70}
