@@ -23,13 +23,13 @@ def write_questions(path, pairs=((30, 25), (12, 18), (14, 21), (40, 16))):
 
 
 def says_it_in_french(completions, solution, **columns):
-    """1 for prose in French that ends with the right number, 0.5 for other prose in French, 0 for anything else."""
+    """1 for prose in French that ends with the right number, less for other prose in French, 0 for anything else."""
     rewards = []
     for completion, gold in zip(completions, solution, strict=True):
         text = completion[-1]["content"]
         said = re.search(r"(\d+)\W*$", text)
-        french = re.search(r"\b(la|le|les|des?|du|une?|et|est|en|à)\b|\bl'", text, re.IGNORECASE)
-        rewards.append(0.0 if not french else 1.0 if said and said[1] == gold else 0.5)
+        french = re.findall(r"\b(?:la|le|les|des?|du|une?|et|est|en|à)\b|\bl'", text, re.IGNORECASE)
+        rewards.append(0.0 if not french else 1.0 if said and said[1] == gold else 0.1 * min(len(french), 9))
     return rewards
 
 
