@@ -20,7 +20,7 @@ from p2o.evaluation.types import QuestionSet
 from p2o.pico import model_path
 from p2o.thoughts import (
     THOUGHTS,
-    decode,
+    decoder,
     ends_in_thought,
     opened_by_prompt,
     special_marks,
@@ -165,7 +165,7 @@ def test_prompts_that_open_the_thought_themselves():
 )
 def test_decoding_keeps_the_marks(special, written, read):
     tokenizer = byte_tokenizer(*special)
-    assert decode(tokenizer, tokenizer(written)["input_ids"]) == read
+    assert decoder(tokenizer)(tokenizer(written)["input_ids"]) == read
     assert special_marks(tokenizer) <= set(special)
 
 

@@ -126,20 +126,25 @@ def template_opens_thought(tokenizer: Any, chat_template_kwargs: Mapping[str, An
 
 def special_marks(tokenizer: Any) -> set[str]:
     """Special tokens of which marks of thoughts are made; decoding that leaves special tokens out loses them."""
-    special = set(tokenizer.all_special_tokens)
+    special = set(getattr(tokenizer, "all_special_tokens", ()))  # a processor has none
     parts = {token for token in _PARTS_OF_MARKS if token in special} if _PARTS_OF_MARKS[0] in special else set()
     return parts | {token for token in special if _MARKS.fullmatch(token)}
 
 
-def decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The text of a completion without special tokens, but for those that mark thoughts."""
+def decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
+    """Decodes a completion's tokens to its text without special tokens, but for those that mark thoughts."""
     marks = special_marks(tokenizer)
     if not marks:
-        return str(tokenizer.decode(ids, skip_special_tokens=True))
-    text = str(tokenizer.decode(ids, skip_special_tokens=False))
-    for token in set(tokenizer.all_special_tokens) - marks:
-        text = text.replace(token, "")
-    return text
+        return partial(tokenizer.decode, skip_special_tokens=True)
+    dropped = set(tokenizer.all_special_tokens) - marks
+
+    def decode(ids: Sequence[int]) -> str:
+        text = str(tokenizer.decode(ids, skip_special_tokens=False))
+        for token in dropped:
+            text = text.replace(token, "")
+        return text
+
+    return decode
 
 
 # -- how a verifier reads completions ----------------------------------------------------------------------------------
@@ -197,7 +202,7 @@ def thought_reading(
         return ThoughtReading(kept=True, named=True)
     decoded = None
     if tokenizer is not None and (template_thinks(tokenizer) or special_marks(tokenizer)):
-        decoded = partial(decode, tokenizer)
+        decoded = decoder(tokenizer)
     if option == "auto":
         opened = tokenizer is not None and template_opens_thought(tokenizer, chat_template_kwargs)
         return ThoughtReading(opened="chats" if opened else "", decode=decoded)

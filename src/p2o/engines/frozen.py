@@ -20,7 +20,7 @@ from p2o.engines.memory import Halving
 from p2o.seeding import derive_seed, random_stream
 from p2o.tasks import long_prompts, refused_chats
 from p2o.templates import Prompt
-from p2o.thoughts import decode, special_marks
+from p2o.thoughts import decoder, special_marks
 
 BLOCK = 2**20  # bytes
 
@@ -198,13 +198,15 @@ def transformers_complete(
         template_options: for the chat template.
     """
 
+    decode = decoder(tokenizer)
+
     def complete(prompts: Sequence[Prompt], *, sampling: Sampling, seed: int) -> list[Completion]:
         encoded = encode(tokenizer, prompts, **template_options)
         sampled = sample_tokens(model, tokenizer, encoded, sampling, batch_size=batch_size, seed=seed, halving=halving)
         stops = stop_tokens(model, tokenizer)
         return [
             Completion(
-                text=decode(tokenizer, tokens),
+                text=decode(tokens),
                 prompt_tokens=len(ids),
                 completion_tokens=len(tokens),
                 truncated=not tokens or tokens[-1] not in stops,
@@ -304,7 +306,7 @@ def _vllm_complete(engine: Any, tokenizer: PreTrainedTokenizerBase, **template_o
     """Samples from a vLLM engine."""
     from vllm import SamplingParams
 
-    marks = special_marks(tokenizer)
+    marks, decode = special_marks(tokenizer), decoder(tokenizer)
 
     def complete(prompts: Sequence[Prompt], *, sampling: Sampling, seed: int) -> list[Completion]:
         params = [
@@ -321,7 +323,7 @@ def _vllm_complete(engine: Any, tokenizer: PreTrainedTokenizerBase, **template_o
         outputs = engine.generate([{"prompt_token_ids": ids} for ids in encoded], params, use_tqdm=False)
         return [
             Completion(
-                text=decode(tokenizer, output.outputs[0].token_ids) if marks else output.outputs[0].text,
+                text=decode(output.outputs[0].token_ids) if marks else output.outputs[0].text,
                 prompt_tokens=len(ids),
                 completion_tokens=len(output.outputs[0].token_ids),
                 truncated=output.outputs[0].finish_reason == "length",

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from trl.chat_template_utils import parse_response
 from trl.data_utils import is_conversational
 
+from p2o import thoughts
 from p2o.config import P2OConfig
 from p2o.engines.processes import is_sharded, run_in_batches, share
 from p2o.policy_phase.rewards import Rewards
@@ -80,6 +81,10 @@ class PolicyRollouts:
         if not self.accelerator.is_main_process:
             return []
         texts = self.tokenizer.batch_decode([one.completion_ids for one in generated], skip_special_tokens=True)
+        # Feedback on an answer has to know where the thought ends; a reflection prompt must hold no special tokens.
+        marked = texts
+        if thoughts.special_marks(self.tokenizer):
+            marked = [*map(thoughts.decoder(self.tokenizer), (one.completion_ids for one in generated))]
         # Without the reward that decides success a rollout is not scored, whatever the others say.
         totals = rewards.total.masked_fill(rewards.unscored, torch.nan).tolist()
         earned = [None if math.isnan(total) else total for total in totals]
@@ -89,7 +94,7 @@ class PolicyRollouts:
                 completion=text,
                 reward=earned[i],
                 solved=solved[i],
-                feedback="" if earned[i] is None else self.feedback(text, {**rows[i], "reward": earned[i]}),
+                feedback="" if earned[i] is None else self.feedback(marked[i], {**rows[i], "reward": earned[i]}),
                 prompt_tokens=len(one.prompt_ids),
                 completion_tokens=len(one.completion_ids),
                 template=used[i],
