@@ -1,0 +1,624 @@
+"""The recipes for GPUs, rehearsed without one: everything real but the transformer's size and what it would generate.
+
+    python benchmarks/rehearsal.py                                     # both recipes, one process: some minutes each
+    python benchmarks/rehearsal.py --recipes paper-self-deepscaler --processes 2
+    python benchmarks/rehearsal.py --small                             # seconds: does it work?
+
+`p2o train` runs with the recipe's own numbers of questions, rollouts, parents and lengths. The model has Qwen3's
+architecture with one narrow layer and the embedded world's tokenizer; rollouts and reflections are made up, each with a
+length drawn up to the recipe's limit; passes of the policy see the first tokens of a completion only. All the rest is
+what a run on GPUs has: TRL, verifiers in their processes, mining, masks, GEPA, journal, checkpoints, report.
+
+An epoch of bare rollouts, killed in its prompt phase, resumed to the end of it, and on into templated rollouts. Of an
+epoch's batches `--full` have their real lengths, bare ones and as many templated ones; the others are short, so that
+every question is mined. An epoch's seconds are those of a templated batch times the batches, and the prompt phase's.
+
+`own` are seconds on the clock inside P²O's code by purpose, with what it waits for in verifiers' processes, without
+what it calls in TRL, transformers and the engine. Goals: 1 % of the hours that docs/scaling.md computes, 4 GiB of a
+process's memory, 200 MB of journal, 5 MB of report, 2 s to open it.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parent.parent
+RECIPES = ("paper-self-deepscaler", "single-24gb-lora")
+THEIRS = ("TRL and transformers", "engine (made up)", "passes (cut short)")
+KILLED = 9
+ONCE = ("reading and checking the data", "resuming", "report")
+SEGMENTS = ("bare batch", "templated batch", "prompt phase")
+GOALS = {"own_share": 0.01, "memory": 4 * 2**30, "journal": 200e6, "report": 5e6, "open": 2.0}
+
+
+# -- the clock ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by what the run was doing and for which purpose; the innermost purpose has them."""
+
+    segment: str = "start"
+    seconds: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(float)))
+    batches: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    stack: list[str] = field(default_factory=lambda: [THEIRS[0]])
+    since: float = field(default_factory=time.perf_counter)
+
+    def charge(self) -> None:
+        now = time.perf_counter()
+        self.seconds[self.segment][self.stack[-1]] += now - self.since
+        self.since = now
+
+    def begin(self, segment: str) -> None:
+        self.charge()
+        self.segment = segment
+        self.batches[segment] += 1
+
+    @contextmanager
+    def doing(self, purpose: str) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self.charge()
+        self.stack.append(purpose)
+        try:
+            yield
+        finally:
+            self.charge()
+            self.stack.pop()
+
+    def watch(self, owner: Any, name: str, purpose: str) -> None:
+        """Has a function or method of this name charged to a purpose."""
+        function = getattr(owner, name)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            with self.doing(purpose):
+                return function(*args, **kwargs)
+
+        setattr(owner, name, watched)
+
+
+WATCH = Stopwatch()
+# Where our code begins, and where it calls theirs: the module, the class or nothing, the names, the purpose.
+PLACES: tuple[tuple[str, str, str, str], ...] = (
+    (
+        "p2o.trainer",
+        "P2OTrainer",
+        "_generate_and_score_completions _sample _generate _generate_single_turn",
+        "sampling",
+    ),
+    ("p2o.trainer", "P2OTrainer", "_calculate_rewards", "rewards"),
+    ("p2o.trainer", "P2OTrainer", "_compute_loss _get_per_token_logps_and_entropies", "loss"),
+    ("p2o.trainer", "P2OTrainer", "_begin_epoch _generate_for_evolution _score_for_evolution", "evolution"),
+    ("p2o.trainer", "P2OTrainer", "_report_rollouts _notify log", "metrics, panel and run directory"),
+    ("p2o.trainer", "P2OTrainer", "_save_checkpoint", "checkpoints"),
+    ("p2o.policy_phase.phase", "PolicyPhase", "plan", "assignment"),
+    ("p2o.policy_phase.phase", "PolicyPhase", "count mine", "mining"),
+    ("p2o.policy_phase.phase", "PolicyPhase", "distil mask", "context distillation"),
+    ("p2o.prompt_phase.policy_rollouts", "PolicyRollouts", "__call__", "evolution's rollouts"),
+    ("p2o.prompt_phase.journal", "Journal", "__init__ call", "journal"),
+    ("p2o.cli.train", "", "prepare", "reading and checking the data"),
+    ("p2o.input_checks", "", "check_questions check_prompt_lengths", "reading and checking the data"),
+    ("p2o.cli.train", "", "write_report", "report"),
+    ("p2o.state", "P2OState", "load", "resuming"),
+    ("p2o.trainer", "P2OTrainer", "fingerprint", "resuming"),
+    ("p2o.verifiers.rewards", "", "math", "verifiers"),
+    ("trl", "GRPOTrainer", "_generate_and_score_completions _generate _generate_single_turn", THEIRS[0]),
+    ("trl", "GRPOTrainer", "_calculate_rewards _compute_loss log", THEIRS[0]),
+    ("transformers", "Trainer", "_save_checkpoint log", THEIRS[0]),
+    ("trl", "GRPOTrainer", "_get_per_token_logps_and_entropies", THEIRS[2]),
+)
+
+
+def watch_everything() -> None:
+    for module, kind, names, purpose in PLACES:
+        owner = importlib.import_module(module)
+        for name in names.split():
+            WATCH.watch(getattr(owner, kind) if kind else owner, name, purpose)
+
+
+# -- what is made up ---------------------------------------------------------------------------------------------------
+
+WORDS = (
+    "consider suppose therefore since the sum of both sides equals a positive integer so we find that each root "
+    "divides this product and by symmetry it follows hence let me check once more whether x satisfies 3x + 5 = 2y - 7"
+).split()
+
+
+def problem(number: int) -> dict[str, Any]:
+    """A row in the layout of DeepScaleR, of ordinary length; its text begins with its number."""
+    rng = random.Random(number)
+    text = (
+        f"Problem {number}. Let n = {number % 97 + 2}; {' '.join(rng.choices(WORDS, k=rng.randint(30, 90)))}. Find m."
+    )
+    return {"problem": text, "answer": answer(number)}
+
+
+def answer(number: int) -> str:
+    top, bottom = number * 7 % 1009, number % 5 + 1
+    return str(top) if bottom == 1 else f"\\frac{{{top * bottom + 1}}}{{{bottom}}}"
+
+
+def chance(number: int, instruction: str) -> float:
+    """How likely a rollout succeeds: a quarter of the questions is hard, a fifth easy; instructions help some."""
+    kind = zlib.crc32(f"kind {number}".encode()) % 100
+    if instruction:
+        return 0.6 if zlib.crc32(f"{number} {instruction}".encode()) % 100 < 15 else 0.02
+    return 0.0 if kind < 25 else 1.0 if kind < 45 else 0.5
+
+
+def propose(prompts: Sequence[str], *, seed: int) -> list[Any]:
+    """Reflections that think at length before they propose."""
+    from p2o.completions import Completion
+
+    made = []
+    for number, prompt in enumerate(prompts):
+        rng = random.Random(f"{seed} {number}")
+        thought = " ".join(rng.choices(WORDS, k=rng.randint(500, 5000)))
+        text = f"<think>\n{thought}\n</think>\n```\n{' '.join(rng.choices(WORDS, k=50))}\n```"
+        made.append(Completion(text, prompt_tokens=len(prompt) // 4, completion_tokens=len(text) // 4))
+    return made
+
+
+class Engine:
+    """In the place of TRL's vLLM backend: completions of drawn lengths at once, with their log-probabilities."""
+
+    mode, tensor_parallel_size = "colocate", 1
+    kill_after: int | None = None  # rollouts of a prompt phase
+    short = False
+
+    def __init__(self, *args: Any, processing_class: Any, max_completion_length: int, **kwargs: Any) -> None:
+        length = kwargs.get("max_model_length") or 40_960
+        engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=length))
+        self.llm = SimpleNamespace(llm_engine=engine)
+        self.tokenizer, self.longest = processing_class, max_completion_length
+        rng = random.Random(0)
+        text = " ".join(rng.choices(WORDS, k=self.longest + 2000))
+        self.stock: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        self.logprobs = [[-rng.expovariate(3)] for _ in range(self.longest)]
+        self.phase_rollouts = 0
+
+    def sync_weights(self) -> None:
+        pass
+
+    def generate(self, prompts: list[list[int]], *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        with WATCH.doing(THEIRS[1]):
+            if WATCH.segment == "prompt phase":
+                self.phase_rollouts += len(prompts)
+                if self.kill_after is not None and self.phase_rollouts > self.kill_after:
+                    leave(killed=True)
+            import torch
+
+            rng = random.Random(int(torch.randint(2**62, ())))
+            texts = self.tokenizer.batch_decode(prompts)
+            ids = [self.complete(text, rng) for text in texts]
+            return prompts, ids, [self.logprobs[: len(one)] for one in ids], None
+
+    def complete(self, prompt: str, rng: random.Random) -> list[int]:
+        found = re.search(r"Problem (\d+)\.", prompt)
+        if found is None:
+            return self.stock[:8]
+        number, instruction = int(found[1]), prompt[: found.start()].rsplit(">", 1)[-1].strip()
+        right = rng.random() < chance(number, instruction)
+        length = 64 if self.short else min(int(rng.uniform(0.005, 1.03) * self.longest), self.longest)
+        start = rng.randrange(1000)
+        if length == self.longest:
+            return self.stock[start : start + length]  # cut off
+        said = answer(number if right else number + 1)
+        end = self.tokenizer(f"\nThe answer is \\boxed{{{said}}}.", add_special_tokens=False)["input_ids"]
+        return [*self.stock[start : start + max(length - len(end) - 1, 0)], *end, self.tokenizer.eos_token_id]
+
+
+def cut_passes(seen: int) -> None:
+    """Has passes of the policy see only so many tokens of a completion; a constant stands for the others."""
+    from torch.nn.functional import pad
+    from trl import GRPOTrainer
+
+    whole = GRPOTrainer._get_per_token_logps_and_entropies
+
+    def cut(trainer: Any, model: Any, ids: Any, mask: Any, width: int, *args: Any, **kwargs: Any) -> Any:
+        left = max(width - seen, 0)
+        end = ids.size(1) - left
+        results = whole(trainer, model, ids[:, :end], mask[:, :end], width - left, *args, **kwargs)
+        return *(None if r is None else pad(r, (0, left), value=-0.3) for r in results[:2]), results[2]
+
+    GRPOTrainer._get_per_token_logps_and_entropies = cut
+
+
+# -- one process of a run ----------------------------------------------------------------------------------------------
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def leave(*, killed: bool) -> None:
+    """Writes down what was measured, and ends this process when it is to be killed."""
+    WATCH.charge()
+    name = f"measured-{'killed' if killed else 'ended'}-{rank()}.json"
+    measured = {
+        "seconds": WATCH.seconds,
+        "batches": WATCH.batches,
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_below": max(map(peak_of, below(os.getpid())), default=0),
+        "resumed_after": RESUMED_AFTER,
+    }
+    (Path(os.environ["P2O_REHEARSAL"]) / name).write_text(json.dumps(measured))
+    if killed:
+        os._exit(KILLED)
+
+
+def below(pid: int) -> list[int]:
+    """The processes that this one and its children started."""
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return []
+    children = [int(child) for child in text.split()]
+    return children + [further for child in children for further in below(child)]
+
+
+def peak_of(pid: int) -> int:
+    """The most memory that a process has had, in bytes; 0 where nobody knows."""
+    try:
+        found = re.search(r"VmHWM:\s*(\d+)", Path(f"/proc/{pid}/status").read_text())
+    except OSError:
+        return 0
+    return int(found[1]) * 1024 if found else 0
+
+
+RESUMED_AFTER: list[float] = []
+
+
+def worker(argv: list[str]) -> int:
+    """`p2o train` with the stand-ins in place."""
+    plan = json.loads(os.environ["P2O_REHEARSAL_PLAN"])
+    began = time.perf_counter()
+    import torch
+
+    torch.set_num_threads(1)
+    from p2o import P2OTrainer
+    from p2o.cli import main as p2o
+    from p2o.engines import vllm
+
+    vllm.check = lambda args, model: None
+    vllm.CpuGeneration = Engine  # type: ignore[misc]
+    cut_passes(plan["seen"])
+    watch_everything()
+    Engine.kill_after = plan["kill_after"]
+    sample, evolve = P2OTrainer._generate_and_score_completions, P2OTrainer._prompt_phase
+
+    def batch(trainer: Any, inputs: Any) -> Any:
+        kind = "templated batch" if trainer.p2o.assignment else "bare batch"
+        Engine.short = WATCH.batches[kind] >= plan["full"]
+        WATCH.begin("short batch" if Engine.short else kind)
+        return sample(trainer, inputs)
+
+    def phase(trainer: Any) -> None:
+        WATCH.begin("prompt phase")
+        Engine.short = False
+        evolve(trainer)
+        WATCH.begin("after the prompt phase")
+
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        if not RESUMED_AFTER:
+            RESUMED_AFTER.append(time.perf_counter() - began)
+        return first(*args, **kwargs)
+
+    first = Engine.generate
+    Engine.generate = generate  # type: ignore[method-assign]
+    P2OTrainer._generate_and_score_completions = batch  # type: ignore[method-assign]
+    P2OTrainer._prompt_phase = phase  # type: ignore[method-assign]
+    code = p2o(["train", *argv])
+    leave(killed=False)
+    return code
+
+
+# -- the whole of it ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one recipe is rehearsed.
+
+    Args:
+        steps_of_epoch: optimizer steps.
+        options: on the command line beside the recipe.
+    """
+
+    recipe: str
+    processes: int
+    written_for: int
+    batches: int
+    options: dict[str, Any]
+    kill_after: int
+    arguments: argparse.Namespace
+
+
+def planned(recipe: str, arguments: argparse.Namespace) -> Plan:
+    """The recipe's own batch on however many processes."""
+    settings = yaml.safe_load((ROOT / "recipes" / f"{recipe}.yaml").read_text())
+    written_for = 8 if recipe.startswith("paper") else 1
+    share = written_for // arguments.processes if written_for > 1 else 1
+    options: dict[str, Any] = {
+        "steps_per_generation": settings["steps_per_generation"] * share,
+        "gradient_accumulation_steps": settings["gradient_accumulation_steps"] * share,
+        "use_cpu": True,
+        "reflection_func": "rehearsal:propose",
+    }
+    if written_for == 1 and arguments.processes > 1:
+        options["steps_per_generation"] //= arguments.processes
+        options["gradient_accumulation_steps"] //= arguments.processes
+    questions = settings.get("dataset_size", 5000)
+    if arguments.small:
+        questions = 48
+        options |= {"steps_per_generation": 24, "gradient_accumulation_steps": 12, "max_completion_length": 256}
+        options |= {"dataset_size": questions, "evolution_budget": 120, "min_hard_questions": 2, "save_steps": 4}
+    per_batch = options["steps_per_generation"] * settings["per_device_train_batch_size"] * arguments.processes
+    batches = questions * settings["num_generations"] // per_batch
+    updates = options["steps_per_generation"] // options["gradient_accumulation_steps"]
+    options["max_steps"] = (batches + arguments.full) * updates
+    kill_after = 60 if arguments.small else 600
+    return Plan(recipe, arguments.processes, written_for, batches, options, kill_after, arguments)
+
+
+def make_model(directory: Path) -> None:
+    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+    from p2o.pico import model_path
+
+    tokenizer = AutoTokenizer.from_pretrained(model_path())
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 1, "num_key_value_heads": 1}
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        num_hidden_layers=1,
+        head_dim=32,
+        max_position_embeddings=40_960,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **shape,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def make_data(directory: Path) -> None:
+    from datasets import Dataset
+
+    from p2o.tasks import NAMED_SETS
+
+    (named,) = (n for n in NAMED_SETS if n.name == "deepscaler-5k")
+    directory.mkdir()
+    Dataset.from_list([problem(i) for i in range(named.rows)]).to_parquet(directory / f"{named.split}.parquet")
+
+
+def run(plan: Plan, directory: Path, *, resume: bool) -> float:
+    """Runs `p2o train` until it is killed or ends; returns the seconds it took.
+
+    Raises:
+        SystemExit: it ended otherwise.
+    """
+    kill_after = None if resume else plan.kill_after
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "HF_HUB_OFFLINE": "1",
+        "P2O_REHEARSAL": str(directory),
+        "P2O_REHEARSAL_PLAN": json.dumps(
+            {"full": plan.arguments.full, "seen": plan.arguments.seen, "kill_after": kill_after}
+        ),
+    }
+    options = {"model_name_or_path": directory / "tiny", "dataset_path": directory / "data", **plan.options}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable]
+    if plan.processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(plan.processes)]
+        words += ["--ddp_backend", "gloo"]
+    command += [__file__, "--worker", "--output_dir", str(directory / "run")]
+    command += ["--resume"] if resume else ["--config", str(ROOT / "recipes" / f"{plan.recipe}.yaml"), *words]
+    began = time.perf_counter()
+    done = subprocess.run(command, env=environment, cwd=directory, capture_output=True, text=True)
+    wanted = "ended" if resume else "killed"
+    if not list(directory.glob(f"measured-{wanted}-*.json")):
+        raise SystemExit(f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}\nThe run should have {wanted}.")
+    return time.perf_counter() - began
+
+
+def size(path: Path) -> int:
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size if path.exists() else 0
+
+
+def seconds_to_open(page: Path) -> float | None:
+    """Until a browser has drawn the page, the best of three; None without Chromium and playwright."""
+    browser_path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser_path is None:
+        return None
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        return None
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=browser_path, args=flags)
+        took = []
+        for _ in range(3):
+            tab = browser.new_page(offline=True)
+            began = time.perf_counter()
+            tab.goto(page.as_uri(), wait_until="load")
+            tab.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+            took.append(time.perf_counter() - began)
+            tab.close()
+        browser.close()
+    return min(took)
+
+
+def gpu_hours(plan: Plan) -> float:
+    """What docs/scaling.md computes for the GPUs: an epoch and a prompt phase."""
+    import scaling
+
+    card = scaling.H100 if plan.written_for > 1 else scaling.RTX_4090
+    setup = scaling.Setup(plan.recipe, plan.written_for, card, plan.written_for)
+    e = scaling.Estimate(setup, scaling.parser_of_assumptions().parse_args([]))
+    return e.generation(e.epoch_rollouts, e.batch) + e.learning() + e.evolving() + e.reflecting()
+
+
+def measured(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text()) for file in sorted(directory.glob("measured-*-*.json"))]
+
+
+def seconds_by_purpose(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Of the first process: a bare batch, a templated one, a prompt phase; both runs' together."""
+    found: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for segment in SEGMENTS:
+        count = sum(record["batches"].get(segment, 0) for record in records) if segment != "prompt phase" else 1
+        for record in records:
+            for purpose, seconds in record["seconds"].get(segment, {}).items():
+                found[purpose][segment] += seconds / max(count, 1)
+    return found
+
+
+def once(records: list[dict[str, Any]]) -> dict[str, float]:
+    """Own seconds of what happens once a run or once a start, by purpose; of the run that was resumed."""
+    seconds: dict[str, float] = defaultdict(float)
+    for segment in ("start", "after the prompt phase", "templated batch", "short batch"):
+        for purpose, spent in records[1]["seconds"].get(segment, {}).items():
+            if purpose in ONCE:
+                seconds[purpose] += spent
+    return seconds
+
+
+def rehearse(plan: Plan, directory: Path) -> dict[str, Any]:
+    """Both runs, and all that is measured about them."""
+    make_model(directory / "tiny")
+    make_data(directory / "data")
+    took = [run(plan, directory, resume=False), run(plan, directory, resume=True)]
+    records = measured(directory)
+    first = [json.loads((directory / f"measured-{how}-0.json").read_text()) for how in ("killed", "ended")]
+    purposes = seconds_by_purpose(first)
+    epoch = {
+        purpose: plan.batches * by_segment["templated batch"] + by_segment["prompt phase"]
+        for purpose, by_segment in purposes.items()
+    }
+    own = sum(seconds for purpose, seconds in epoch.items() if purpose not in (*THEIRS, *ONCE))
+    out = directory / "run"
+    checkpoints = sorted(out.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
+    hours = gpu_hours(plan)
+    return {
+        "recipe": plan.recipe,
+        "processes": plan.processes,
+        "batches": plan.batches,
+        "purposes": purposes,
+        "epoch": epoch,
+        "own": own,
+        "gpu_hours": hours,
+        "own_share": own / (hours * 3600),
+        "memory": max(record["peak"] for record in records),
+        "memory_by_process": [record["peak"] for record in records],
+        "verifier_memory": max(record["peak_below"] for record in records),
+        "once": once(first),
+        "journal": size(out / "evolution"),
+        "checkpoint": size(checkpoints[-1]) if checkpoints else 0,
+        "state": size(checkpoints[-1] / "p2o_state.json") if checkpoints else 0,
+        "hard_sets": size(out / "hard_sets"),
+        "report": size(out / "report.html"),
+        "open": seconds_to_open(out / "report.html"),
+        "resume": first[1]["resumed_after"][0],
+        "seconds": took,
+        "hard_set": len(json.loads(next((out / "hard_sets").glob("*.json")).read_text())["rows"]),
+        "rollouts": json.loads((out / "summary.json").read_text())["rollouts"],
+    }
+
+
+def show(found: dict[str, Any]) -> str:
+    """Tables for people."""
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"{found['recipe']}, {found['processes']} process(es): seconds on the clock of the first"
+    table = Table(title=title)
+    for heading in ("", *SEGMENTS, f"epoch of {found['batches']} templated batches, with its prompt phase"):
+        table.add_column(heading, justify="right" if heading else "left")
+    order = sorted(set(found["epoch"]) - set(ONCE), key=lambda purpose: (purpose in THEIRS, -found["epoch"][purpose]))
+    for purpose in order:
+        cells = [f"{found['purposes'][purpose].get(segment, 0):.2f}" for segment in SEGMENTS]
+        table.add_row(purpose, *cells, f"{found['epoch'][purpose]:.1f}")
+    console = Console(width=130)
+    with console.capture() as captured:
+        console.print(table)
+        for line in lines(found):
+            console.print(line, highlight=False)
+    return captured.get()
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    def verdict(name: str) -> str:
+        return "goal met" if found[name] is None or found[name] <= GOALS[name] else "GOAL MISSED"
+
+    opened = "no browser here" if found["open"] is None else f"{found['open']:.1f} s to open ({verdict('open')})"
+    peaks = ", ".join(f"{peak / 2**30:.2f}" for peak in found["memory_by_process"])
+    return [
+        f"Own code: {found['own']:.0f} s an epoch with its prompt phase, {found['own_share']:.2%} of the "
+        f"{found['gpu_hours']:.1f} h computed for the GPUs ({verdict('own_share')}).",
+        f"Memory: {peaks} GiB at most in each process, killed and resumed, with all imports ({verdict('memory')}); "
+        f"{found['verifier_memory'] / 2**30:.2f} in a verifier's.",
+        f"Disk: journal {found['journal'] / 1e6:.1f} MB ({verdict('journal')}), checkpoint "
+        f"{found['checkpoint'] / 1e6:.1f} MB of which P²O's state {found['state'] / 1e6:.2f}, hard sets "
+        f"{found['hard_sets'] / 1e6:.2f} MB, report {found['report'] / 1e6:.1f} MB ({verdict('report')}), {opened}.",
+        f"Resumed in the prompt phase: {found['resume']:.0f} s from the start of the process to its first new rollout. "
+        f"Once a run: {', '.join(f'{purpose} {seconds:.1f} s' for purpose, seconds in found['once'].items())}. "
+        f"{found['hard_set']} hard questions; {found['seconds'][0]:.0f} + {found['seconds'][1]:.0f} s in all.",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--processes", type=int, choices=(1, 2, 4, 8), default=1)
+    parser.add_argument("--full", type=int, default=2, help="batches of their real lengths, bare and templated each")
+    parser.add_argument("--seen", type=int, default=32, help="tokens of a completion that a pass sees")
+    parser.add_argument("--small", action="store_true", help="tiny numbers in place of the recipe's")
+    parser.add_argument("--keep", type=Path, help="a folder for the runs, which are otherwise deleted")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    results = []
+    for recipe in arguments.recipes:
+        with tempfile.TemporaryDirectory() as scratch:
+            directory = Path(scratch)
+            if arguments.keep:
+                directory = arguments.keep.absolute() / recipe
+                directory.mkdir(parents=True)
+            results.append(rehearse(planned(recipe, arguments), directory))
+        print(show(results[-1]), flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        # Under the name by which options find it, and not a second time.
+        sys.modules.setdefault("rehearsal", sys.modules["__main__"])
+        sys.exit(worker(sys.argv[2:]))
+    main()
