@@ -56,17 +56,24 @@ GOALS = {"own_share": 0.01, "memory": 4 * 2**30, "journal": 200e6, "report": 5e6
 
 @dataclass
 class Stopwatch:
-    """Seconds by what the run was doing and for which purpose; the innermost purpose has them."""
+    """Seconds by what the run was doing and for which purpose; the innermost purpose has them.
+
+    Of the clock, and of this process on the processors, which other work on the same machine does not distort.
+    """
 
     segment: str = "start"
-    seconds: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(float)))
+    seconds: dict[str, dict[str, list[float]]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(lambda: [0.0, 0.0]))
+    )
     batches: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     stack: list[str] = field(default_factory=lambda: [THEIRS[0]])
-    since: float = field(default_factory=time.perf_counter)
+    since: tuple[float, float] = field(default_factory=lambda: (time.perf_counter(), time.process_time()))
 
     def charge(self) -> None:
-        now = time.perf_counter()
-        self.seconds[self.segment][self.stack[-1]] += now - self.since
+        now = (time.perf_counter(), time.process_time())
+        spent = self.seconds[self.segment][self.stack[-1]]
+        for i in range(2):
+            spent[i] += now[i] - self.since[i]
         self.since = now
 
     def begin(self, segment: str) -> None:
@@ -261,6 +268,7 @@ def leave(*, killed: bool) -> None:
         "batches": WATCH.batches,
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "peak_below": max(map(peak_of, below(os.getpid())), default=0),
+        "cpu_below": sum(map(cpu_of, below(os.getpid()))),
         "resumed_after": RESUMED_AFTER,
     }
     (Path(os.environ["P2O_REHEARSAL"]) / name).write_text(json.dumps(measured))
@@ -285,6 +293,15 @@ def peak_of(pid: int) -> int:
     except OSError:
         return 0
     return int(found[1]) * 1024 if found else 0
+
+
+def cpu_of(pid: int) -> float:
+    """The processors' seconds that a process has had so far; 0 where nobody knows."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 RESUMED_AFTER: list[float] = []
@@ -489,25 +506,35 @@ def measured(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in sorted(directory.glob("measured-*-*.json"))]
 
 
-def seconds_by_purpose(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+Seconds = dict[str, dict[str, list[float]]]
+"""By purpose and segment: of the clock, and of the processors."""
+
+
+def seconds_by_purpose(records: list[dict[str, Any]]) -> Seconds:
     """Of the first process: a bare batch, a templated one, a prompt phase; both runs' together."""
-    found: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    found: Seconds = defaultdict(lambda: {segment: [0.0, 0.0] for segment in SEGMENTS})
     for segment in SEGMENTS:
         count = sum(record["batches"].get(segment, 0) for record in records) if segment != "prompt phase" else 1
         for record in records:
-            for purpose, seconds in record["seconds"].get(segment, {}).items():
-                found[purpose][segment] += seconds / max(count, 1)
+            for purpose, spent in record["seconds"].get(segment, {}).items():
+                for i in range(2):
+                    found[purpose][segment][i] += spent[i] / max(count, 1)
     return found
 
 
-def once(records: list[dict[str, Any]]) -> dict[str, float]:
-    """Own seconds of what happens once a run or once a start, by purpose; of the run that was resumed."""
-    seconds: dict[str, float] = defaultdict(float)
-    for segment in ("start", "after the prompt phase", "templated batch", "short batch"):
-        for purpose, spent in records[1]["seconds"].get(segment, {}).items():
-            if purpose in ONCE:
-                seconds[purpose] += spent
-    return seconds
+def of_an_epoch(purposes: Seconds, batches: int) -> dict[str, list[float]]:
+    """An epoch of templated batches with its prompt phase, by purpose."""
+    return {
+        purpose: [batches * by["templated batch"][i] + by["prompt phase"][i] for i in range(2)]
+        for purpose, by in purposes.items()
+        if purpose not in ONCE
+    }
+
+
+def once(record: dict[str, Any]) -> dict[str, float]:
+    """Own seconds on the clock of what happens once a run or once a start, by purpose."""
+    spent = [(purpose, s[0]) for by in record["seconds"].values() for purpose, s in by.items()]
+    return {name: sum(seconds for purpose, seconds in spent if purpose == name) for name in ONCE}
 
 
 def rehearse(plan: Plan, directory: Path) -> dict[str, Any]:
@@ -518,11 +545,8 @@ def rehearse(plan: Plan, directory: Path) -> dict[str, Any]:
     records = measured(directory)
     first = [json.loads((directory / f"measured-{how}-0.json").read_text()) for how in ("killed", "ended")]
     purposes = seconds_by_purpose(first)
-    epoch = {
-        purpose: plan.batches * by_segment["templated batch"] + by_segment["prompt phase"]
-        for purpose, by_segment in purposes.items()
-    }
-    own = sum(seconds for purpose, seconds in epoch.items() if purpose not in (*THEIRS, *ONCE))
+    epoch = of_an_epoch(purposes, plan.batches)
+    own, own_cpu = (sum(spent[i] for purpose, spent in epoch.items() if purpose not in THEIRS) for i in range(2))
     out = directory / "run"
     checkpoints = sorted(out.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
     hours = gpu_hours(plan)
@@ -533,12 +557,14 @@ def rehearse(plan: Plan, directory: Path) -> dict[str, Any]:
         "purposes": purposes,
         "epoch": epoch,
         "own": own,
+        "own_cpu": own_cpu,
+        "verifiers_cpu": sum(record["cpu_below"] for record in first),
         "gpu_hours": hours,
         "own_share": own / (hours * 3600),
         "memory": max(record["peak"] for record in records),
         "memory_by_process": [record["peak"] for record in records],
         "verifier_memory": max(record["peak_below"] for record in records),
-        "once": once(first),
+        "once": once(first[1]),
         "journal": size(out / "evolution"),
         "checkpoint": size(checkpoints[-1]) if checkpoints else 0,
         "state": size(checkpoints[-1] / "p2o_state.json") if checkpoints else 0,
@@ -557,14 +583,15 @@ def show(found: dict[str, Any]) -> str:
     from rich.console import Console
     from rich.table import Table
 
-    title = f"{found['recipe']}, {found['processes']} process(es): seconds on the clock of the first"
+    title = f"{found['recipe']}, {found['processes']} process(es): seconds of the first on the clock (and of its CPU)"
     table = Table(title=title)
-    for heading in ("", *SEGMENTS, f"epoch of {found['batches']} templated batches, with its prompt phase"):
+    for heading in ("", *SEGMENTS, f"epoch: {found['batches']} templated batches and the prompt phase"):
         table.add_column(heading, justify="right" if heading else "left")
-    order = sorted(set(found["epoch"]) - set(ONCE), key=lambda purpose: (purpose in THEIRS, -found["epoch"][purpose]))
-    for purpose in order:
-        cells = [f"{found['purposes'][purpose].get(segment, 0):.2f}" for segment in SEGMENTS]
-        table.add_row(purpose, *cells, f"{found['epoch'][purpose]:.1f}")
+    for purpose in sorted(found["epoch"], key=lambda purpose: (purpose in THEIRS, -found["epoch"][purpose][0])):
+        spent = [found["purposes"][purpose][segment] for segment in SEGMENTS]
+        cells = [f"{clock:.2f} ({cpu:.2f})" for clock, cpu in spent]
+        clock, cpu = found["epoch"][purpose]
+        table.add_row(purpose, *cells, f"{clock:.0f} ({cpu:.0f})")
     console = Console(width=130)
     with console.capture() as captured:
         console.print(table)
@@ -581,7 +608,8 @@ def lines(found: dict[str, Any]) -> list[str]:
     peaks = ", ".join(f"{peak / 2**30:.2f}" for peak in found["memory_by_process"])
     return [
         f"Own code: {found['own']:.0f} s an epoch with its prompt phase, {found['own_share']:.2%} of the "
-        f"{found['gpu_hours']:.1f} h computed for the GPUs ({verdict('own_share')}).",
+        f"{found['gpu_hours']:.1f} h computed for the GPUs ({verdict('own_share')}); of the CPU {found['own_cpu']:.0f} s, "
+        f"and {found['verifiers_cpu']:.0f} s of the verifiers' processes in both runs.",
         f"Memory: {peaks} GiB at most in each process, killed and resumed, with all imports ({verdict('memory')}); "
         f"{found['verifier_memory'] / 2**30:.2f} in a verifier's.",
         f"Disk: journal {found['journal'] / 1e6:.1f} MB ({verdict('journal')}), checkpoint "
