@@ -120,8 +120,8 @@ PLACES: tuple[tuple[str, str, str, str], ...] = (
     ("p2o.trainer", "P2OTrainer", "_report_rollouts _notify log", "metrics, panel and run directory"),
     ("p2o.trainer", "P2OTrainer", "_save_checkpoint", "checkpoints"),
     ("p2o.policy_phase.phase", "PolicyPhase", "plan", "assignment"),
-    ("p2o.policy_phase.phase", "PolicyPhase", "count mine", "mining"),
-    ("p2o.policy_phase.phase", "PolicyPhase", "distil mask", "context distillation"),
+    ("p2o.policy_phase.phase", "PolicyPhase", "charge mine", "mining"),
+    ("p2o.policy_phase.phase", "PolicyPhase", "prepare_distillation mask", "context distillation"),
     ("p2o.prompt_phase.policy_rollouts", "PolicyRollouts", "__call__", "evolution's rollouts"),
     ("p2o.prompt_phase.journal", "Journal", "__init__ call", "journal"),
     ("p2o.cli.train", "", "prepare", "reading and checking the data"),
@@ -237,13 +237,16 @@ class Engine:
 
 
 def cut_passes(seen: int) -> None:
-    """Has passes of the policy see only so many tokens of a completion; a constant stands for the others."""
+    """Has passes see only so many tokens of a completion, a constant for the others; in short batches there are none."""
     from torch.nn.functional import pad
     from trl import GRPOTrainer
 
     whole = GRPOTrainer._get_per_token_logps_and_entropies
 
     def cut(trainer: Any, model: Any, ids: Any, mask: Any, width: int, *args: Any, **kwargs: Any) -> Any:
+        if Engine.short:
+            weight = next(p for p in trainer.model.parameters() if p.requires_grad)
+            return weight.sum() * 0 - 0.3 * mask[:, -width:], None, None
         left = max(width - seen, 0)
         end = ids.size(1) - left
         results = whole(trainer, model, ids[:, :end], mask[:, :end], width - left, *args, **kwargs)
@@ -359,8 +362,10 @@ class Plan:
     """How one recipe is rehearsed.
 
     Args:
-        steps_of_epoch: optimizer steps.
+        written_for: GPUs of the recipe, whose batch the processes share.
+        batches: of an epoch.
         options: on the command line beside the recipe.
+        kill_after: rollouts of the prompt phase.
     """
 
     recipe: str
@@ -376,16 +381,11 @@ def planned(recipe: str, arguments: argparse.Namespace) -> Plan:
     """The recipe's own batch on however many processes."""
     settings = yaml.safe_load((ROOT / "recipes" / f"{recipe}.yaml").read_text())
     written_for = 8 if recipe.startswith("paper") else 1
-    share = written_for // arguments.processes if written_for > 1 else 1
     options: dict[str, Any] = {
-        "steps_per_generation": settings["steps_per_generation"] * share,
-        "gradient_accumulation_steps": settings["gradient_accumulation_steps"] * share,
-        "use_cpu": True,
-        "reflection_func": "rehearsal:propose",
+        name: settings[name] * written_for // arguments.processes
+        for name in ("steps_per_generation", "gradient_accumulation_steps")
     }
-    if written_for == 1 and arguments.processes > 1:
-        options["steps_per_generation"] //= arguments.processes
-        options["gradient_accumulation_steps"] //= arguments.processes
+    options |= {"use_cpu": True, "reflection_func": "rehearsal:propose"}
     questions = settings.get("dataset_size", 5000)
     if arguments.small:
         questions = 48
@@ -468,8 +468,11 @@ def size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def seconds_to_open(page: Path) -> float | None:
-    """Until a browser has drawn the page, the best of three; None without Chromium and playwright."""
+def seconds_to_open(page: Path) -> tuple[float, float] | None:
+    """Until a browser has drawn the page, on the clock and of its main thread's CPU, the best of three.
+
+    None without Chromium and playwright.
+    """
     browser_path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser_path is None:
         return None
@@ -483,10 +486,14 @@ def seconds_to_open(page: Path) -> float | None:
         took = []
         for _ in range(3):
             tab = browser.new_page(offline=True)
+            metrics = tab.context.new_cdp_session(tab)
+            metrics.send("Performance.enable", {"timeDomain": "threadTicks"})
             began = time.perf_counter()
             tab.goto(page.as_uri(), wait_until="load")
             tab.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-            took.append(time.perf_counter() - began)
+            clock = time.perf_counter() - began
+            cpu = {m["name"]: m["value"] for m in metrics.send("Performance.getMetrics")["metrics"]}
+            took.append((clock, cpu["TaskDuration"]))
             tab.close()
         browser.close()
     return min(took)
@@ -549,7 +556,7 @@ def rehearse(plan: Plan, directory: Path) -> dict[str, Any]:
     own, own_cpu = (sum(spent[i] for purpose, spent in epoch.items() if purpose not in THEIRS) for i in range(2))
     out = directory / "run"
     checkpoints = sorted(out.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
-    hours = gpu_hours(plan)
+    hours, opened = gpu_hours(plan), seconds_to_open(out / "report.html")
     return {
         "recipe": plan.recipe,
         "processes": plan.processes,
@@ -570,7 +577,8 @@ def rehearse(plan: Plan, directory: Path) -> dict[str, Any]:
         "state": size(checkpoints[-1] / "p2o_state.json") if checkpoints else 0,
         "hard_sets": size(out / "hard_sets"),
         "report": size(out / "report.html"),
-        "open": seconds_to_open(out / "report.html"),
+        "open": opened and opened[0],
+        "open_cpu": opened and opened[1],
         "resume": first[1]["resumed_after"][0],
         "seconds": took,
         "hard_set": len(json.loads(next((out / "hard_sets").glob("*.json")).read_text())["rows"]),
@@ -604,12 +612,16 @@ def lines(found: dict[str, Any]) -> list[str]:
     def verdict(name: str) -> str:
         return "goal met" if found[name] is None or found[name] <= GOALS[name] else "GOAL MISSED"
 
-    opened = "no browser here" if found["open"] is None else f"{found['open']:.1f} s to open ({verdict('open')})"
+    opened = (
+        "no browser here"
+        if found["open"] is None
+        else f"{found['open']:.1f} s to open ({verdict('open')}; {found['open_cpu']:.1f} of CPU)"
+    )
     peaks = ", ".join(f"{peak / 2**30:.2f}" for peak in found["memory_by_process"])
     return [
         f"Own code: {found['own']:.0f} s an epoch with its prompt phase, {found['own_share']:.2%} of the "
-        f"{found['gpu_hours']:.1f} h computed for the GPUs ({verdict('own_share')}); of the CPU {found['own_cpu']:.0f} s, "
-        f"and {found['verifiers_cpu']:.0f} s of the verifiers' processes in both runs.",
+        f"{found['gpu_hours']:.1f} h computed for the GPUs ({verdict('own_share')}). Of the processors: "
+        f"{found['own_cpu']:.0f} s, and {found['verifiers_cpu']:.0f} s of the verifiers' processes in both runs.",
         f"Memory: {peaks} GiB at most in each process, killed and resumed, with all imports ({verdict('memory')}); "
         f"{found['verifier_memory'] / 2**30:.2f} in a verifier's.",
         f"Disk: journal {found['journal'] / 1e6:.1f} MB ({verdict('journal')}), checkpoint "
