@@ -237,7 +237,7 @@ class Engine:
 
 
 def cut_passes(seen: int) -> None:
-    """Has passes see only so many tokens of a completion, a constant for the others; in short batches there are none."""
+    """Has passes see so many tokens of a completion only, the others get a constant; short batches have no passes."""
     from torch.nn.functional import pad
     from trl import GRPOTrainer
 

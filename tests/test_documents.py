@@ -27,7 +27,7 @@ from p2o.cli.eval import EvalArguments
 from p2o.cli.evolve import EvolveArguments
 from p2o.cli.options import option_types
 from p2o.cli.train import run_directory
-from p2o.cli.words import spelled
+from p2o.cli.words import normalized_option
 from p2o.engines.vllm import server_command
 from p2o.tasks import NAMED_SETS
 from test_endpoint import serve, well
@@ -206,7 +206,7 @@ def check_training(words):
     for count in PROCESSES:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(TrainingArguments, "world_size", property(lambda self, count=count: count))
-            directory, rest = run_directory([*map(spelled, words), *machine], resume=False)
+            directory, rest = run_directory([*map(normalized_option, words), *machine], resume=False)
             parsed = parse([word for word in rest if word != "--check_only"], str(directory))
     if "Qwen3" in str(parsed.model.model_name_or_path):
         suits_a_thinking_model(parsed.training)
