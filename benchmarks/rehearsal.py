@@ -238,6 +238,7 @@ class Engine:
 
 def cut_passes(seen: int) -> None:
     """Has passes see so many tokens of a completion only, the others get a constant; short batches have no passes."""
+    import torch
     from torch.nn.functional import pad
     from trl import GRPOTrainer
 
@@ -246,7 +247,8 @@ def cut_passes(seen: int) -> None:
     def cut(trainer: Any, model: Any, ids: Any, mask: Any, width: int, *args: Any, **kwargs: Any) -> Any:
         if Engine.short:
             weight = next(p for p in trainer.model.parameters() if p.requires_grad)
-            return weight.sum() * 0 - 0.3 * mask[:, -width:], None, None
+            logps = weight.sum() * 0 - 0.3 * mask[:, -width:]
+            return logps, torch.zeros_like(logps), None
         left = max(width - seen, 0)
         end = ids.size(1) - left
         results = whole(trainer, model, ids[:, :end], mask[:, :end], width - left, *args, **kwargs)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from trl.chat_template_utils import parse_response
 from trl.data_utils import is_conversational
 
@@ -76,10 +77,15 @@ class PolicyRollouts:
         generated = self._generate(templated, contexts, seed)
         for row, one in zip(rows, generated, strict=True):
             row.update(one.fields)
-        rewards = self._score(rows, prompts, generated, seed)
+        mine = share(self.accelerator, len(rows))
+        # Each is decoded once, by the process that scores it: of thousands of tokens that takes longer than all else.
+        texts = self.tokenizer.batch_decode([generated[i].completion_ids for i in mine], skip_special_tokens=True)
+        scored = self._score([rows[i] for i in mine], [generated[i] for i in mine], texts, seed)
+        rewards = scored.of(slice(0, len(rows)))
+        if self.accelerator.num_processes > 1:
+            texts = gather_object(texts)
         if not self.accelerator.is_main_process:
             return []
-        texts = self.tokenizer.batch_decode([one.completion_ids for one in generated], skip_special_tokens=True)
         # Without the reward that decides success a rollout is not scored, whatever the others say.
         totals = rewards.total.masked_fill(rewards.unscored, torch.nan).tolist()
         earned = [None if math.isnan(total) else total for total in totals]
@@ -95,7 +101,7 @@ class PolicyRollouts:
                 template=used[i],
                 completion_ids=list(one.completion_ids) if self.args.reused_rollouts_per_group else [],
             )
-            for i, (text, one) in enumerate(zip(texts, generated, strict=True))
+            for i, (text, one) in enumerate(zip(texts[: len(generated)], generated, strict=True))
         ]
 
     def _generate(self, prompts: list[Prompt], contexts: list[list[int]], seed: int) -> list[Generated]:
@@ -112,23 +118,18 @@ class PolicyRollouts:
                 count=self.count,
             )
 
-    def _score(
-        self, rows: list[dict[str, Any]], prompts: list[Prompt], generated: list[Generated], seed: int
-    ) -> Rewards:
-        """Rewards of all requests, of which every process scores a part."""
-        completions = decode(self.tokenizer, generated, chat=is_conversational({"prompt": prompts[0]}))
-        ids = [one.completion_ids for one in generated]
-        mine = share(self.accelerator, len(rows))
+    def _score(self, rows: list[dict[str, Any]], generated: list[Generated], texts: list[str], seed: int) -> Rewards:
+        """Rewards of all processes' requests, of which this process scores these."""
+        prompts = [row["prompt"] for row in rows]
+        completions = as_completions(self.tokenizer, generated, texts, chat=is_conversational({"prompt": prompts[0]}))
         with random_stream(derive_seed(seed, "rewards")):
-            rewards = self.score(*([column[i] for i in mine] for column in (rows, prompts, completions, ids)))
-        return rewards.of(slice(0, len(rows)))
+            return self.score(rows, prompts, completions, [one.completion_ids for one in generated])
 
 
-def decode(tokenizer: Any, generated: Sequence[Generated], *, chat: bool) -> list[Any]:
+def as_completions(tokenizer: Any, generated: Sequence[Generated], texts: list[str], *, chat: bool) -> list[Any]:
     """Completions as TRL hands them to reward functions: texts, or a message each."""
     if chat and (getattr(tokenizer, "response_template", None) or getattr(tokenizer, "response_schema", None)):
         return [[parse_response(tokenizer, one.completion_ids, prefix=one.prompt_ids)] for one in generated]
-    texts = tokenizer.batch_decode([one.completion_ids for one in generated], skip_special_tokens=True)
     return [[{"role": "assistant", "content": text}] for text in texts] if chat else texts
 
 
