@@ -9,13 +9,14 @@ architecture with one narrow layer and the embedded world's tokenizer; rollouts 
 length drawn up to the recipe's limit; passes of the policy see the first tokens of a completion only. All the rest is
 what a run on GPUs has: TRL, verifiers in their processes, mining, masks, GEPA, journal, checkpoints, report.
 
-An epoch of bare rollouts, killed in its prompt phase, resumed to the end of it, and on into templated rollouts. Of an
-epoch's batches `--full` have their real lengths, bare ones and as many templated ones; the others are short, so that
-every question is mined. An epoch's seconds are those of a templated batch times the batches, and the prompt phase's.
+A few batches of bare rollouts (`--full`), the outcomes of the epoch's other questions made up, a whole prompt phase
+that is killed and resumed, as many batches of the next epoch. An epoch's seconds are those of one of these, where a
+third of the questions is templated, times the batches, and the prompt phase's.
 
-`own` are seconds on the clock inside P²O's code by purpose, with what it waits for in verifiers' processes, without
-what it calls in TRL, transformers and the engine. Goals: 1 % of the hours that docs/scaling.md computes, 4 GiB of a
-process's memory, 200 MB of journal, 5 MB of report, 2 s to open it.
+Seconds inside P²O's code by purpose are without what it calls in TRL, transformers and the engine, and with what it
+waits for in verifiers' processes; beside those of the clock stand the processor's, which other work on the machine does
+not distort. Goals: processor's seconds, the verifiers' included, of 1 % of the hours that docs/scaling.md computes;
+4 GiB of a process's memory, 200 MB of journal, 5 MB of report, and 2 s of a browser's main thread to draw it.
 """
 
 import argparse
@@ -48,7 +49,7 @@ THEIRS = ("TRL and transformers", "engine (made up)", "passes (cut short)")
 KILLED = 9
 ONCE = ("reading and checking the data", "resuming", "report")
 SEGMENTS = ("bare batch", "templated batch", "prompt phase")
-GOALS = {"own_share": 0.01, "memory": 4 * 2**30, "journal": 200e6, "report": 5e6, "open": 2.0}
+GOALS = {"own_share": 0.01, "memory": 4 * 2**30, "journal": 200e6, "report": 5e6, "open_cpu": 2.0}
 
 
 # -- the clock ---------------------------------------------------------------------------------------------------------
@@ -192,7 +193,6 @@ class Engine:
 
     mode, tensor_parallel_size = "colocate", 1
     kill_after: int | None = None  # rollouts of a prompt phase
-    short = False
 
     def __init__(self, *args: Any, processing_class: Any, max_completion_length: int, **kwargs: Any) -> None:
         length = kwargs.get("max_model_length") or 40_960
@@ -212,7 +212,7 @@ class Engine:
         with WATCH.doing(THEIRS[1]):
             if WATCH.segment == "prompt phase":
                 self.phase_rollouts += len(prompts)
-                if self.kill_after is not None and self.phase_rollouts > self.kill_after:
+                if self.kill_after is not None and rank() == 0 and self.phase_rollouts > self.kill_after:
                     leave(killed=True)
             import torch
 
@@ -227,7 +227,7 @@ class Engine:
             return self.stock[:8]
         number, instruction = int(found[1]), prompt[: found.start()].rsplit(">", 1)[-1].strip()
         right = rng.random() < chance(number, instruction)
-        length = 64 if self.short else min(int(rng.uniform(0.005, 1.03) * self.longest), self.longest)
+        length = min(int(rng.uniform(0.005, 1.03) * self.longest), self.longest)
         start = rng.randrange(1000)
         if length == self.longest:
             return self.stock[start : start + length]  # cut off
@@ -237,18 +237,13 @@ class Engine:
 
 
 def cut_passes(seen: int) -> None:
-    """Has passes see so many tokens of a completion only, the others get a constant; short batches have no passes."""
-    import torch
+    """Has passes see so many tokens of a completion only; the others get a constant."""
     from torch.nn.functional import pad
     from trl import GRPOTrainer
 
     whole = GRPOTrainer._get_per_token_logps_and_entropies
 
     def cut(trainer: Any, model: Any, ids: Any, mask: Any, width: int, *args: Any, **kwargs: Any) -> Any:
-        if Engine.short:
-            weight = next(p for p in trainer.model.parameters() if p.requires_grad)
-            logps = weight.sum() * 0 - 0.3 * mask[:, -width:]
-            return logps, torch.zeros_like(logps), None
         left = max(width - seen, 0)
         end = ids.size(1) - left
         results = whole(trainer, model, ids[:, :end], mask[:, :end], width - left, *args, **kwargs)
@@ -312,6 +307,17 @@ def cpu_of(pid: int) -> float:
 RESUMED_AFTER: list[float] = []
 
 
+def make_up_outcomes(trainer: Any) -> None:
+    """Of the questions that no batch was about, as if their rollouts had been drawn like the others'."""
+    from p2o.prompt_phase.hard_samples import Outcome
+
+    k = trainer.num_generations
+    for row, prompt in enumerate(trainer.train_dataset["prompt"]):
+        number = int(re.search(r"Problem (\d+)\.", prompt[-1]["content"])[1])  # type: ignore[index]
+        successes = sum(random.Random(f"{number} {i}").random() < chance(number, "") for i in range(k))
+        trainer.p2o.outcomes.setdefault(row, Outcome(successes, k))
+
+
 def worker(argv: list[str]) -> int:
     """`p2o train` with the stand-ins in place."""
     plan = json.loads(os.environ["P2O_REHEARSAL_PLAN"])
@@ -329,16 +335,20 @@ def worker(argv: list[str]) -> int:
     watch_everything()
     Engine.kill_after = plan["kill_after"]
     sample, evolve = P2OTrainer._generate_and_score_completions, P2OTrainer._prompt_phase
+    draw = P2OTrainer._get_train_sampler
+
+    def sampler(trainer: Any, dataset: Any = None) -> Any:
+        made = draw(trainer, dataset)
+        made.num_samples = plan["full"] * trainer.args.generation_batch_size // trainer.num_generations
+        return made
 
     def batch(trainer: Any, inputs: Any) -> Any:
-        kind = "templated batch" if trainer.p2o.assignment else "bare batch"
-        Engine.short = WATCH.batches[kind] >= plan["full"]
-        WATCH.begin("short batch" if Engine.short else kind)
+        WATCH.begin("templated batch" if trainer.p2o.assignment else "bare batch")
         return sample(trainer, inputs)
 
     def phase(trainer: Any) -> None:
+        make_up_outcomes(trainer)
         WATCH.begin("prompt phase")
-        Engine.short = False
         evolve(trainer)
         WATCH.begin("after the prompt phase")
 
@@ -349,6 +359,7 @@ def worker(argv: list[str]) -> int:
 
     first = Engine.generate
     Engine.generate = generate  # type: ignore[method-assign]
+    P2OTrainer._get_train_sampler = sampler  # type: ignore[method-assign]
     P2OTrainer._generate_and_score_completions = batch  # type: ignore[method-assign]
     P2OTrainer._prompt_phase = phase  # type: ignore[method-assign]
     code = p2o(["train", *argv])
@@ -396,8 +407,8 @@ def planned(recipe: str, arguments: argparse.Namespace) -> Plan:
     per_batch = options["steps_per_generation"] * settings["per_device_train_batch_size"] * arguments.processes
     batches = questions * settings["num_generations"] // per_batch
     updates = options["steps_per_generation"] // options["gradient_accumulation_steps"]
-    options["max_steps"] = (batches + arguments.full) * updates
-    kill_after = 60 if arguments.small else 600
+    options["max_steps"] = 2 * arguments.full * updates
+    kill_after = (60 if arguments.small else 600) // arguments.processes
     return Plan(recipe, arguments.processes, written_for, batches, options, kill_after, arguments)
 
 
@@ -492,6 +503,7 @@ def seconds_to_open(page: Path) -> tuple[float, float] | None:
             metrics.send("Performance.enable", {"timeDomain": "threadTicks"})
             began = time.perf_counter()
             tab.goto(page.as_uri(), wait_until="load")
+            tab.wait_for_selector("html[data-ready=yes]", state="attached")
             tab.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
             clock = time.perf_counter() - began
             cpu = {m["name"]: m["value"] for m in metrics.send("Performance.getMetrics")["metrics"]}
@@ -556,6 +568,11 @@ def rehearse(plan: Plan, directory: Path) -> dict[str, Any]:
     purposes = seconds_by_purpose(first)
     epoch = of_an_epoch(purposes, plan.batches)
     own, own_cpu = (sum(spent[i] for purpose, spent in epoch.items() if purpose not in THEIRS) for i in range(2))
+    # Theirs is not known by batch; each rollout takes as long.
+    rollouts = json.loads((directory / "run" / "summary.json").read_text())["rollouts"]
+    scored = sum(rollouts[kind] for kind in ("policy", "evolution_feedback", "evolution_dev"))
+    planned_for = plan.batches * rollouts["policy"] / (2 * plan.arguments.full) + scored - rollouts["policy"]
+    verifiers = sum(record["cpu_below"] for record in first) * planned_for / scored
     out = directory / "run"
     checkpoints = sorted(out.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
     hours, opened = gpu_hours(plan), seconds_to_open(out / "report.html")
@@ -567,9 +584,9 @@ def rehearse(plan: Plan, directory: Path) -> dict[str, Any]:
         "epoch": epoch,
         "own": own,
         "own_cpu": own_cpu,
-        "verifiers_cpu": sum(record["cpu_below"] for record in first),
+        "verifiers_cpu": verifiers,
         "gpu_hours": hours,
-        "own_share": own / (hours * 3600),
+        "own_share": (own_cpu + verifiers) / (hours * 3600),
         "memory": max(record["peak"] for record in records),
         "memory_by_process": [record["peak"] for record in records],
         "verifier_memory": max(record["peak_below"] for record in records),
@@ -584,7 +601,7 @@ def rehearse(plan: Plan, directory: Path) -> dict[str, Any]:
         "resume": first[1]["resumed_after"][0],
         "seconds": took,
         "hard_set": len(json.loads(next((out / "hard_sets").glob("*.json")).read_text())["rows"]),
-        "rollouts": json.loads((out / "summary.json").read_text())["rollouts"],
+        "rollouts": rollouts,
     }
 
 
@@ -614,16 +631,15 @@ def lines(found: dict[str, Any]) -> list[str]:
     def verdict(name: str) -> str:
         return "goal met" if found[name] is None or found[name] <= GOALS[name] else "GOAL MISSED"
 
-    opened = (
-        "no browser here"
-        if found["open"] is None
-        else f"{found['open']:.1f} s to open ({verdict('open')}; {found['open_cpu']:.1f} of CPU)"
-    )
+    opened = "no browser here"
+    if found["open"] is not None:
+        opened = f"drawn in {found['open_cpu']:.1f} s of a browser ({verdict('open_cpu')}; clock {found['open']:.1f})"
     peaks = ", ".join(f"{peak / 2**30:.2f}" for peak in found["memory_by_process"])
     return [
-        f"Own code: {found['own']:.0f} s an epoch with its prompt phase, {found['own_share']:.2%} of the "
-        f"{found['gpu_hours']:.1f} h computed for the GPUs ({verdict('own_share')}). Of the processors: "
-        f"{found['own_cpu']:.0f} s, and {found['verifiers_cpu']:.0f} s of the verifiers' processes in both runs.",
+        f"Own code, an epoch with its prompt phase: {found['own_cpu']:.0f} s of the processor and "
+        f"{found['verifiers_cpu']:.0f} s of verifiers' processes, {found['own_share']:.2%} of the "
+        f"{found['gpu_hours']:.1f} h computed for the GPUs ({verdict('own_share')}); {found['own']:.0f} s on this "
+        "machine's clock.",
         f"Memory: {peaks} GiB at most in each process, killed and resumed, with all imports ({verdict('memory')}); "
         f"{found['verifier_memory'] / 2**30:.2f} in a verifier's.",
         f"Disk: journal {found['journal'] / 1e6:.1f} MB ({verdict('journal')}), checkpoint "
@@ -639,7 +655,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--processes", type=int, choices=(1, 2, 4, 8), default=1)
-    parser.add_argument("--full", type=int, default=2, help="batches of their real lengths, bare and templated each")
+    parser.add_argument("--full", type=int, default=1, help="batches before the prompt phase, and behind it")
     parser.add_argument("--seen", type=int, default=32, help="tokens of a completion that a pass sees")
     parser.add_argument("--small", action="store_true", help="tiny numbers in place of the recipe's")
     parser.add_argument("--keep", type=Path, help="a folder for the runs, which are otherwise deleted")
