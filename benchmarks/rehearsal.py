@@ -171,7 +171,7 @@ def chance(number: int, instruction: str) -> float:
     """How likely a rollout succeeds: a quarter of the questions is hard, a fifth easy; instructions help some."""
     kind = zlib.crc32(f"kind {number}".encode()) % 100
     if instruction:
-        return 0.6 if zlib.crc32(f"{number} {instruction}".encode()) % 100 < 15 else 0.02
+        return 0.6 if zlib.crc32(f"{number} {instruction}".encode()) % 100 < 30 else 0.02
     return 0.0 if kind < 25 else 1.0 if kind < 45 else 0.5
 
 
