@@ -15,8 +15,9 @@ third of the questions is templated, times the batches, and the prompt phase's.
 
 Seconds inside P²O's code by purpose are without what it calls in TRL, transformers and the engine, and with what it
 waits for in verifiers' processes; beside those of the clock stand the processor's, which other work on the machine does
-not distort. Goals: processor's seconds, the verifiers' included, of 1 % of the hours that docs/scaling.md computes;
-4 GiB of a process's memory, 200 MB of journal, 5 MB of report, and 2 s of a browser's main thread to draw it.
+not distort. One process carries the batch of all the recipe's GPUs, but each of these has verifiers of its own, whose
+seconds are divided by their number. Goals: processor's seconds of 1 % of the hours that docs/scaling.md computes; 4 GiB
+of a process's memory, 200 MB of journal, 5 MB of report, and 2 s of a browser's main thread to draw it.
 """
 
 import argparse
@@ -586,7 +587,7 @@ def rehearse(plan: Plan, directory: Path) -> dict[str, Any]:
         "own_cpu": own_cpu,
         "verifiers_cpu": verifiers,
         "gpu_hours": hours,
-        "own_share": (own_cpu + verifiers) / (hours * 3600),
+        "own_share": (own_cpu + verifiers / plan.written_for) / (hours * 3600),
         "memory": max(record["peak"] for record in records),
         "memory_by_process": [record["peak"] for record in records],
         "verifier_memory": max(record["peak_below"] for record in records),
@@ -637,7 +638,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     peaks = ", ".join(f"{peak / 2**30:.2f}" for peak in found["memory_by_process"])
     return [
         f"Own code, an epoch with its prompt phase: {found['own_cpu']:.0f} s of the processor and "
-        f"{found['verifiers_cpu']:.0f} s of verifiers' processes, {found['own_share']:.2%} of the "
+        f"{found['verifiers_cpu']:.0f} s of all verifiers' processes, {found['own_share']:.2%} of the "
         f"{found['gpu_hours']:.1f} h computed for the GPUs ({verdict('own_share')}); {found['own']:.0f} s on this "
         "machine's clock.",
         f"Memory: {peaks} GiB at most in each process, killed and resumed, with all imports ({verdict('memory')}); "
