@@ -113,6 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rollouts", type=int, default=16, help="of a step")
     parser.add_argument("--tokens", type=int, default=48, help="of a completion and of a reflection")
+    parser.add_argument("--model", help="in place of a random one, such as smollm2-135m")
     parser.add_argument("--hidden_size", type=int, default=512)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--turns", type=int, default=3)
@@ -124,6 +125,7 @@ def main() -> None:
         print(json.dumps(measure(arguments)))
         return
     shape = [f"--{name}={getattr(arguments, name)}" for name in ("rollouts", "tokens", "hidden_size", "layers")]
+    shape += [f"--model={arguments.model}"] * bool(arguments.model)
     runs: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     for _ in range(arguments.turns):
         for kind, measured in runs.items():

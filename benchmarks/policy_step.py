@@ -25,7 +25,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from p2o import P2OConfig, P2OTrainer
 from p2o.engines.vllm import generation_backend
-from p2o.pico import model_path, world
+from p2o.models import model_path
+from p2o.pico import world
 from p2o.templates import Template
 
 TEMPLATE = Template("If only + and - occur, carry the total along. Do not skip a step, and write every line.", 1.0)
@@ -60,10 +61,12 @@ class Clock(TrainerCallback):
 
 
 def model(arguments: argparse.Namespace) -> Any:
-    """A randomly initialised Qwen3-shaped model with the embedded world's tokenizer."""
+    """The model that is named, or a randomly initialised one of Qwen3's shape with the embedded world's tokenizer."""
+    if arguments.model:
+        return model_path(arguments.model)
     torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=len(AutoTokenizer.from_pretrained(model_path())),
+        vocab_size=len(AutoTokenizer.from_pretrained(model_path("pico"))),
         hidden_size=arguments.hidden_size,
         intermediate_size=3 * arguments.hidden_size,
         num_hidden_layers=arguments.layers,
@@ -76,7 +79,7 @@ def model(arguments: argparse.Namespace) -> Any:
     path = Path(tempfile.gettempdir()) / f"p2o-benchmark-{arguments.hidden_size}-{arguments.layers}"
     if not (path / "config.json").exists():
         Qwen3ForCausalLM(config).save_pretrained(path)
-        AutoTokenizer.from_pretrained(model_path()).save_pretrained(path)
+        AutoTokenizer.from_pretrained(model_path("pico")).save_pretrained(path)
     return str(path)
 
 
@@ -155,6 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rollouts", type=int, default=64, help="of a step")
     parser.add_argument("--tokens", type=int, default=96, help="of a completion")
+    parser.add_argument("--model", help="in place of a random one, such as smollm2-135m")
     parser.add_argument("--hidden_size", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--steps", type=int, default=4, help="of a turn")

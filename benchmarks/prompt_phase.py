@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import gepa
+import torch
 from gepa.core.adapter import EvaluationBatch
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from p2o import P2OConfig, P2OTrainer
-from p2o.pico import model_path, world
+from p2o.models import model_path
+from p2o.pico import world
 from p2o.policy_phase.rollouts import contexts_within
 from p2o.prompt_phase.evolve import evolve
 from p2o.prompt_phase.phase import question
@@ -77,26 +79,31 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 3, 16, 48, 128, 512], help="of the engine alone")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a busy machine, one thread")
+    parser.add_argument("--model", default="pico", help="or smollm2-135m, or a checkpoint")
+    parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--use_vllm", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    path = model_path(arguments.model)
     now = time.process_time if arguments.clock == "cpu" else time.perf_counter
     with tempfile.TemporaryDirectory() as output:
         engine = {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.3}
         trainer = P2OTrainer(
-            model=model_path() if arguments.use_vllm else AutoModelForCausalLM.from_pretrained(model_path()),
+            model=path if arguments.use_vllm else AutoModelForCausalLM.from_pretrained(path),
             reward_funcs=chance,
             args=P2OConfig(
                 output_dir=output,
                 num_generations=8,
                 max_completion_length=arguments.tokens,
                 prompt_phase_batch_size=512,
-                bf16=False,
+                bf16=arguments.bf16,
+                gradient_checkpointing=False,
                 report_to="none",
-                **(engine if arguments.use_vllm else {"use_cpu": True}),
+                use_cpu=not torch.cuda.is_available(),
+                **(engine if arguments.use_vllm else {}),
             ),
             train_dataset=world.train_dataset(hard=arguments.questions, easy=0),
-            processing_class=AutoTokenizer.from_pretrained(model_path()),
+            processing_class=AutoTokenizer.from_pretrained(path),
             reflect=lambda prompts, *, seed: [],
         )
         questions = [question(trainer.train_dataset, index, "solution") for index in range(arguments.questions)]

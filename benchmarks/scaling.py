@@ -413,7 +413,7 @@ def assumptions(parser: argparse.ArgumentParser, assumed: argparse.Namespace) ->
     return table("assumed|value|what", rows, numbers="---")
 
 
-def main() -> None:
+def parser_of_assumptions() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mean_length", type=float, default=0.5, help="mean completion, over the longest allowed")
     parser.add_argument("--prompt", type=int, default=256, help="tokens of a mean prompt, template included")
@@ -427,6 +427,11 @@ def main() -> None:
     parser.add_argument("--engine", type=float, default=2.0, help="GiB of vLLM's own activations and graphs")
     parser.add_argument("--asleep", type=float, default=1.0, help="GiB that a sleeping engine keeps")
     parser.add_argument("--json", type=Path, help="write the estimates here, too")
+    return parser
+
+
+def main() -> None:
+    parser = parser_of_assumptions()
     assumed = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl")
     estimates = [Estimate(setup, assumed) for setup in SETUPS]

@@ -731,6 +731,21 @@ def test_the_prompt_phase_leaves_the_policy_phases_generators_alone(tmp_path):
     assert trainer.policy_rollouts(requests, 1) == first
 
 
+def test_a_completion_of_the_prompt_phase_is_decoded_once(tmp_path, monkeypatch):
+    """At a recipe's thousands of tokens it is most of what a prompt phase does by itself."""
+    trainer = make(tmp_path)
+    decode, decoded = type(trainer.processing_class).batch_decode, []
+
+    def counted(tokenizer, sequences, **options):
+        decoded.extend(sequences)
+        return decode(tokenizer, sequences, **options)
+
+    monkeypatch.setattr(type(trainer.processing_class), "batch_decode", counted)
+    requests = [(phase.question(trainer.train_dataset, row, "solution"), "Think.") for row in (0, 1, 2)]
+    rollouts = trainer.policy_rollouts(requests, 1)
+    assert len(rollouts) == len(decoded) == 3 and all(rollout.completion for rollout in rollouts)
+
+
 # -- alternation ------------------------------------------------------------------------------------------------------
 
 

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from trl.chat_template_utils import parse_response
 from trl.data_utils import is_conversational
 
@@ -77,14 +78,15 @@ class PolicyRollouts:
         generated = self._generate(templated, contexts, seed)
         for row, one in zip(rows, generated, strict=True):
             row.update(one.fields)
-        rewards = self._score(rows, prompts, generated, seed)
+        mine = share(self.accelerator, len(rows))
+        # Each is decoded once, by the process that scores it: of thousands of tokens that takes longer than all else.
+        decoded = decode(self.tokenizer, [generated[i] for i in mine], chat=is_conversational({"prompt": prompts[0]}))
+        rewards = self._score([rows[i] for i in mine], [generated[i] for i in mine], decoded, len(rows), seed)
+        texts = [(one.text, one.answer) for one in decoded]
+        if self.accelerator.num_processes > 1:
+            texts = gather_object(texts)
         if not self.accelerator.is_main_process:
             return []
-        texts = self.tokenizer.batch_decode([one.completion_ids for one in generated], skip_special_tokens=True)
-        # Feedback on an answer has to know where the thought ends; a reflection prompt must hold no special tokens.
-        marked = texts
-        if thoughts.special_marks(self.tokenizer):
-            marked = [*map(thoughts.decoder(self.tokenizer), (one.completion_ids for one in generated))]
         # Without the reward that decides success a rollout is not scored, whatever the others say.
         totals = rewards.total.masked_fill(rewards.unscored, torch.nan).tolist()
         earned = [None if math.isnan(total) else total for total in totals]
@@ -94,13 +96,13 @@ class PolicyRollouts:
                 completion=text,
                 reward=earned[i],
                 solved=solved[i],
-                feedback="" if earned[i] is None else self.feedback(marked[i], {**rows[i], "reward": earned[i]}),
+                feedback="" if earned[i] is None else self.feedback(answer, {**rows[i], "reward": earned[i]}),
                 prompt_tokens=len(one.prompt_ids),
                 completion_tokens=len(one.completion_ids),
                 template=used[i],
                 completion_ids=list(one.completion_ids) if self.args.reused_rollouts_per_group else [],
             )
-            for i, (text, one) in enumerate(zip(texts, generated, strict=True))
+            for i, ((text, answer), one) in enumerate(zip(texts[: len(generated)], generated, strict=True))
         ]
 
     def _generate(self, prompts: list[Prompt], contexts: list[list[int]], seed: int) -> list[Generated]:
@@ -118,23 +120,52 @@ class PolicyRollouts:
             )
 
     def _score(
-        self, rows: list[dict[str, Any]], prompts: list[Prompt], generated: list[Generated], seed: int
+        self, rows: list[dict[str, Any]], generated: list[Generated], decoded: "list[Decoded]", total: int, seed: int
     ) -> Rewards:
-        """Rewards of all requests, of which every process scores a part."""
-        completions = decode(self.tokenizer, generated, chat=is_conversational({"prompt": prompts[0]}))
-        ids = [one.completion_ids for one in generated]
-        mine = share(self.accelerator, len(rows))
+        """Rewards of all processes' requests, `total` without padding, of which this process scores these.
+
+        A reward model is given as many at once as in the policy phase, for which its memory has to suffice.
+        """
+        prompts, completions = [row["prompt"] for row in rows], [one.completion for one in decoded]
+        columns = (rows, prompts, completions, [one.completion_ids for one in generated])
+        size = self.args.per_device_train_batch_size * self.args.steps_per_generation
+        batches = [slice(start, start + size) for start in range(0, len(rows), size)]
         with random_stream(derive_seed(seed, "rewards")):
-            rewards = self.score(*([column[i] for i in mine] for column in (rows, prompts, completions, ids)))
-        return rewards.of(slice(0, len(rows)))
+            scored = [self.score(*(column[batch] for column in columns)) for batch in batches]
+        # Each has the rows of the first process, then those of the second; in all, a process's rows follow each other.
+        processes = self.accelerator.num_processes
+        by_process = [rewards.by_function.chunk(processes) for rewards in scored]
+        parts = [chunks[process] for process in range(processes) for chunks in by_process]
+        return replace(scored[0], by_function=torch.cat(parts)[:total])
 
 
-def decode(tokenizer: Any, generated: Sequence[Generated], *, chat: bool) -> list[Any]:
-    """Completions as TRL hands them to reward functions: texts, or a message each."""
-    if chat and (getattr(tokenizer, "response_template", None) or getattr(tokenizer, "response_schema", None)):
-        return [[parse_response(tokenizer, one.completion_ids, prefix=one.prompt_ids)] for one in generated]
+class Decoded(NamedTuple):
+    """A completion as text.
+
+    Args:
+        completion: as TRL hands it to reward functions: a text, or a list of one message.
+        text: all of it, without special tokens.
+        answer: what feedback is about: without a thought that the tokenizer tells from the answer, or with its marks.
+    """
+
+    completion: Any
+    text: str
+    answer: str
+
+
+def decode(tokenizer: Any, generated: Sequence[Generated], *, chat: bool) -> list[Decoded]:
+    """Completions as texts, each decoded once."""
     texts = tokenizer.batch_decode([one.completion_ids for one in generated], skip_special_tokens=True)
-    return [[{"role": "assistant", "content": text}] for text in texts] if chat else texts
+    if chat and (getattr(tokenizer, "response_template", None) or getattr(tokenizer, "response_schema", None)):
+        parsed = [parse_response(tokenizer, one.completion_ids, prefix=one.prompt_ids) for one in generated]
+        return [Decoded([m], text, m.get("content") or "") for m, text in zip(parsed, texts, strict=True)]
+    answers = texts
+    if thoughts.special_marks(tokenizer):
+        answers = [*map(thoughts.decoder(tokenizer), (one.completion_ids for one in generated))]
+    return [
+        Decoded([{"role": "assistant", "content": text}] if chat else text, text, answer)
+        for text, answer in zip(texts, answers, strict=True)
+    ]
 
 
 def generated_by(output: dict[str, Any], count: int) -> list[Generated]:
