@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -76,7 +76,8 @@ class PolicyRollouts:
         generated = self._generate(templated, contexts, seed)
         for row, one in zip(rows, generated, strict=True):
             row.update(one.fields)
-        rewards = self._score(rows, prompts, generated, seed)
+        completions = messages(self.tokenizer, generated, chat=is_conversational({"prompt": prompts[0]}))
+        rewards = self._score(rows, prompts, completions, [one.completion_ids for one in generated], seed)
         if not self.accelerator.is_main_process:
             return []
         texts = self.tokenizer.batch_decode([one.completion_ids for one in generated], skip_special_tokens=True)
@@ -89,7 +90,7 @@ class PolicyRollouts:
                 completion=text,
                 reward=earned[i],
                 solved=solved[i],
-                feedback="" if earned[i] is None else self.feedback(text, {**rows[i], "reward": earned[i]}),
+                feedback="" if earned[i] is None else self._feedback(completions[i], {**rows[i], "reward": earned[i]}),
                 prompt_tokens=len(one.prompt_ids),
                 completion_tokens=len(one.completion_ids),
                 template=used[i],
@@ -113,18 +114,34 @@ class PolicyRollouts:
             )
 
     def _score(
-        self, rows: list[dict[str, Any]], prompts: list[Prompt], generated: list[Generated], seed: int
+        self, rows: list[dict[str, Any]], prompts: list[Prompt], completions: list[Any], ids: list[list[int]], seed: int
     ) -> Rewards:
-        """Rewards of all requests, of which every process scores a part."""
-        completions = decode(self.tokenizer, generated, chat=is_conversational({"prompt": prompts[0]}))
-        ids = [one.completion_ids for one in generated]
+        """Rewards of all requests, of which every process scores a part.
+
+        A reward model is given as many at once as in the policy phase, for which its memory has to suffice.
+        """
         mine = share(self.accelerator, len(rows))
+        size = self.args.per_device_train_batch_size * self.args.steps_per_generation
+        batches = [mine[start : start + size] for start in range(0, len(mine), size)]
         with random_stream(derive_seed(seed, "rewards")):
-            rewards = self.score(*([column[i] for i in mine] for column in (rows, prompts, completions, ids)))
-        return rewards.of(slice(0, len(rows)))
+            scored = [
+                self.score(*([column[i] for i in batch] for column in (rows, prompts, completions, ids)))
+                for batch in batches
+            ]
+        # Each has the rows of the first process, then those of the second; in all, a process's rows follow each other.
+        parts = [
+            rewards.by_function[process * len(batch) : (process + 1) * len(batch)]
+            for process in range(self.accelerator.num_processes)
+            for rewards, batch in zip(scored, batches, strict=True)
+        ]
+        return replace(scored[0], by_function=torch.cat(parts)[: len(rows)])
+
+    def _feedback(self, completion: Any, row: dict[str, Any]) -> str:
+        """On the answer that reward functions read, without a thought that the tokenizer tells from it."""
+        return self.feedback(completion if isinstance(completion, str) else completion[0].get("content") or "", row)
 
 
-def decode(tokenizer: Any, generated: Sequence[Generated], *, chat: bool) -> list[Any]:
+def messages(tokenizer: Any, generated: Sequence[Generated], *, chat: bool) -> list[Any]:
     """Completions as TRL hands them to reward functions: texts, or a message each."""
     if chat and (getattr(tokenizer, "response_template", None) or getattr(tokenizer, "response_schema", None)):
         return [[parse_response(tokenizer, one.completion_ids, prefix=one.prompt_ids)] for one in generated]
