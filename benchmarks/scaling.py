@@ -23,6 +23,7 @@ from p2o.prompt_phase.budget import metric_call_budget, split_hard_set
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 GIB = 2**30
+POSITIONS = 40_960  # of these models
 # What TRL's fused head holds of the logits at any time: tokens × vocabulary (trl.kernels, trl.trainer.utils).
 LOGIT_TILE = 4096 * 32_768
 
@@ -157,8 +158,11 @@ class Estimate:
         self.setup, self.assumed = setup, assumed
         # On this machine's CPU, since the options of a GPU need one to be there.
         recipe = ["--config", str(RECIPES / f"{setup.recipe}.yaml"), "--use_cpu", "true"]
-        said = [str(word) for name, value in setup.options.items() for word in (f"--{name}", value)]
+        options = dict(setup.options)
+        width = options.pop("vllm_tensor_parallel_size", 1)  # refused with fewer processes than that, as here
+        said = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
         self.run, self.training, self.model, *_ = parse([*recipe, *said], "")
+        self.training.vllm_tensor_parallel_size = width
         written = parse(recipe, "").training
         self.batch = written.per_device_train_batch_size * written.steps_per_generation * setup.written_for
         self.shape = SHAPES[str(self.model.model_name_or_path)]
@@ -220,21 +224,25 @@ class Estimate:
 
     @property
     def copy(self) -> float:
-        """The frozen model that reflects, in bfloat16, on each GPU while the engine sleeps; with LoRA the base."""
+        """The frozen model that reflects, in bfloat16, in a file of the machine; with LoRA the base is its own."""
         return 2 * self.shape.parameters / GIB if self.own_reflection and not self.adapter else 0.0
 
+    def reflection_prompt(self, completion: float) -> int:
+        """Tokens of a reflection prompt about completions so long, of which parts are left out where it is too long."""
+        training = self.training
+        whole = self.assumed.request + training.feedback_minibatch_size * (self.assumed.prompt + completion)
+        held = min(training.vllm_max_model_length, POSITIONS) - training.reflection_max_tokens
+        return int(min(whole, held, training.reflection_max_prompt_tokens or held))
+
     @property
-    def reflection_peak(self) -> float:
-        if not self.own_reflection:
-            return 0.0
-        tokens = self.training.prompt_phase_batch_size * (self.assumed.prompt + self.training.reflection_max_tokens)
-        cache = tokens * self.shape.kv_bytes / GIB
-        return self.state + self.copy + cache + self.assumed.context + self.assumed.asleep
+    def longest_reflection(self) -> int:
+        """Tokens of the longest prompt and reflection together."""
+        return self.reflection_prompt(self.training.max_completion_length) + self.training.reflection_max_tokens
 
     @property
     def fits(self) -> bool:
-        peaks = (self.training_peak, self.generation_peak, self.reflection_peak)
-        return max(peaks) <= self.setup.card.memory and self.cached_tokens >= self.longest
+        longest = max(self.longest, self.longest_reflection if self.own_reflection else 0)
+        return max(self.training_peak, self.generation_peak) <= self.setup.card.memory and self.cached_tokens >= longest
 
     # -- time --------------------------------------------------------------------------------------------------------
 
@@ -250,14 +258,15 @@ class Estimate:
     def epoch_rollouts(self) -> int:
         return self.questions * self.training.num_generations // self.batch * self.batch
 
-    def tokens_per_second(self, waiting: int) -> float:
-        """Of one engine with so many rollouts to make: each step reads the weights and the caches of those under way.
+    def tokens_per_second(self, waiting: int, prompt: float, completion: float) -> float:
+        """Of one engine with so many completions to make, of these mean lengths.
 
-        A roofline: the slower of memory and arithmetic, times the share of it that an engine reaches.
+        A roofline: each step reads the weights and the caches of those under way; the slower of memory and arithmetic,
+        times the share of it that an engine reaches.
         """
         card, width = self.setup.card, self.training.vllm_tensor_parallel_size
-        context = self.assumed.prompt + self.mean_length / 2
-        at_once = max(min(self.cached_tokens / (self.assumed.prompt + self.mean_length), waiting), 1)
+        context = prompt + completion / 2
+        at_once = max(min(self.cached_tokens / (prompt + completion), waiting), 1)
         read = (2 * self.shape.parameters + at_once * context * self.shape.kv_bytes) / (card.bandwidth * width)
         computed = 2 * self.shape.multiplied * at_once / (card.flops * width)
         return self.assumed.decoding * at_once / max(read, computed)
@@ -265,7 +274,7 @@ class Estimate:
     def generation(self, rollouts: int, at_once: int) -> float:
         """Hours to generate so many rollouts of mean length, `at_once` of them requested together."""
         engines = self.setup.gpus // self.training.vllm_tensor_parallel_size
-        speed = engines * self.tokens_per_second(math.ceil(at_once / engines))
+        speed = engines * self.tokens_per_second(math.ceil(at_once / engines), self.assumed.prompt, self.mean_length)
         return rollouts * self.mean_length / speed / 3600
 
     def learning(self) -> float:
@@ -296,15 +305,23 @@ class Estimate:
         return int((self.prompt_rollouts - self.dev_questions) / each)
 
     def reflecting(self) -> float:
-        """Hours of reflections by transformers, of which every token reads all weights; an endpoint's are not ours."""
+        """Hours of reflections by the engine, an iteration's at a time: prompts are read, then answers written.
+
+        An endpoint's are not ours.
+        """
         if not self.own_reflection:
             return 0.0
-        iterations = math.ceil(self.proposals / self.training.parents_per_iteration)
-        a_round = self.training.prompt_phase_batch_size * self.setup.gpus
-        rounds = iterations * math.ceil(self.training.parents_per_iteration / a_round)
-        tokens = self.assumed.mean_length * self.training.reflection_max_tokens
-        speed = self.assumed.plain_decoding * self.setup.card.bandwidth / (2 * self.shape.parameters)
-        return rounds * tokens / speed / 3600
+        training, engines = self.training, self.setup.gpus // self.training.vllm_tensor_parallel_size
+        prompt, answer = (
+            self.reflection_prompt(self.mean_length),
+            self.assumed.mean_length * training.reflection_max_tokens,
+        )
+        at_once = math.ceil(training.parents_per_iteration / engines)
+        rounds = math.ceil(self.proposals / training.parents_per_iteration)
+        flops = self.setup.card.flops * training.vllm_tensor_parallel_size * self.assumed.decoding
+        read = at_once * prompt * 2 * self.shape.multiplied / flops
+        written = at_once * answer / self.tokens_per_second(at_once, prompt, answer)
+        return rounds * (read + written) / 3600
 
     def evolving(self) -> float:
         """Hours of a prompt phase's rollouts, requested an iteration at a time."""
@@ -348,7 +365,7 @@ def models() -> str:
 
 
 def memory(estimates: list[Estimate]) -> str:
-    """Of one GPU, in its three states."""
+    """Of one GPU, in its two states."""
     rows = [
         [
             e.setup.name,
@@ -360,7 +377,7 @@ def memory(estimates: list[Estimate]) -> str:
             f"{e.cache:.1f}",
             f"{e.cached_tokens / e.longest:.1f}",
             f"**{e.generation_peak:.0f}**",
-            f"**{e.reflection_peak:.0f}**" if e.own_reflection else "–",
+            f"{e.longest_reflection:,}" if e.own_reflection else "–",
             f"{e.copy:.0f}",
             "yes" if e.fits else "no",
         ]
@@ -368,7 +385,7 @@ def memory(estimates: list[Estimate]) -> str:
     ]
     return table(
         "GiB a GPU|state|working|activations|learning|engine's weights|its KV cache|rollouts of full length in it|"
-        "generating|reflecting|disk a machine for the frozen copy|fits",
+        "generating|tokens of the longest reflection|disk a machine for the frozen copy|fits",
         rows,
     )
 
@@ -422,7 +439,7 @@ def parser_of_assumptions() -> argparse.ArgumentParser:
     parser.add_argument("--accepted", type=float, default=0.25, help="share of proposals that beat their parent")
     parser.add_argument("--mfu", type=float, default=0.35, help="share of the arithmetic peak that learning reaches")
     parser.add_argument("--decoding", type=float, default=0.4, help="share of the roofline that vLLM reaches")
-    parser.add_argument("--plain_decoding", type=float, default=0.08, help="the same for transformers' generate")
+    parser.add_argument("--request", type=int, default=400, help="tokens of a reflection prompt beside its examples")
     parser.add_argument("--context", type=float, default=2.0, help="GiB of CUDA, NCCL and fragmentation")
     parser.add_argument("--engine", type=float, default=2.0, help="GiB of vLLM's own activations and graphs")
     parser.add_argument("--asleep", type=float, default=1.0, help="GiB that a sleeping engine keeps")
@@ -437,7 +454,7 @@ def main() -> None:
     estimates = [Estimate(setup, assumed) for setup in SETUPS]
     print("\n\n".join([models(), memory(estimates), hours(estimates), assumptions(parser, assumed)]))
     if assumed.json:
-        names = ("training_peak", "generation_peak", "reflection_peak", "fits", "epoch_rollouts", "prompt_rollouts")
+        names = ("training_peak", "generation_peak", "longest_reflection", "fits", "epoch_rollouts", "prompt_rollouts")
         found = [{"setup": e.setup.name, **{name: getattr(e, name) for name in names}} for e in estimates]
         assumed.json.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -47,8 +47,20 @@ def test_shapes_have_as_many_parameters_as_transformers_makes_of_them(name):
 
 
 def test_every_setup_fits_and_is_about_a_recipe(monkeypatch):
-    defaults = {"mean_length": 0.5, "prompt": 256, "context": 2.0, "engine": 2.0, "asleep": 1.0}
+    defaults = {"mean_length": 0.5, "prompt": 256, "request": 400, "context": 2.0, "engine": 2.0, "asleep": 1.0}
     estimates = [scaling.Estimate(setup, argparse.Namespace(**defaults)) for setup in scaling.SETUPS]
     assert all(estimate.fits for estimate in estimates)
     tight = scaling.Estimate(scaling.SETUPS[0], argparse.Namespace(**{**defaults, "context": 20.0}))
     assert not tight.fits
+
+
+def test_reflections_are_reckoned_with_what_they_are_about():
+    """Three answers of a recipe's length and the reflection itself, as far as the engine's length goes."""
+    assumed = argparse.Namespace(mean_length=0.5, prompt=256, request=400, context=2.0, engine=2.0, asleep=1.0)
+    small, _, paper, *_ = (scaling.Estimate(setup, assumed) for setup in scaling.SETUPS)
+    assert small.reflection_prompt(100) == 400 + 3 * (256 + 100)
+    assert small.longest_reflection == small.training.vllm_max_model_length == 16_384
+    assert paper.reflection_prompt(paper.mean_length) == 400 + 3 * (256 + 6144)
+    assert paper.longest_reflection == 32_768 < 3 * 12_288 + 8192
+    small.training.reflection_max_prompt_tokens = 4096
+    assert small.longest_reflection == 4096 + small.training.reflection_max_tokens

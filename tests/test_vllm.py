@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 
 import pytest
 import torch
@@ -176,7 +177,17 @@ def in_evaluation(trainer):
     return seen
 
 
-PHASES = {"policy": in_policy_phase, "prompt": in_prompt_phase, "evaluation": in_evaluation}
+def in_reflection(trainer):
+    said = trainer.reflect(["Improve this.", "And this."], seed=0)
+    return [trainer.processing_class(reflection.text)["input_ids"] for reflection in said]
+
+
+PHASES = {
+    "policy": in_policy_phase,
+    "prompt": in_prompt_phase,
+    "evaluation": in_evaluation,
+    "reflection": in_reflection,
+}
 
 
 # -- no stale weights ------------------------------------------------------------------------------------------------
@@ -186,7 +197,14 @@ PHASES = {"policy": in_policy_phase, "prompt": in_prompt_phase, "evaluation": in
 @pytest.mark.parametrize("phase", PHASES)
 def test_the_engine_never_samples_from_old_weights(tmp_path, mode, phase):
     """Weights are exchanged between two generations of one step, where counting steps would not notice."""
-    trainer = make(tmp_path, num_generations_eval=2, per_device_eval_batch_size=8, **mode)
+    trainer = make(
+        tmp_path,
+        num_generations_eval=2,
+        per_device_eval_batch_size=8,
+        reflection_model="policy",
+        reflection_max_tokens=12,
+        **mode,
+    )
     original = copy.deepcopy(trainer.model.state_dict())
     generate = PHASES[phase]
     first = generate(trainer)
@@ -270,6 +288,74 @@ def test_a_sleeping_engine_is_woken_in_order(tmp_path, colocated, monkeypatch):
     trainer.policy_rollouts(requests, 1)
     once = ["wake weights", "collective_rpc", "reset_prefix_cache", "wake kv_cache", "generate", "sleep"]
     assert told == once, "a batch of any size wakes it once"
+
+
+# -- reflection by the engine ------------------------------------------------------------------------------------------
+
+
+def by_transformers(trainer, prompts):
+    """The same reflections without the engine."""
+    return replace(trainer.reflect, engine=None)(prompts, seed=0)
+
+
+REFLECTORS = {
+    "policy": {"reflection_model": "policy"},
+    "the frozen copy": {},
+    "TRL's reference": {"beta": 0.1},
+}
+
+
+@pytest.mark.parametrize("mode", MODES, indirect=True)
+@pytest.mark.parametrize("who", [*REFLECTORS, "the base of an adapter"])
+def test_the_engine_reflects_with_the_weights_of_who_reflects(tmp_path, mode, who):
+    """While the policy moves away from what it was; rollouts before and behind are the policy's, of that moment."""
+    prompts = ["Improve this.", "For sums, go on", "Count the legs of the animals"]
+    settings = {"reflection_temperature": 0.0, "reflection_max_tokens": 24, **mode}
+    lora = who not in REFLECTORS
+    trainer = make_lora(tmp_path, **settings) if lora else make(tmp_path, **settings, **REFLECTORS[who])
+    before = by_transformers(trainer, prompts)
+    assert trainer.reflect(prompts, seed=0) == before
+    with torch.no_grad():
+        for name, parameter in trainer.model.named_parameters():
+            if parameter.requires_grad and (not lora or "lora_B" in name):
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    kept = weights(trainer)
+    for _ in range(2):
+        ids = in_policy_phase(trainer)
+        again = trainer.reflect(prompts, seed=0)
+        assert again == by_transformers(trainer, prompts)
+        assert (again == before) == (who != "policy"), "only the policy has moved"
+        sampled = generation_batch(trainer, assign={})
+        for (prompt, completion), logps in zip(rows_of(sampled), sampled["sampling_per_token_logps"], strict=True):
+            with torch.no_grad():
+                expected = brute_force_logps(trainer.model, prompt, completion)
+            torch.testing.assert_close(logps[: len(completion)], expected, atol=5e-3, rtol=5e-3)
+        assert ids
+    for name, value in weights(trainer).items():
+        torch.testing.assert_close(value, kept[name], atol=1e-5, rtol=1e-4)
+
+
+def test_rollouts_settings_do_not_reach_reflection_and_are_back_behind_it(tmp_path, colocated):
+    kinds = {"top_k": 1, "top_p": 0.5, "repetition_penalty": 1.3, "temperature": 0.3}
+    trainer = make(tmp_path, reflection_max_tokens=3, **kinds, **colocated)
+    seen, generation = [], trainer.vllm_generation
+    generate = generation.llm.generate
+    generation.llm.generate = lambda *a, sampling_params, **kw: (
+        seen.append(sampling_params) or generate(*a, sampling_params=sampling_params, **kw)
+    )
+    try:
+        reflections = trainer.reflect(["Count the legs of the animals"] * 8, seed=0)
+        assert trainer.reflect(["Count the legs of the animals"] * 8, seed=0) == reflections, "the same stream"
+        in_policy_phase(trainer)
+    finally:
+        generation.llm.generate = generate
+    asked, _, rollouts = seen
+    assert (asked.max_tokens, asked.temperature, asked.top_k, asked.top_p, asked.repetition_penalty) == (3, 1, 0, 1, 1)
+    assert (rollouts.temperature, rollouts.top_k, rollouts.repetition_penalty) == (0.3, 1, 1.3)
+    assert len({reflection.text for reflection in reflections}) > 1
+    cut = [reflection for reflection in reflections if reflection.truncated]
+    assert cut and all(reflection.completion_tokens == 3 for reflection in cut)
+    assert trainer.reflect.prompt_limit.tokens == 1024 - 3, "the engine's length, not the model's"
 
 
 # -- groups of different prompts -------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ from p2o.prompt_phase import phase as prompt_phase
 from p2o.prompt_phase.policy_rollouts import FeedbackFn, Generated, PolicyRollouts, default_feedback, generated_by
 from p2o.prompt_phase.types import ReflectionFn
 from p2o.reflection.make import make_reflection
-from p2o.reflection.own_model import OwnReflection, own_reflection
+from p2o.reflection.own_model import OwnReflection, make_own
 from p2o.seeding import derive_seed, get_rng_states, random_stream
 from p2o.state import P2OState, uncounted_on_failure
 from p2o.templates import Prompt
@@ -146,7 +146,7 @@ class P2OTrainer(GRPOTrainer):
         self.add_callback(Alternation(self._begin_epoch, self._end_step))
 
     def _own_reflection(self) -> OwnReflection:
-        return own_reflection(self.accelerator, lambda: self.model, self.ref_model, self._tokenizer, self.args)
+        return make_own(self.accelerator, lambda: self.model, self.ref_model, self._vllm, self._tokenizer, self.args)
 
     # -- policy phase: sample under T(x, z), learn on x --------------------------------------------------------------
 

@@ -204,17 +204,21 @@ def transformers_complete(
         encoded = encode(tokenizer, prompts, **template_options)
         sampled = sample_tokens(model, tokenizer, encoded, sampling, batch_size=batch_size, seed=seed, halving=halving)
         stops = stop_tokens(model, tokenizer)
-        return [
-            Completion(
-                text=decode(tokens),
-                prompt_tokens=len(ids),
-                completion_tokens=len(tokens),
-                truncated=not tokens or tokens[-1] not in stops,
-            )
-            for ids, tokens in zip(encoded, sampled, strict=True)
-        ]
+        return [completion(decode, ids, tokens, stops) for ids, tokens in zip(encoded, sampled, strict=True)]
 
     return complete
+
+
+def completion(
+    decode: Callable[[Sequence[int]], str], prompt: list[int], tokens: list[int], stops: set[int]
+) -> Completion:
+    """A completion as its tokens have it; without one of `stops` at its end it was cut off."""
+    return Completion(
+        text=decode(tokens),
+        prompt_tokens=len(prompt),
+        completion_tokens=len(tokens),
+        truncated=not tokens or tokens[-1] not in stops,
+    )
 
 
 def transformers_model(

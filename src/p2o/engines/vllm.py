@@ -184,16 +184,22 @@ class LastLoadedStep:
     """Descriptor that replaces TRL's attribute `_last_loaded_step`, the step whose weights the engine has.
 
     Before every generation TRL compares it with the current step, and sends the weights if it differs. But weights can
-    also change without a step: when the best checkpoint is loaded at the end, or when they are edited.
+    also change without a step: when the best checkpoint is loaded at the end, or when they are edited. And after a
+    reflection the engine may have those of another model.
     """
 
     def __get__(self, trainer: Any, owner: type) -> Any:
         if trainer is None:  # accessed on the class
             return self
         step, weights = trainer.__dict__["_last_loaded"]
-        return step if weights == weight_versions(trainer.model) else -1
+        generation = getattr(trainer, "vllm_generation", None)
+        if getattr(generation, "has_other_weights", False) or weights != weight_versions(trainer.model):
+            return -1
+        return step
 
     def __set__(self, trainer: Any, step: int) -> None:
+        if generation := getattr(trainer, "vllm_generation", None):
+            generation.has_other_weights = False
         trainer.__dict__["_last_loaded"] = step, weight_versions(trainer.model)
 
 

@@ -9,6 +9,7 @@ from p2o.completions import CompleteFn, GenerationError, Sampling
 from p2o.engines.frozen import FrozenModel, encode, transformers_complete
 from p2o.prompt_phase.traces import PromptLimit, estimated_tokens, prompt_limit
 from p2o.prompt_phase.types import Reflection, ReflectionError
+from p2o.templates import Prompt
 
 
 class ModelReflection:
@@ -38,14 +39,18 @@ class ModelReflection:
             raise ReflectionError(str(error)) from None
 
 
+def as_requests(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[Prompt]:
+    """Chats of these prompts; the prompts as they are where there is no chat template."""
+    if tokenizer.chat_template is None:
+        return list(prompts)
+    return [[{"role": "user", "content": prompt}] for prompt in prompts]
+
+
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, template_options: Mapping[str, Any]) -> Callable[[str], int]:
     """Counts the tokens of a reflection prompt, with the chat template's where there is one."""
-    chats = tokenizer.chat_template is not None
 
     def count(prompt: str) -> int:
-        return len(
-            encode(tokenizer, [[{"role": "user", "content": prompt}] if chats else prompt], **template_options)[0]
-        )
+        return len(encode(tokenizer, as_requests(tokenizer, [prompt]), **template_options)[0])
 
     return count
 

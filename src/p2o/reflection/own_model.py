@@ -9,15 +9,20 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer.utils import use_adapter
 
+from p2o.completions import Sampling
 from p2o.config import P2OConfig
+from p2o.engines import vllm, vllm_sampling
+from p2o.engines.frozen import completion, encode, stop_tokens
 from p2o.engines.memory import out_of_memory
-from p2o.engines.processes import broadcast_task, is_sharded, run_in_batches
+from p2o.engines.processes import broadcast_task, is_sharded, run_in_batches, share
 from p2o.prompt_phase.traces import PromptLimit, prompt_limit
 from p2o.prompt_phase.types import Reflection, ReflectionError
-from p2o.reflection.model import prompt_tokens, transformers_reflection
+from p2o.reflection.model import as_requests, prompt_tokens, transformers_reflection
 from p2o.reflection.reference import Reference
+from p2o.thoughts import decoder
 
 OUT_OF_MEMORY = (
     "Memory does not suffice for a single reflection. Lower reflection_max_prompt_tokens or reflection_max_tokens, or "
@@ -34,6 +39,7 @@ class OwnReflection:
         frozen: a copy of it from before training; None where the policy reflects, or the two below have one.
         reference_model: the reference model that TRL keeps for its KL term; None where it needs none.
         present: whether the policy reflects as it is.
+        engine: TRL's vLLM, which then reflects; None for transformers.
         template_options: for the chat template, as rollouts have them.
         prompt_limit: the longest prompt; None for no limit.
         events: incidents by their names, for whoever collects them.
@@ -45,6 +51,7 @@ class OwnReflection:
     frozen: Reference | None
     reference_model: Any
     present: bool
+    engine: VLLMGeneration | None
     max_new_tokens: int
     temperature: float
     batch_size: int
@@ -65,6 +72,36 @@ class OwnReflection:
         return reflections
 
     def in_all_processes(self, prompts: list[str], seed: int) -> list[Reflection]:
+        return self._with_transformers(prompts, seed) if self.engine is None else self._with_vllm(prompts, seed)
+
+    def _with_vllm(self, prompts: list[str], seed: int) -> list[Reflection]:
+        engine = self.engine
+        assert engine is not None
+        self._load(engine)
+        sampling = Sampling(self.max_new_tokens, self.temperature)
+        stops = stop_tokens(self.accelerator.unwrap_model(self.policy()), self.tokenizer)
+        decode = decoder(self.tokenizer)
+
+        def reflect(batch: list[str], stream: int) -> list[Reflection]:
+            encoded = encode(self.tokenizer, as_requests(self.tokenizer, batch), **self.template_options)
+            sampled = vllm_sampling.sample(engine, encoded, sampling)
+            return [completion(decode, *ids, stops) for ids in zip(encoded, sampled, strict=True)]
+
+        everything = len(share(self.accelerator, len(prompts)))  # vLLM makes its own batches
+        return run_in_batches(self.accelerator, reflect, prompts, batch_size=everything, seed=seed)
+
+    def _load(self, engine: VLLMGeneration) -> None:
+        """Gives the engine the weights of the model that reflects."""
+        if self.present:
+            vllm_sampling.load_policy(engine)
+        elif self.frozen is not None:
+            vllm_sampling.load_weights(engine, self.frozen.weights(self.accelerator.device))
+        elif self.reference_model is not None:
+            vllm_sampling.load_model(engine, self.accelerator.unwrap_model(self.reference_model))
+        else:
+            vllm_sampling.load_base(engine, "ref" if "ref" in engine.model.peft_config else None)
+
+    def _with_transformers(self, prompts: list[str], seed: int) -> list[Reflection]:
         with self._model() as model:
             reflection = transformers_reflection(
                 model,
@@ -109,10 +146,11 @@ class OwnReflection:
                 yield policy
 
 
-def own_reflection(
+def make_own(
     accelerator: Accelerator,
     policy: Callable[[], Any],
     reference_model: Any,
+    engine: VLLMGeneration | None,
     tokenizer: Any,
     args: P2OConfig,
 ) -> OwnReflection:
@@ -132,6 +170,7 @@ def own_reflection(
         frozen = Reference(model, accelerator, Path(args.output_dir), dtype=dtype)
     options = args.chat_template_kwargs or {}
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limits = [limit for limit in (positions, vllm.context_length(engine)) if limit is not None]
     longest, counts = args.reflection_max_prompt_tokens, prompt_tokens(tokenizer, options)
     return OwnReflection(
         accelerator,
@@ -140,9 +179,10 @@ def own_reflection(
         frozen,
         reference_model,
         present=args.reflection_model == "policy",
+        engine=engine,
         max_new_tokens=args.reflection_max_tokens,
         temperature=args.reflection_temperature,
         batch_size=args.prompt_phase_batch_size,
         template_options=options,
-        prompt_limit=prompt_limit(positions, args.reflection_max_tokens, longest, counts),
+        prompt_limit=prompt_limit(min(limits, default=None), args.reflection_max_tokens, longest, counts),
     )

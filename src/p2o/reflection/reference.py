@@ -33,6 +33,7 @@ class Reference:
     ) -> None:
         sharding, writes = DistributedBackend(accelerator), accelerator.is_local_main_process
         weights, places = {}, {}
+        self._dtypes = {name: weight.dtype for name, weight in model.named_parameters()}
         for name, weight in model.named_parameters():
             with sharding.gather_params([weight]):
                 if writes:
@@ -58,6 +59,12 @@ class Reference:
         accelerator.wait_for_everyone()
         if writes:
             path.unlink()
+
+    def weights(self, device: torch.device) -> Iterator[tuple[str, torch.Tensor]]:
+        """The weights one after the other, on this device, by the names and in the order and type of the model's."""
+        kept = load_file(f"/dev/fd/{self._file.fileno()}")  # mapped, not read
+        for name, dtype in self._dtypes.items():
+            yield name, kept[name].to(device, dtype)
 
     @contextmanager
     def on(self, device: torch.device) -> Iterator[Any]:

@@ -1,0 +1,56 @@
+"""Rewards in the prompt phase: as the policy phase gives them, and as many at once."""
+
+from transformers import AutoTokenizer
+
+from p2o.pico import model_path
+from p2o.prompt_phase.types import Question
+from test_trainer import generation_batch, make
+
+RESPONSE_TEMPLATE = {
+    "defaults": {"role": "assistant"},
+    "start_anchor": "<|assistant|>",
+    "fields": {
+        "content": {"open": "Answer:", "close": "<|end|>", "content": "text"},
+    },
+}
+
+
+def requests(count):
+    return [(Question(n % 12, "", ""), "") for n in range(count)]
+
+
+def test_all_rows_of_a_prompt_phase_are_scored_in_batches_of_the_policy_phases_size(tmp_path):
+    """A reward model has memory for so many."""
+    sizes = []
+
+    def reward(completions, **kwargs):
+        sizes.append(len(completions))
+        return [float(len(c[-1]["content"])) for c in completions]
+
+    trainer = make(tmp_path, reward=reward)
+    generation_batch(trainer)
+    (most,) = set(sizes)
+    sizes.clear()
+    rollouts = trainer.policy_rollouts(requests(2 * most + 3), 0)
+    assert sizes == [most, most, 3]
+    assert [r.reward for r in rollouts] == [len(r.completion) for r in rollouts], "in the order of the requests"
+
+
+def test_completions_are_parsed_as_in_the_policy_phase(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(model_path())
+    tokenizer.response_template = RESPONSE_TEMPLATE
+    seen, fed_back = [], []
+
+    def reward(completions, **kwargs):
+        seen.extend(message for (message,) in completions)
+        return [0.0] * len(completions)
+
+    trainer = make(tmp_path, reward=reward, tokenizer=tokenizer, max_completion_length=48)
+    generation_batch(trainer, assign={})
+    policy, seen[:] = list(seen), []
+    trainer.feedback_func = lambda completion, row: fed_back.append(completion) or ""
+    rollouts = trainer.policy_rollouts(requests(8), 0)
+    for messages in (policy, seen):
+        assert len(messages) == 8 and not any("Answer" in message["content"] for message in messages)
+    assert fed_back == [message["content"] for message in seen], "feedback is on what was scored"
+    assert [rollout.completion for rollout in rollouts] == [f"Answer: {content}" for content in fed_back]
