@@ -248,6 +248,8 @@ def test_training_reads_thoughts_as_its_template_has_them(tmp_path, changes, pay
     assert trainer.reward_funcs[0](completions=[completion], prompts=[CHAT], solution=["42"]) == [pays]
     told = trainer.feedback_func(THOUGHT, {"prompt": CHAT, "solution": "42", "reward": float(pays)})
     assert ("No answer found" in told) == (not pays)
+    parsed = {"prompt": CHAT, "solution": "42", "reward": 0.0, "thought_taken_out": True}
+    assert "No answer found" not in trainer.feedback_func("It is \\boxed{41}.", parsed)
 
 
 def test_evaluation_reads_thoughts_as_its_template_has_them():

@@ -82,7 +82,7 @@ class PolicyRollouts:
         # Each is decoded once, by the process that scores it: of thousands of tokens that takes longer than all else.
         decoded = decode(self.tokenizer, [generated[i] for i in mine], chat=is_conversational({"prompt": prompts[0]}))
         rewards = self._score([rows[i] for i in mine], [generated[i] for i in mine], decoded, len(rows), seed)
-        texts = [(one.text, one.answer) for one in decoded]
+        texts = [(one.text, one.answer, {"thought_taken_out": one.parsed}) for one in decoded]
         if self.accelerator.num_processes > 1:
             texts = gather_object(texts)
         if not self.accelerator.is_main_process:
@@ -96,13 +96,13 @@ class PolicyRollouts:
                 completion=text,
                 reward=earned[i],
                 solved=solved[i],
-                feedback="" if earned[i] is None else self.feedback(answer, {**rows[i], "reward": earned[i]}),
+                feedback="" if earned[i] is None else self.feedback(answer, {**rows[i], **note, "reward": earned[i]}),
                 prompt_tokens=len(one.prompt_ids),
                 completion_tokens=len(one.completion_ids),
                 template=used[i],
                 completion_ids=list(one.completion_ids) if self.args.reused_rollouts_per_group else [],
             )
-            for i, ((text, answer), one) in enumerate(zip(texts[: len(generated)], generated, strict=True))
+            for i, ((text, answer, note), one) in enumerate(zip(texts[: len(generated)], generated, strict=True))
         ]
 
     def _generate(self, prompts: list[Prompt], contexts: list[list[int]], seed: int) -> list[Generated]:
@@ -146,11 +146,13 @@ class Decoded(NamedTuple):
         completion: as TRL hands it to reward functions: a text, or a list of one message.
         text: all of it, without special tokens.
         answer: what feedback is about: without a thought that the tokenizer tells from the answer, or with its marks.
+        parsed: whether such a thought was taken out of it.
     """
 
     completion: Any
     text: str
     answer: str
+    parsed: bool = False
 
 
 def decode(tokenizer: Any, generated: Sequence[Generated], *, chat: bool) -> list[Decoded]:
@@ -158,7 +160,9 @@ def decode(tokenizer: Any, generated: Sequence[Generated], *, chat: bool) -> lis
     texts = tokenizer.batch_decode([one.completion_ids for one in generated], skip_special_tokens=True)
     if chat and (getattr(tokenizer, "response_template", None) or getattr(tokenizer, "response_schema", None)):
         parsed = [parse_response(tokenizer, one.completion_ids, prefix=one.prompt_ids) for one in generated]
-        return [Decoded([m], text, m.get("content") or "") for m, text in zip(parsed, texts, strict=True)]
+        finished = [bool(m.get("reasoning_content") or m.get("thinking")) for m in parsed]
+        found = zip(parsed, texts, finished, strict=True)
+        return [Decoded([m], text, m.get("content") or "", taken_out) for m, text, taken_out in found]
     answers = texts
     if thoughts.special_marks(tokenizer):
         answers = [*map(thoughts.decoder(tokenizer), (one.completion_ids for one in generated))]

@@ -10,6 +10,7 @@ so.
 import logging
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from p2o.prompt_phase.feedback import rollout_feedback
@@ -68,9 +69,11 @@ def feedback_of(reward: str) -> Callable[[str, dict[str, Any]], str] | None:
         return None
 
     def feedback(completion: str, row: dict[str, Any], thought_reading: ThoughtReading = MARKED) -> str:
+        # Of a message whose thought TRL's parser has taken out, all is the answer.
+        reading = replace(thought_reading, opened="") if row.get("thought_taken_out") else thought_reading
         return rollout_feedback(
             reward=row["reward"],
-            extracted=find_answer(shortened(answer_part(completion, thought_reading, row.get("prompt")))),
+            extracted=find_answer(shortened(answer_part(completion, reading, row.get("prompt")))),
             solution=str(row.get("solution") or ""),
             answer_format=ANSWER_FORMATS[reward],
         )
