@@ -178,6 +178,6 @@ def test_what_training_on_it_would_say_is_said(tmp_path, monkeypatch, capsys):
     command = ["train", "--check_only", "--model_name_or_path", NAME, "--dataset", "gcd.jsonl"]
     command += ["--reward_funcs", "prose:states_the_number", "--num_generations", "4"]
     command += ["--per_device_train_batch_size", "8", "--output_dir", "run"]
-    assert main(command) == 0 and "Fit to train on" in capsys.readouterr().out
+    assert main(command) == 0 and "All checks passed" in capsys.readouterr().out
     assert main([*command, "--max_completion_length", "8180"]) == 2
     assert "prompt too long" in capsys.readouterr().err
