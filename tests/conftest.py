@@ -11,10 +11,15 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 import pytest
 import torch
 import yaml
+from hypothesis import settings
 
 from p2o.pico import world
 
 torch.set_num_threads(1)
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 SMALL = {
