@@ -87,7 +87,7 @@ def test_a_rehearsal_in_small(tmp_path):
     assert found["own_cpu"] > 0 and found["memory"] > 2**28 and found["journal"] > 1000 and found["resume"] > 0
     assert found["purposes"]["mining"]["bare batch"][0] > 0 and found["purposes"]["journal"]["prompt phase"][0] > 0
     assert found["rollouts"]["evolution_dev"] > 0 and found["rollouts"]["policy"] == 192
-    assert "of the 6.2 h computed for the GPUs" in done.stdout.replace("\n", " ")
+    assert "of the 6.2 h computed for the GPUs" in " ".join(done.stdout.split())
 
 
 # -- the day a GPU is at hand ------------------------------------------------------------------------------------------

@@ -614,7 +614,7 @@ def test_a_streamed_dataset_is_refused(tmp_path):
         ({"context_ratio_min": 2.0, "context_ratio_max": 1.0}, "context_ratio_min < context_ratio_max"),
         ({"reflection_prompt": "Improve <curr_param>"}, "<side_info>"),
         ({"num_generations": 1}, "2"),
-        ({"per_device_train_batch_size": 6}, "divisible"),
+        ({"per_device_train_batch_size": 6}, "does not divide 6 rollouts"),
     ],
 )
 def test_bad_options_are_refused(tmp_path, changes, message):

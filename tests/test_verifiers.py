@@ -394,7 +394,7 @@ def test_rewards_by_trls_convention(caplog):
     said = (r"\boxed{2}", r"\boxed{3}", "two", r"\boxed{2}", r"\boxed{2}")
     chats = [[{"role": "assistant", "content": text}] for text in said]
     solutions = ["2", "2", "2", None, r"\frac{"]
-    found = math(completions=chats, solution=solutions, log_metric=logged.__setitem__, prompts=[])
+    found = math(completions=chats, solution=solutions, log_metric=logged.__setitem__, prompts=["?"] * 5)
     assert found == [1.0, 0.0, 0.0, None, None]
     assert "math-verify cannot parse it" in caplog.text
     assert logged == {
