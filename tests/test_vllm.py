@@ -80,7 +80,7 @@ def colocated():
     vllm_generation_llm = vllm_generation.LLM
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vllm_generation, "LLM", llm)
-        yield {"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": 1024}
+        yield {"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": 2048}
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def server(tmp_path_factory):
     command += ["--worker-extension-cls", "p2o.engines.vllm_worker.TakesWeights"]
     # Half a minute less than compiled, as the colocated one is.
     command += ["--enforce-eager"]
-    command += ["--max-model-len", "1024", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--max-model-len", "2048", "--host", "127.0.0.1", "--port", str(port)]
     with log.open("w") as out:
         process = subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, "VLLM_SERVER_DEV_MODE": "1"}

@@ -170,7 +170,7 @@ def make_own(
         frozen = Reference(model, accelerator, Path(args.output_dir), dtype=dtype)
     options = args.chat_template_kwargs or {}
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    limits = [limit for limit in (positions, vllm.context_length(engine)) if limit is not None]
+    limits = [limit for limit in (positions, vllm.context_length(engine)) if limit is not None and args.prompt_phase]
     longest, counts = args.reflection_max_prompt_tokens, prompt_tokens(tokenizer, options)
     return OwnReflection(
         accelerator,
