@@ -187,6 +187,4 @@ def test_the_trainers_limit_counts_as_its_tokenizer_does(tmp_path):
     assert make(tmp_path, reflection_max_prompt_tokens=77).reflect.prompt_limit.tokens == 77
     with pytest.raises(ValueError, match="reflection_max_tokens=2048 leaves no room"):
         make(tmp_path, reflection_max_tokens=2048)
-    assert (
-        make(tmp_path, reflection_max_tokens=2048, prompt_phase=False).reflect.prompt_limit is None
-    )  # nobody reflects
+    assert make(tmp_path, reflection_max_tokens=2048, prompt_phase=False).reflect.prompt_limit is None

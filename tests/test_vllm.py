@@ -80,7 +80,7 @@ def colocated():
     vllm_generation_llm = vllm_generation.LLM
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vllm_generation, "LLM", llm)
-        yield {"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": 2048}
+        yield {"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": 1536}
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def server(tmp_path_factory):
     command += ["--worker-extension-cls", "p2o.engines.vllm_worker.TakesWeights"]
     # Half a minute less than compiled, as the colocated one is.
     command += ["--enforce-eager"]
-    command += ["--max-model-len", "2048", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--max-model-len", "1536", "--host", "127.0.0.1", "--port", str(port)]
     with log.open("w") as out:
         process = subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, "VLLM_SERVER_DEV_MODE": "1"}
@@ -355,7 +355,7 @@ def test_rollouts_settings_do_not_reach_reflection_and_are_back_behind_it(tmp_pa
     assert len({reflection.text for reflection in reflections}) > 1
     cut = [reflection for reflection in reflections if reflection.truncated]
     assert cut and all(reflection.completion_tokens == 3 for reflection in cut)
-    assert trainer.reflect.prompt_limit.tokens == 1024 - 3, "the engine's length, not the model's"
+    assert trainer.reflect.prompt_limit.tokens == 1536 - 3, "the engine's length, not the model's"
 
 
 # -- groups of different prompts -------------------------------------------------------------------------------------

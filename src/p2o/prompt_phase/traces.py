@@ -49,8 +49,8 @@ def prompt_limit(
     if context_length is not None and context_length <= max_new_tokens:
         raise ValueError(
             f"reflection_max_tokens={max_new_tokens} leaves no room for a prompt: the reflection model, or its engine, "
-            f"holds {context_length} tokens of prompt and reflection together. Lower it, or raise vllm_max_model_length "
-            "where that sets the limit."
+            f"holds {context_length} tokens of prompt and reflection together. Lower it, or raise "
+            "vllm_max_model_length where that sets the limit."
         )
     limits = [longest, None if context_length is None else context_length - max_new_tokens]
     known = [limit for limit in limits if limit is not None]
