@@ -630,7 +630,7 @@ def test_a_real_model_trains_killed_and_resumed(tmp_path):
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     templated = {line["step"]: line["p2o/templated_rollouts"] for line in logged if "p2o/templated_rollouts" in line}
     assert templated == {1: 0.0, 2: 0.0, 3: 1.0, 4: 1.0}
-    # Whether it moved is not asked: a group has an advantage only where its rewards differ, which is left to the engine.
+    # Whether it moved depends on draws: a group has an advantage only where its rewards differ.
     assert any("lora_B" in name for name in load_file(run / "model" / "adapter_model.safetensors"))
 
 
