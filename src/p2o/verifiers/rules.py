@@ -26,8 +26,9 @@ MOST_CHARACTERS = 1000
 _MISREAD = re.compile(r"\di(?![a-zA-Z])|[<>]|\\[lg]e|\\sqrt\s*(?:\{[^{}]*)?[a-z]")
 """What math-verify reads as another thing, or compares less well than asked for in `_same`."""
 
+# Not vectors, which are others backwards.
 _NAMED_BY_POINTS = re.compile(
-    r"\\(angle|measuredangle|overline|overrightarrow|overset\{\\frown\})\s*(?:\{\s*([A-Z]{2,4})\s*\}|([A-Z]{2,4}))"
+    r"\\(angle|measuredangle|overline|overset\{\\frown\})\s*(?:\{\s*([A-Z]{2,4})\s*\}|([A-Z]{2,4}))"
 )
 
 # Units are ours: math-verify would strike out any words at the end, "or more" as well.
@@ -156,7 +157,9 @@ def _figures(gold: str, answer: str) -> bool | None:
     if not sides[0] or not sides[1]:
         return None
     (kind, points), (other, said) = ((side[1], side[2] or side[3]) for side in sides if side)
-    return kind == other and said in (points, points[::-1])
+    # A line over three letters and more is a number of these digits.
+    turned = points if kind == "overline" and len(points) > 2 else points[::-1]
+    return kind == other and said in (points, turned)
 
 
 def _untrue(answer: str) -> bool:
