@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from random_model import save_random_model
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoTokenizer, PrinterCallback, Qwen3Config, Qwen3ForCausalLM, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from p2o import P2OConfig, P2OTrainer
@@ -64,22 +65,21 @@ def model(arguments: argparse.Namespace) -> Any:
     """The model that is named, or a randomly initialised one of Qwen3's shape with the embedded world's tokenizer."""
     if arguments.model:
         return model_path(arguments.model)
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=len(AutoTokenizer.from_pretrained(model_path("pico"))),
-        hidden_size=arguments.hidden_size,
-        intermediate_size=3 * arguments.hidden_size,
-        num_hidden_layers=arguments.layers,
-        num_attention_heads=arguments.hidden_size // 64,
-        num_key_value_heads=arguments.hidden_size // 64,
-        head_dim=64,
-        max_position_embeddings=1024,
-    )
     # Saved and named, since an engine loads it from there.
     path = Path(tempfile.gettempdir()) / f"p2o-benchmark-{arguments.hidden_size}-{arguments.layers}"
     if not (path / "config.json").exists():
-        Qwen3ForCausalLM(config).save_pretrained(path)
-        AutoTokenizer.from_pretrained(model_path("pico")).save_pretrained(path)
+        save_random_model(
+            path,
+            hidden_size=arguments.hidden_size,
+            intermediate_size=3 * arguments.hidden_size,
+            num_hidden_layers=arguments.layers,
+            num_attention_heads=arguments.hidden_size // 64,
+            num_key_value_heads=arguments.hidden_size // 64,
+            head_dim=64,
+            max_position_embeddings=1024,
+            eos_token_id=None,
+            pad_token_id=None,
+        )
     return str(path)
 
 

@@ -23,6 +23,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from random_model import save_random_model
+
 Prompts = list[list[int]]
 
 HEADER = 8  # tokens before the user's message
@@ -50,13 +52,10 @@ def batches(arguments: argparse.Namespace, rng: random.Random, vocabulary: int) 
 def build_model(directory: str, arguments: argparse.Namespace) -> int:
     """A randomly initialised model of Qwen3's shape in `directory`; returns its vocabulary's size."""
     import torch
-    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-    from p2o.pico import model_path
-
-    tokenizer = AutoTokenizer.from_pretrained(model_path())
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
+    return save_random_model(
+        directory,
+        dtype=torch.bfloat16,
         hidden_size=arguments.hidden,
         intermediate_size=3 * arguments.hidden,
         num_hidden_layers=arguments.layers,
@@ -64,13 +63,7 @@ def build_model(directory: str, arguments: argparse.Namespace) -> int:
         num_key_value_heads=max(arguments.hidden // 128, 1),
         head_dim=64,
         max_position_embeddings=4096,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
-    torch.manual_seed(0)
-    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return len(tokenizer)
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:

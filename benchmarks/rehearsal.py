@@ -43,6 +43,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import yaml
+from random_model import save_random_model
 
 ROOT = Path(__file__).parent.parent
 RECIPES = ("paper-self-deepscaler", "single-24gb-lora")
@@ -414,23 +415,9 @@ def planned(recipe: str, arguments: argparse.Namespace) -> Plan:
 
 
 def make_model(directory: Path) -> None:
-    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
-
-    from p2o.pico import model_path
-
-    tokenizer = AutoTokenizer.from_pretrained(model_path())
-    shape = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 1, "num_key_value_heads": 1}
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        num_hidden_layers=1,
-        head_dim=32,
-        max_position_embeddings=40_960,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **shape,
-    )
-    Qwen3ForCausalLM(config).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 32}
+    shape |= {"num_attention_heads": 1, "num_key_value_heads": 1, "max_position_embeddings": 40_960}
+    save_random_model(directory, **shape)
 
 
 def make_data(directory: Path) -> None:

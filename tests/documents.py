@@ -1,16 +1,18 @@
 """Code blocks and commands of README, docs/ and recipes/, and what stands in for models and data that they name."""
 
+import argparse
 import json
 import re
+import runpy
 import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from datasets import Dataset
-from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from random_model import save_random_model
 
-from p2o.pico import model_path
 from p2o.tasks import NAMED_SETS
 
 ROOT = Path(__file__).parent.parent
@@ -127,7 +129,9 @@ def make_stand_ins(directory, blocks):
             rest = {"difficulty": 8.0, "topic": "Mathematics -> Algebra"}
             rows = [{named.prompt: f"What is {i}+1?", named.solution: str(i + 1), **rest} for i in range(named.rows)]
             Dataset.from_list(rows).to_parquet(folder / f"{named.split}.parquet")
-    save_tiny_model(directory / "tiny")
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 16}
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
+    save_random_model(directory / "tiny", max_position_embeddings=40_960, **shape, **heads)
     texts = [block.text for block in blocks] + [recipe.read_text() for recipe in RECIPES]
     for name in {name for text in texts for name in MODELS.findall(text)} | {"my/model"}:
         if not name.startswith("openai/"):
@@ -135,19 +139,19 @@ def make_stand_ins(directory, blocks):
             shutil.copytree(directory / "tiny", directory / name)
 
 
-def save_tiny_model(directory):
-    tokenizer = AutoTokenizer.from_pretrained(model_path())
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=40_960,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    Qwen3ForCausalLM(config).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+def run_to_its_parser(words, monkeypatch):
+    """`python FILE` or `python -m MODULE`, as far as its parser; fails where that refuses the command line."""
+    parse_args = argparse.ArgumentParser.parse_args
+
+    class Parsed(Exception):
+        pass
+
+    def parsed(parser, args=None, namespace=None):
+        parse_args(parser, args, namespace)
+        raise Parsed
+
+    module = words[0] == "-m"
+    monkeypatch.setattr("sys.argv", words[module:])
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
+    with pytest.raises(Parsed):
+        runpy.run_module(words[1], run_name="__main__") if module else runpy.run_path(words[0], run_name="__main__")

@@ -4,11 +4,9 @@ A block that a page gains is found here by itself. One that cannot be run has `<
 and shows as a skipped test with that reason.
 """
 
-import argparse
 import contextlib
 import json
 import re
-import runpy
 import tomllib
 from importlib.util import find_spec
 
@@ -19,7 +17,7 @@ from packaging.requirements import Requirement
 from transformers import TrainingArguments
 
 import p2o
-from documents import PAGES, PROGRAMS, ROOT, all_blocks, blocks_of, commands, make_stand_ins
+from documents import PAGES, PROGRAMS, ROOT, all_blocks, blocks_of, commands, make_stand_ins, run_to_its_parser
 from p2o.cli import main
 from p2o.cli.arguments import parse
 from p2o.cli.compare import Comparison
@@ -166,20 +164,7 @@ def check_arguments(words, monkeypatch):
     if words[:2] == ["-m", "vllm.entrypoints.openai.api_server"]:
         assert words == commands(server_command(on_cpu=True, model="MODEL"))[0][1:]
         return
-    parse_args = argparse.ArgumentParser.parse_args
-
-    class Parsed(Exception):
-        pass
-
-    def parsed(parser, args=None, namespace=None):
-        parse_args(parser, args, namespace)
-        raise Parsed
-
-    module = words[0] == "-m"
-    monkeypatch.setattr("sys.argv", words[module:])
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
-    with pytest.raises(Parsed):
-        runpy.run_module(words[1], run_name="__main__") if module else runpy.run_path(words[0], run_name="__main__")
+    run_to_its_parser(words, monkeypatch)
 
 
 def run_p2o(words, monkeypatch, capfd):

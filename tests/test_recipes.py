@@ -9,14 +9,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from accelerate.commands.launch import launch_command_parser
 from datasets import Dataset
-from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from random_model import save_random_model
 
 from p2o.cli import main
-from p2o.pico import model_path
 from p2o.tasks import NAMED_SETS
 from test_endpoint import serve, well
 
@@ -49,22 +47,9 @@ def words(options):
 def tiny(tmp_path_factory):
     """Options that put a model of Qwen3's architecture and sets in the hub's layout in the place of the real ones."""
     directory = tmp_path_factory.mktemp("tiny")
-    tokenizer = AutoTokenizer.from_pretrained(model_path())
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=40_960,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    torch.manual_seed(0)
-    Qwen3ForCausalLM(config).save_pretrained(directory / "model")
-    tokenizer.save_pretrained(directory / "model")
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 32}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    save_random_model(directory / "model", max_position_embeddings=40_960, **shape, **heads)
 
     def replaced(recipe):
         wanted = settings(recipe)

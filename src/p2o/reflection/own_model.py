@@ -170,7 +170,8 @@ def make_own(
         frozen = Reference(model, accelerator, Path(args.output_dir), dtype=dtype)
     options = args.chat_template_kwargs or {}
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    limits = [limit for limit in (positions, vllm.context_length(engine)) if limit is not None and args.prompt_phase]
+    limits = [limit for limit in (positions, vllm.context_length(engine)) if limit is not None]
+    context_length = min(limits, default=None) if args.prompt_phase else None  # else nobody reflects
     longest, counts = args.reflection_max_prompt_tokens, prompt_tokens(tokenizer, options)
     return OwnReflection(
         accelerator,
@@ -184,5 +185,5 @@ def make_own(
         temperature=args.reflection_temperature,
         batch_size=args.prompt_phase_batch_size,
         template_options=options,
-        prompt_limit=prompt_limit(min(limits, default=None), args.reflection_max_tokens, longest, counts),
+        prompt_limit=prompt_limit(context_length, args.reflection_max_tokens, longest, counts),
     )
