@@ -26,6 +26,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import grpo_trainer
@@ -172,6 +173,20 @@ def _get(url: str, seconds: float = 10) -> bytes:
 # -- weights ---------------------------------------------------------------------------------------------------------
 
 
+def reshard(model: torch.nn.Module) -> None:
+    """Gives each process its own shards again under FSDP2, which leaves the outermost ones whole after a forward pass
+    without a backward one; TRL gathers them to send them, and cannot gather whole ones."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def send_weights(generation: VLLMGeneration) -> None:
+    """Gives the engine the weights of `generation.model` as they are now; every process takes part."""
+    reshard(generation.model)
+    generation.sync_weights()
+
+
 def weight_versions(model: torch.nn.Module) -> list[int]:
     """Version of every parameter; changes when weights are written to, by `load_state_dict` or by hand.
 
@@ -192,6 +207,7 @@ class LastLoadedStep:
         if trainer is None:  # accessed on the class
             return self
         step, weights = trainer.__dict__["_last_loaded"]
+        reshard(trainer.model)  # TRL may send the weights next
         generation = getattr(trainer, "vllm_generation", None)
         if getattr(generation, "has_other_weights", False) or weights != weight_versions(trainer.model):
             return -1
@@ -206,7 +222,7 @@ class LastLoadedStep:
 def load(generation: VLLMGeneration | None, loaded_step: int, step: int) -> int:
     """Sends the policy's weights to the engine, if there is one and it has another step's; returns the present step."""
     if generation is not None and loaded_step != step:
-        generation.sync_weights()
+        send_weights(generation)
     return step
 
 

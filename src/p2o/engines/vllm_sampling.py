@@ -10,14 +10,14 @@ from trl.trainer.utils import use_adapter
 
 from p2o.completions import Sampling
 from p2o.engines.processes import pad_to_longest
-from p2o.engines.vllm import tensor_parallel_stream
+from p2o.engines.vllm import send_weights, tensor_parallel_stream
 
 # The engine keeps other weights until the policy's are needed: `LastLoadedStep` then says that they have to be sent.
 
 
 def load_policy(generation: VLLMGeneration) -> None:
     """Gives the engine the policy's weights as they are now."""
-    generation.sync_weights()
+    send_weights(generation)
     generation.has_other_weights = False
 
 
@@ -26,7 +26,7 @@ def load_model(generation: VLLMGeneration, model: Any) -> None:
     policy, generation.model = generation.model, model
     generation.has_other_weights = True
     try:
-        generation.sync_weights()
+        send_weights(generation)
     finally:
         generation.model = policy
 
@@ -36,7 +36,7 @@ def load_weights(generation: VLLMGeneration, weights: Iterable[tuple[str, Tensor
     generation.has_other_weights = True
     generation._iter_named_params = lambda: iter(weights)
     try:
-        generation.sync_weights()
+        send_weights(generation)
     finally:
         del generation._iter_named_params
 
@@ -47,12 +47,12 @@ def load_base(generation: VLLMGeneration, adapter: str | None) -> None:
     generation.has_other_weights = True
     if adapter is not None:
         with use_adapter(policy, adapter):
-            generation.sync_weights()
+            send_weights(generation)
         return
     # TRL merges the active adapter, and leaves out what belongs to it.
     policy.merge_adapter = policy.unmerge_adapter = lambda: None
     try:
-        generation.sync_weights()
+        send_weights(generation)
     finally:
         del policy.merge_adapter, policy.unmerge_adapter
 
