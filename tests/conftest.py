@@ -17,6 +17,9 @@ from p2o.pico import world
 
 torch.set_num_threads(1)
 
+# Helpers that assert something: a failure there shows its values, too.
+pytest.register_assert_rewrite("either_engine", "trainers")
+
 # How long an example takes depends on what else the machine does.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
@@ -45,6 +48,14 @@ SMALL = {
     "report_to": "none",
     "num_threads": 1,
 }
+
+
+@pytest.fixture
+def no_keys(monkeypatch):
+    """No key of an endpoint in the environment."""
+    for name in list(os.environ):
+        if name.endswith("_API_KEY"):
+            monkeypatch.delenv(name)
 
 
 @pytest.fixture

@@ -1,6 +1,11 @@
 """Completions that no verifier may hang on, die of, or reward: the gold answer of all of them is `GOLD`."""
 
 GOLD = "1729"
+STUCK = r"\boxed{9^{9^{9^{9}}}}"  # computes for ever
+
+
+def rows(*solutions):
+    return [{"solution": solution} for solution in solutions]
 
 
 def boxed(answer: str) -> str:

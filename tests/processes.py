@@ -21,7 +21,7 @@ from trl import GRPOTrainer
 from p2o import P2OCallback, P2OConfig, P2OTrainer
 from p2o.pico import model_path, world
 from p2o.templates import question_text
-from test_trainer import brute_force_logps
+from trainers import brute_force_logps
 
 torch.set_num_threads(1)
 out = Path(sys.argv[1])

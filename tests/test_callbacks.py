@@ -8,7 +8,7 @@ from p2o import P2OCallback
 from p2o.callbacks import notify
 from p2o.cli.console import Watch
 from p2o.cli.run_directory import RunDirectory
-from test_trainer import alternate, questions
+from trainers import alternate, questions
 
 PAGE = Path(__file__).parent.parent / "docs" / "callbacks.md"
 EVENTS = [name for name in vars(P2OCallback) if name.startswith("on_")]

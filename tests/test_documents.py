@@ -18,6 +18,7 @@ from transformers import TrainingArguments
 
 import p2o
 from documents import PAGES, PROGRAMS, ROOT, all_blocks, blocks_of, commands, make_stand_ins, run_to_its_parser
+from endpoints import serve, well
 from p2o.cli import main
 from p2o.cli.arguments import parse
 from p2o.cli.compare import Comparison
@@ -29,7 +30,6 @@ from p2o.cli.words import normalized_option
 from p2o.engines.vllm import server_command
 from p2o.smollm2 import HOW_TO_INSTALL
 from p2o.tasks import NAMED_SETS
-from test_endpoint import serve, well
 
 BLOCKS = all_blocks()
 PROCESSES = (1, 2, 4, 8)

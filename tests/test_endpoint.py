@@ -1,160 +1,24 @@
-"""Reflection endpoints: the real litellm against a server on this machine that plays every fault."""
+"""Reflection endpoints: the real litellm against a server on this machine."""
 
-import json
 import logging
 import math
-import os
 import re
 import subprocess
 import sys
-import threading
 import time
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-import torch
-from transformers import AutoTokenizer
 
-from p2o import P2OConfig, P2OTrainer
-from p2o.cli import main
+from endpoints import KEY, TEXT, answer, completion, cut, drip, hang, raw, reflection, serve, status, well
+from p2o import P2OConfig
 from p2o.engines import endpoint as module
-from p2o.engines.endpoint import redact, retry_after
-from p2o.pico import model_path, teacher
-from p2o.pico.world import accuracy_reward
+from p2o.engines.endpoint import retry_after
 from p2o.prompt_phase.types import Reflection, ReflectionError
 from p2o.reflection.endpoint import EndpointReflection
-from test_trainer import Watch, coin, load, options, questions
-
-KEY = "planted-4f9c2d81-never-to-be-seen"
-TEXT = "```\nTry it line by line.\n```"
-USAGE = {"prompt_tokens": 70, "completion_tokens": 30, "total_tokens": 100}
-
-
-def completion(text=TEXT, **changes):
-    message = {"role": "assistant", "content": text}
-    choice = {"index": 0, "finish_reason": "stop", "message": message}
-    answer = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": USAGE}
-    return {k: v for k, v in {**answer, **changes}.items() if v is not None}
-
-
-class Server(ThreadingHTTPServer):
-    """Plays `acts` one after the other, the last for ever: functions of the request's handler."""
-
-    daemon_threads = True
-
-    def __init__(self, acts):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.acts, self.requests, self.times, self.keys = acts, [], [], set()
-        self.lock, self.over = threading.Lock(), threading.Event()
-        self.at_once, self.most_at_once = 0, 0
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-    def handle_error(self, request, client_address):
-        pass  # who hangs up on us is part of the play
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self):
-        server = self.server
-        self.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.key = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        with server.lock:
-            number = len(server.requests)
-            server.requests.append(self.body)
-            server.times.append(time.monotonic())
-            server.keys.add(self.key)
-            server.at_once += 1
-            server.most_at_once = max(server.at_once, server.most_at_once)
-        try:
-            server.acts[min(number, len(server.acts) - 1)](self)
-        finally:
-            with server.lock:
-                server.at_once -= 1
-
-    def send(self, status, body, content_type="application/json", length=None, **headers):
-        body = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body) if length is None else length))
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(body)
-        self.wfile.flush()
-
-    def log_message(self, *args):
-        pass
-
-
-@contextmanager
-def serve(*acts):
-    server = Server(acts)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    try:
-        yield server
-    finally:
-        server.over.set()
-        server.shutdown()
-        server.server_close()
-
-
-def well(handler):
-    handler.send(200, completion())
-
-
-def status(code, **headers):
-    # As careless as a server can be: it says the key in its error and in a header.
-    def act(handler):
-        error = {"message": f"no luck with key {handler.key}", "type": "x", "code": code}
-        handler.send(code, {"error": error}, X_Your_Key=handler.key, **headers)
-
-    return act
-
-
-def hang(handler):
-    handler.server.over.wait(60)
-
-
-def drip(handler):
-    """A byte now and then, for ever: no time-out between bytes ends it."""
-    handler.send(200, b" ", length=10**6)
-    while not handler.server.over.wait(0.1):
-        handler.wfile.write(b" ")
-        handler.wfile.flush()
-
-
-def cut(handler):
-    handler.send(200, b'{"id": "1", "choices": [{"mess', length=5000)
-    handler.close_connection = True
-
-
-def answer(*args, **changes):
-    return lambda handler: handler.send(200, completion(*args, **changes))
-
-
-def raw(body, content_type="application/json"):
-    return lambda handler: handler.send(200, body, content_type)
-
-
-@pytest.fixture(autouse=True)
-def _no_keys(monkeypatch):
-    for name in list(os.environ):
-        if name.endswith("_API_KEY"):
-            monkeypatch.delenv(name)
-
-
-def reflection(server, **changes):
-    settings = {"base_url": server.url, "timeout": 30.0, "max_retries": 1, "backoff": 0.02, **changes}
-    return EndpointReflection("openai/some-model", **settings)
-
+from test_endpoint_runs import train
+from trainers import options
 
 # -- when all is well ------------------------------------------------------------------------------------------------
 
@@ -387,6 +251,9 @@ except Exception as error:
     assert "looked up" not in done.stdout + done.stderr
 
 
+pytestmark = pytest.mark.usefixtures("no_keys")
+
+
 # -- limits ----------------------------------------------------------------------------------------------------------
 
 
@@ -460,140 +327,3 @@ def test_an_address_with_a_password_is_refused_without_repeating_it(tmp_path, ur
 def test_a_cost_limit_needs_a_price(tmp_path):
     with pytest.raises(ValueError, match="litellm knows no price for 'openai/some-model'"):
         train(tmp_path, "http://127.0.0.1:1/v1", reflection_cost_limit=1.0)
-
-
-# -- in a run --------------------------------------------------------------------------------------------------------
-
-
-def train(tmp_path, url, resume=None, **changes):
-    settings = {
-        "num_train_epochs": 2,
-        "max_steps": -1,
-        "max_completion_length": 8,
-        "per_device_train_batch_size": 16,
-        "min_hard_questions": 2,
-        "evolution_budget": 150,
-        "parents_per_iteration": 2,
-        "reflection_model": "openai/some-model",
-        "reflection_base_url": url,
-        "reflection_max_retries": 0,
-        **changes,
-    }
-    trainer = P2OTrainer(
-        model=load(),
-        reward_funcs=coin,
-        args=P2OConfig(**options(tmp_path, **settings)),
-        train_dataset=questions(24),
-        processing_class=AutoTokenizer.from_pretrained(model_path()),
-    )
-    events = Watch()
-    trainer.add_callback(events)
-    trainer.train(resume_from_checkpoint=resume)
-    return trainer, events
-
-
-def numbered(handler):
-    handler.send(200, completion(f"```\nTry way number {len(handler.server.requests)}.\n```"))
-
-
-def test_a_server_that_dies_ends_the_prompt_phase_and_not_the_run(tmp_path, caplog):
-    with serve(numbered, numbered, status(500)) as server:
-        trainer, events = train(tmp_path, server.url, evolution_budget=200)
-    ((_, result, _),) = events.phases
-    assert trainer.state.global_step == trainer.state.max_steps
-    assert "InternalServerError: no luck" in result.ended_early
-    assert "The prompt phase before epoch 1 ends early" in caplog.text and "no luck" in caplog.text
-    assert {c.text for c in result.candidates} <= {"", "Try way number 1.", "Try way number 2."}
-    assert result.metric_calls < 200
-    assert trainer.p2o.events["prompt_phase_ended_early"] == 1
-    failed = trainer.p2o.events["reflection_failed"]
-    assert failed >= 1 and result.rejections["failed"] == failed
-    assert trainer.p2o.ledger.rollouts["reflection"] == len(server.requests) - failed == 2
-    assert trainer.p2o.ledger.prompt_tokens["reflection"] == 2 * 70
-    assert trainer.p2o.ledger.completion_tokens["reflection"] == 2 * 30
-
-
-def test_the_limit_is_one_of_the_run_and_its_last_templates_stay(tmp_path, caplog):
-    settings = {"num_train_epochs": 3, "save_strategy": "epoch", "reflection_token_limit": 650, "seed": 2}
-    with serve(numbered) as server:
-        trainer, events = train(tmp_path, server.url, **settings)
-        asked = len(server.requests)
-        assert 650 <= 100 * asked < 650 + 200
-        (_, first, _), (_, second, why) = events.phases
-        assert "reflection_token_limit" in first.ended_early
-        assert second is None and "reflection_token_limit" in why
-        assert trainer.p2o.templates and set(trainer.p2o.assignment) == set(trainer.p2o.hard_set)
-        spent = trainer.p2o.ledger
-        assert spent.prompt_tokens["reflection"] + spent.completion_tokens["reflection"] == 100 * asked
-        # A resumed run has spent what it had: nothing is asked for again.
-        checkpoint = sorted(tmp_path.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))[-2]
-        resumed, _ = train(tmp_path, server.url, resume=str(checkpoint), **settings)
-        assert len(server.requests) == asked
-        assert resumed.p2o.ledger == spent and resumed.p2o.templates == trainer.p2o.templates
-
-
-def test_another_reflection_model_is_another_run(tmp_path):
-    with serve(well) as server:
-        trainer, _ = train(tmp_path, server.url, max_steps=1)
-        assert trainer.fingerprint()["reflection_model"] == "openai/some-model"
-        assert not any(server.url in str(value) for value in trainer.fingerprint().values())
-
-
-def test_the_policy_itself_can_reflect(tmp_path):
-    trainer = P2OTrainer(
-        model=load(),
-        reward_funcs=accuracy_reward,
-        args=P2OConfig(
-            **options(tmp_path, reflection_model="policy", reflection_max_tokens=12, reflection_temperature=0.0)
-        ),
-        train_dataset=questions(),
-        processing_class=AutoTokenizer.from_pretrained(model_path()),
-    )
-    assert trainer.reflect.frozen is None, "there is nothing to keep"
-    before = trainer.reflect(["Improve this."], seed=0)
-    with torch.no_grad():
-        for parameter in trainer.model.parameters():
-            parameter.add_(torch.randn_like(parameter))
-    assert trainer.reflect(["Improve this."], seed=0) != before
-
-
-def test_from_the_command_line_with_a_key_that_is_never_seen_again(tmp_path, config, monkeypatch, capfd, caplog):
-    """The server says the key wherever it can: in errors, headers and answers; nothing of it may be kept or shown."""
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    caplog.set_level(logging.INFO)
-
-    def careless(handler):
-        number = len(handler.server.requests)
-        if number % 3 == 1:
-            status(500)(handler)
-            return
-        (known,) = teacher.reflect([handler.body["messages"][-1]["content"]], seed=number)
-        handler.send(200, completion(f"With {handler.key}:\n{known.text}\n{handler.key}"), X_Your_Key=handler.key)
-
-    run = tmp_path / "run"
-    with serve(*[careless] * 3, status(401)) as server:
-        command = ["train", "--config", config(evolution_budget=90), "--output_dir", str(run)]
-        command += ["--reflection_model", "openai/some-model", "--reflection_base_url", server.url]
-        assert main(command) == 0
-        assert server.keys == {KEY}
-    evolution = json.loads((run / "templates" / "epoch-001.json").read_text())["evolution"]
-    assert len(evolution["candidates"]) > 1, "what the server proposed was tried, and found better than nothing"
-    assert "AuthenticationError" in evolution["ended_early"]
-    out, err = capfd.readouterr()
-    assert "prompt phase ended early" in out and "AuthenticationError: no luck with key [redacted]" in out
-    summary = json.loads((run / "summary.json").read_text())
-    assert summary["events"]["reflection_failed"] >= 1 and summary["events"]["prompt_phase_ended_early"] >= 1
-    assert summary["tokens"]["prompt_tokens"]["reflection"] >= 70
-    assert "Ended early: " in (run / "report.html").read_text()
-    assert "[redacted]" in (run / "evolution" / "epoch-001" / "journal.jsonl").read_text()
-    files = [path for path in run.rglob("*") if path.is_file()]
-    assert len(files) > 10
-    assert [path for path in files if KEY.encode() in path.read_bytes()] == []
-    assert KEY not in out + err + caplog.text
-
-
-def test_what_is_redacted(monkeypatch):
-    monkeypatch.setenv("SOME_PASSWORD", "correct horse")
-    monkeypatch.setenv("SHORT_KEY", "a")
-    monkeypatch.setenv("OTHER", "plain value")
-    assert redact("a correct horse, a plain value") == "a [redacted], a plain value"

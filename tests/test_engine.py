@@ -1,4 +1,4 @@
-"""What surrounds vLLM and needs none: errors at the start, and what P²O relies on in TRL. `test_vllm.py` has one."""
+"""What surrounds vLLM and needs none: errors at the start, and what P²O relies on in TRL. `test_vllm_*.py` have one."""
 
 import http.server
 import json
@@ -17,7 +17,7 @@ from p2o import P2OConfig
 from p2o.cli.train import train
 from p2o.engines import vllm as engine
 from p2o.engines.vllm_worker import EXTENSION
-from test_trainer import load, options
+from trainers import load, options
 
 
 @pytest.fixture

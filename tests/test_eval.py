@@ -12,6 +12,7 @@ import time
 import pytest
 from transformers import AutoTokenizer
 
+from endpoints import completion, serve
 from p2o.cli import main
 from p2o.completions import Completion, Sampling
 from p2o.engines.frozen import FrozenModel, encode, transformers_model, weights_digest
@@ -20,7 +21,6 @@ from p2o.evaluation.evaluate import evaluate
 from p2o.evaluation.results import default_ks
 from p2o.evaluation.types import QuestionSet
 from p2o.pico import model_path, world
-from test_endpoint import completion, serve
 
 COMMAND = ["eval", "pico", "--tasks", "pico:easy,pico:hard", "--limit", "6", "--n", "3", "--questions_per_batch", "2"]
 

@@ -11,6 +11,7 @@ from typing import get_args, get_type_hints
 import pytest
 from trl import ModelConfig
 
+from endpoints import completion, serve
 from p2o import P2OConfig
 from p2o.cli import main
 from p2o.cli.errors import InputError
@@ -21,7 +22,6 @@ from p2o.cli.options import RunArguments, explicit
 from p2o.cli.words import normalized_option
 from p2o.pico import model_path, teacher, world
 from p2o.templates import question_text
-from test_endpoint import completion, serve
 
 COMMAND = [
     "evolve",

@@ -20,7 +20,7 @@ from p2o.pico import model_path, world
 from p2o.prompt_phase.frozen_policy import FrozenPolicy
 from p2o.prompt_phase.types import Question
 from p2o.reflection.model import transformers_reflection
-from test_trainer import generation_batch, make, questions, rows_of
+from trainers import generation_batch, make, questions, rows_of
 
 # What checkpoints bring along in generation_config.json, and more of it than any one does.
 SETTINGS = {

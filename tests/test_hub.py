@@ -25,7 +25,7 @@ from p2o.pico import model_path, teacher
 from p2o.pico.world import accuracy_reward
 from p2o.state import P2OState
 from p2o.templates import Template
-from test_trainer import load, options, questions
+from trainers import load, options, questions
 
 TOKEN = "hf_planted-5b1d-never-to-be-seen"
 TRLS = "# Model Card for x\n\n## Training procedure\n\n### Framework versions\n\n- TRL\n\n## Citations\n"
@@ -213,7 +213,7 @@ def test_who_cannot_push_learns_it_before_anything_is_trained(tmp_path, config, 
 SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[2])
-from test_trainer import load, options, questions
+from trainers import load, options, questions
 from transformers import AutoTokenizer
 from p2o import P2OConfig, P2OTrainer
 from p2o.pico import model_path

@@ -4,7 +4,7 @@ from transformers import AutoTokenizer
 
 from p2o.pico import model_path
 from p2o.prompt_phase.types import Question
-from test_trainer import generation_batch, make
+from trainers import generation_batch, make
 
 RESPONSE_TEMPLATE = {
     "defaults": {"role": "assistant"},

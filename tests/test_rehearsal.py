@@ -13,6 +13,7 @@ from pathlib import Path
 import gpu
 import pytest
 import rehearsal
+import rehearsal_worker as worker
 import yaml
 
 from documents import run_to_its_parser
@@ -26,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_the_innermost_purpose_has_the_seconds():
-    watch = rehearsal.Stopwatch()
+    watch = worker.Stopwatch()
     watch.begin("a batch")
     with watch.doing("ours"):
         time.sleep(0.02)
@@ -39,7 +40,7 @@ def test_the_innermost_purpose_has_the_seconds():
     assert sum(clock.values()) == pytest.approx(clock["ours"] + clock["theirs"], abs=0.02)
 
 
-@pytest.mark.parametrize("place", rehearsal.PLACES, ids=lambda place: f"{place[0]}:{place[1]}:{place[3]}")
+@pytest.mark.parametrize("place", worker.PLACES, ids=lambda place: f"{place[0]}:{place[1]}:{place[3]}")
 def test_what_is_watched_is_there(place):
     """A renamed function would be charged to somebody else."""
     module, kind, names, _ = place
@@ -66,14 +67,14 @@ def test_made_up_answers_are_verified_as_they_are_meant(tmp_path):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    engine = rehearsal.Engine(processing_class=tokenizer, max_completion_length=300)
-    asked = [n for n in range(60) if rehearsal.chance(n, "") in (0.0, 1.0)]
-    completions = [engine.complete(f"<|user|>{rehearsal.problem(n)['problem']}", random.Random(n)) for n in asked]
+    engine = worker.Engine(processing_class=tokenizer, max_completion_length=300)
+    asked = [n for n in range(60) if worker.chance(n, "") in (0.0, 1.0)]
+    completions = [engine.complete(f"<|user|>{worker.problem(n)['problem']}", random.Random(n)) for n in asked]
     texts = [[{"role": "assistant", "content": text}] for text in tokenizer.batch_decode(completions)]
-    rewards = math(texts, solution=[rehearsal.answer(n) for n in asked])
+    rewards = math(texts, solution=[worker.answer(n) for n in asked])
     whole = [i for i, ids in enumerate(completions) if len(ids) < 300]
     assert max(map(len, completions)) <= 300 and len(whole) > 20
-    assert [rewards[i] for i in whole] == [rehearsal.chance(asked[i], "") for i in whole]
+    assert [rewards[i] for i in whole] == [worker.chance(asked[i], "") for i in whole]
 
 
 @pytest.mark.slow

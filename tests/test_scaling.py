@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import estimates
 import pytest
 import scaling
 import torch
@@ -22,9 +23,9 @@ def test_the_page_has_the_tables_that_the_command_prints(monkeypatch, capsys):
         assert table in page, "run `python benchmarks/scaling.py` and put its tables into docs/scaling.md"
 
 
-@pytest.mark.parametrize("name", scaling.SHAPES)
+@pytest.mark.parametrize("name", estimates.SHAPES)
 def test_shapes_have_as_many_parameters_as_transformers_makes_of_them(name):
-    shape = scaling.SHAPES[name]
+    shape = estimates.SHAPES[name]
     config = Qwen3Config(
         vocab_size=shape.vocabulary,
         hidden_size=shape.hidden,
@@ -48,16 +49,15 @@ def test_shapes_have_as_many_parameters_as_transformers_makes_of_them(name):
 
 def test_every_setup_fits_and_is_about_a_recipe(monkeypatch):
     defaults = {"mean_length": 0.5, "prompt": 256, "request": 400, "context": 2.0, "engine": 2.0, "asleep": 1.0}
-    estimates = [scaling.Estimate(setup, argparse.Namespace(**defaults)) for setup in scaling.SETUPS]
-    assert all(estimate.fits for estimate in estimates)
-    tight = scaling.Estimate(scaling.SETUPS[0], argparse.Namespace(**{**defaults, "context": 20.0}))
+    assert all(estimates.Estimate(setup, argparse.Namespace(**defaults)).fits for setup in estimates.SETUPS)
+    tight = estimates.Estimate(estimates.SETUPS[0], argparse.Namespace(**{**defaults, "context": 20.0}))
     assert not tight.fits
 
 
 def test_reflections_are_reckoned_with_what_they_are_about():
     """Three answers of a recipe's length and the reflection itself, as far as the engine's length goes."""
     assumed = argparse.Namespace(mean_length=0.5, prompt=256, request=400, context=2.0, engine=2.0, asleep=1.0)
-    small, _, paper, *_ = (scaling.Estimate(setup, assumed) for setup in scaling.SETUPS)
+    small, _, paper, *_ = (estimates.Estimate(setup, assumed) for setup in estimates.SETUPS)
     assert small.reflection_prompt(100) == 400 + 3 * (256 + 100)
     assert small.longest_reflection == small.training.vllm_max_model_length == 16_384
     assert paper.reflection_prompt(paper.mean_length) == 400 + 3 * (256 + 6144)

@@ -20,7 +20,7 @@ from p2o.prompt_phase.traces import (
     shorten,
 )
 from p2o.prompt_phase.types import EvolutionConfig, Question, Reflection, ReflectionError, Rollout
-from test_trainer import make
+from trainers import make
 
 
 def render(records):
