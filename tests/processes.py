@@ -1,4 +1,4 @@
-"""One process of a small run of P²O, for test_processes.py: torch.distributed.run … processes.py OUT OPTIONS-AS-JSON
+"""One process of a small run of P²O, for test_processes.py: torchrun … processes.py OUT OPTIONS-AS-JSON
 
 What the policy phase earns depends on the question alone, so that no gradient arises in the first epoch, and the prompt
 phase meets the same policy whatever the number of processes.

@@ -12,23 +12,17 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from transformers import AutoModelForCausalLM
 
+from forked import torchrun
+
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parent / "processes.py"
-
-
 RECIPES = Path(__file__).parent.parent / "recipes" / "accelerate"
 
 
 def launch(out, processes, check=True, environment=(), **changes):
     out.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    done = subprocess.run(
-        [*command, str(SCRIPT), str(out), json.dumps(changes)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **dict(environment)},
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **dict(environment)}
+    done = torchrun(SCRIPT, str(out), json.dumps(changes), processes=processes, environment=environment)
     if not check:
         return done
     assert done.returncode == 0, done.stderr[-6000:]

@@ -3,7 +3,6 @@
 import json
 import os
 import pwd
-import random
 import signal
 import socket
 import subprocess
@@ -339,8 +338,8 @@ def test_no_text_gets_anywhere_by_any_scorer_of_reasoning_gym(trap):
     junk = verify(["<answer>not this</answer>"] * len(rows), list(rows.values()), "gym", pool=pool)
     sold = {family for family, verdict in zip(rows, junk, strict=True) if verdict.reward}
     assert len(sold) <= 1
-    cases = [(text, row) for text in texts for family, row in rows.items() if family not in sold]
-    random.Random(0).shuffle(cases)
+    # A worker remembers what it found out about a row, for a while.
+    cases = [(text, row) for family, row in rows.items() if family not in sold for text in texts]
     said = [f"<answer>{text}</answer>" for text, _ in cases]
     verdicts = verify(said, [row for _, row in cases], "gym", pool=pool)
     paid = {(text, row["family"]) for (text, row), verdict in zip(cases, verdicts, strict=True) if verdict.reward}

@@ -140,6 +140,7 @@ found = {
     "one question": texts([prompts[16]] * 16, 1.0, 0),
     "cut": [[c.completion_tokens, c.truncated] for c in cut],
     "context": model.context_length,
+    "many": len(model.complete(prompts * 24, sampling=Sampling(1), seed=0)),
 }
 Watched.watches = True
 for settings in json.loads(sys.argv[3]):
@@ -164,6 +165,7 @@ def test_a_frozen_model_is_the_same_in_either_engine(tmp_path, monkeypatch):
     sampled = [c.text for c in model.complete(prompts[16:], sampling=Sampling(112), seed=0)]
     assert sum(a != b for a, b in zip(first, sampled, strict=True)) > 8
     assert len(set(found["one question"])) > 8
+    assert found["many"] == 24 * len(prompts), "more tokens than the engine takes in at once"
     assert found["cut"] == [[2, True]] * len(prompts) and found["context"] == 1024
     # The same settings are the same distribution, whatever the checkpoint has in its generation_config.json.
     draw, drawn_from = torch.multinomial, []

@@ -287,6 +287,7 @@ def vllm_model(
 
     try:
         from vllm import LLM
+        from vllm.platforms import current_platform
     except ImportError as error:
         raise ImportError(f"--use_vllm needs vLLM ({error}). {HOW_TO_INSTALL}") from None
     engine = LLM(
@@ -300,6 +301,8 @@ def vllm_model(
         seed=seed,
         generation_config="vllm",  # nothing of the model's own generation settings, as with transformers
         disable_log_stats=True,
+        # Where a prompt is cut in two, vLLM winds the stream of its request back, and a CPU's cannot be.
+        enable_chunked_prefill=False if current_platform.is_cpu() else None,
     )
     tokenizer = engine.get_tokenizer()
     length, options = int(engine.llm_engine.model_config.max_model_len), dict(template_options or {})
