@@ -10,6 +10,7 @@ from p2o.engines.decoding import decode
 from p2o.evaluation.scorers import reward_scorer, scorer
 from p2o.pico import model_path, world
 from p2o.prompt_phase.types import Question
+from p2o.reflection.model import transformers_reflection
 from p2o.thoughts import thought_reading
 from p2o.verifiers import rewards
 from trainers import generation_batch, make, questions
@@ -124,6 +125,13 @@ def test_verifiers_read_the_same_in_evaluation(verifier, template, thinks):
     paid = trained(completions=completions, prompts=[prompt] * len(texts), completion_ids=ids, **columns)
     assert [v.reward for v in scored(found, [{"prompt": prompt, **row}] * len(texts))] == paid
     assert 0 in paid and 1 in paid
+
+
+def test_reflections_are_texts_alone():
+    """They are written down in the journal."""
+    model = AutoModelForCausalLM.from_pretrained(model_path())
+    reflect = transformers_reflection(model, tokenizer_of(template=True), max_new_tokens=3)
+    assert [reflection.decoded for reflection in reflect(["Improve this."], seed=0)] == [None]
 
 
 def test_what_a_server_returns_is_a_message_as_it_is():
