@@ -76,7 +76,7 @@ def whole_modules_of(policy: Any, adapter: str | None) -> Iterator[None]:
         trained = copies["default"]
         wanted = original if adapter is None else copies[adapter]
         # TRL leaves out what is named original, and torch names what stands in two places once.
-        wrapper.original_module = trained
+        wrapper.original_module = trained if adapter is None else original
         wrapper.modules_to_save = ModuleDict({"default": _in_types_of(trained, wanted)})
     try:
         yield
