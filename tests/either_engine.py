@@ -34,14 +34,16 @@ OTHER = Template("Think twice.", 1.0, frozenset())
 SAMPLED = 96  # a token that the model would not repeat by itself
 
 
-def make_lora(tmp_path, **changes):
+def make_lora(tmp_path, modules_to_save=None, **changes):
     return P2OTrainer(
         model=load(),
         reward_funcs=length_reward,
         args=P2OConfig(**options(tmp_path, **changes)),
         train_dataset=questions(),
         processing_class=AutoTokenizer.from_pretrained(model_path()),
-        peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
+        peft_config=LoraConfig(
+            r=4, target_modules="all-linear", task_type="CAUSAL_LM", modules_to_save=modules_to_save
+        ),
     )
 
 
@@ -179,20 +181,23 @@ REFLECTORS = {
     "the frozen copy": {},
     "TRL's reference": {"beta": 0.1},
 }
+ADAPTERS = {"the base of an adapter": {}, "the base of modules that are trained whole": {"modules_to_save": ["norm"]}}
 
 
-@pytest.mark.parametrize("who", [*REFLECTORS, "the base of an adapter"])
+@pytest.mark.parametrize("who", [*REFLECTORS, *ADAPTERS])
 def test_the_engine_reflects_with_the_weights_of_who_reflects(tmp_path, mode, who):
     """While the policy moves away from what it was; rollouts before and behind are the policy's, of that moment."""
     prompts = ["Improve this.", "For sums, go on", "Count the legs of the animals"]
     settings = {"reflection_temperature": 0.0, "reflection_max_tokens": 24, **mode}
-    lora = who not in REFLECTORS
-    trainer = make_lora(tmp_path, **settings) if lora else make(tmp_path, **settings, **REFLECTORS[who])
+    lora = who in ADAPTERS
+    trainer = (
+        make_lora(tmp_path, **settings, **ADAPTERS[who]) if lora else make(tmp_path, **settings, **REFLECTORS[who])
+    )
     before = by_transformers(trainer, prompts)
     assert trainer.reflect(prompts, seed=0) == before
     with torch.no_grad():
         for name, parameter in trainer.model.named_parameters():
-            if parameter.requires_grad and (not lora or "lora_B" in name):
+            if parameter.requires_grad and (not lora or "lora_B" in name or "modules_to_save" in name):
                 parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     kept = weights(trainer)
     for _ in range(2):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from trl import GRPOTrainer
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
@@ -74,6 +75,21 @@ def test_the_command_line_says_it_too(config, vllm, capsys):
 def test_options_that_cannot_work_are_refused(tmp_path, vllm, changes, cpu, message):
     vllm(cpu=cpu)
     assert message in refusal(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("whole", [["norm"], None])
+@pytest.mark.parametrize("beta", [0.1, 0.0])
+def test_modules_that_the_reference_keeps_too_are_refused(tmp_path, vllm, beta, whole):
+    """TRL sends them to vLLM by a name that it does not know: the first rollout would be the end."""
+    vllm()
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", modules_to_save=whole)
+    model = get_peft_model(load(), config)
+    args = P2OConfig(**options(tmp_path, use_vllm=True, vllm_mode="colocate", beta=beta))
+    if whole and beta:
+        with pytest.raises(ValueError, match=r"beta=0\.1.*modules_to_save=\['norm'\]"):
+            engine.check(args, model)
+    else:
+        engine.check(args, model)
 
 
 def test_a_model_from_nowhere_is_refused(tmp_path, vllm):

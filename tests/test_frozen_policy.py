@@ -25,9 +25,9 @@ def scored_by(mark):
     def score(completions, rows):
         return [
             Score(None, None, "crash")
-            if "?" in text
-            else Score(float(mark in text), None, "right" if mark in text else "wrong")
-            for text in completions
+            if "?" in said.content
+            else Score(float(mark in said.content), None, "right" if mark in said.content else "wrong")
+            for said in completions
         ]
 
     return score

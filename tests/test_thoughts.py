@@ -14,6 +14,7 @@ from p2o import P2OConfig, P2OTrainer
 from p2o.cli import main
 from p2o.cli.frozen_options import FrozenArguments
 from p2o.cli.frozen_questions import reading_thoughts
+from p2o.completions import as_message
 from p2o.engines.frozen import FrozenModel
 from p2o.evaluation.scorers import scorer
 from p2o.evaluation.types import QuestionSet
@@ -258,10 +259,10 @@ def test_evaluation_reads_thoughts_as_its_template_has_them():
         model = FrozenModel(lambda prompts, **kwargs: [], thinking_pico(), None, options)
         arguments = FrozenArguments()
         ((task,), _) = reading_thoughts([QuestionSet("t", rows, scorer("math"))], arguments, model)
-        assert [verdict.reward for verdict in task.score([THOUGHT], rows)] == [pays]
+        assert [verdict.reward for verdict in task.score([as_message(THOUGHT, chat=True)], rows)] == [pays]
         arguments.thoughts = "opened"
         ((task,), _) = reading_thoughts([QuestionSet("t", rows, scorer("math"))], arguments, model)
-        assert [verdict.reward for verdict in task.score([THOUGHT], rows)] == [0]
+        assert [verdict.reward for verdict in task.score([as_message(THOUGHT, chat=True)], rows)] == [0]
 
 
 def test_a_file_is_scored_as_the_option_says(tmp_path):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 from p2o.templates import Prompt
 
@@ -24,6 +24,35 @@ class Sampling:
     top_k: int = 0
 
 
+class Decoded(NamedTuple):
+    """A completion as reward functions and feedback read it.
+
+    Args:
+        completion: as TRL hands it to reward functions: a text, or a list of one message.
+        text: all of it, without special tokens.
+        answer: what feedback is about: without a thought that the tokenizer tells from the answer, or with its marks.
+        thought_taken_out: whether such a thought was taken out of it.
+        ids: its tokens; None where a server returned a text.
+    """
+
+    completion: Any
+    text: str
+    answer: str
+    thought_taken_out: bool = False
+    ids: Sequence[int] | None = None
+
+    @property
+    def content(self) -> str:
+        """The text of the message."""
+        return self.completion if isinstance(self.completion, str) else self.completion[-1]["content"] or ""
+
+
+def as_message(text: str, *, chat: bool, answer: str | None = None, ids: Sequence[int] | None = None) -> Decoded:
+    """A text as it is, in a message where it answers a chat; `answer` is the text where nothing else is given."""
+    completion = [{"role": "assistant", "content": text}] if chat else text
+    return Decoded(completion, text, text if answer is None else answer, ids=ids)
+
+
 @dataclass(frozen=True)
 class Completion:
     """One completion of a prompt, and what it cost.
@@ -35,6 +64,7 @@ class Completion:
         cost: US dollars, as far as prices are known.
         error: why there is no completion, without credentials; "" where there is one.
         truncated: whether the limit on its length ended it.
+        decoded: as its tokens say; None where there are none, as from a server.
     """
 
     text: str
@@ -43,6 +73,12 @@ class Completion:
     cost: float = 0.0
     error: str = ""
     truncated: bool = False
+    decoded: Decoded | None = None
+
+
+def decoded(completion: Completion, prompt: Prompt) -> Decoded:
+    """What a scorer reads of a completion of this prompt."""
+    return completion.decoded or as_message(completion.text, chat=not isinstance(prompt, str))
 
 
 class GenerationError(Exception):

@@ -61,7 +61,6 @@ def reading_thoughts(
 ) -> tuple[list[QuestionSet], ThoughtReading]:
     """The questions with scorers that read completions of this model as `--thoughts` has it, and that reading."""
     reading = thought_reading(arguments.thoughts, model.tokenizer, model.template_options)
-    reading = replace(reading, decode=None)  # completions of a frozen model are texts, with the marks of thoughts
     return [replace(task, score=reading.given_to(task.score)[0]) for task in tasks], reading
 
 

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from p2o.completions import CompleteFn, Completion, GenerationError, Sampling
+from p2o.engines.decoding import decode
 from p2o.engines.endpoint import Endpoint
 from p2o.engines.generation import only_asked_settings
 from p2o.engines.memory import Halving
@@ -198,13 +199,14 @@ def transformers_complete(
         template_options: for the chat template.
     """
 
-    decode = decoder(tokenizer)
-
     def complete(prompts: Sequence[Prompt], *, sampling: Sampling, seed: int) -> list[Completion]:
         encoded = encode(tokenizer, prompts, **template_options)
         sampled = sample_tokens(model, tokenizer, encoded, sampling, batch_size=batch_size, seed=seed, halving=halving)
         stops = stop_tokens(model, tokenizer)
-        return [completion(decode, ids, tokens, stops) for ids, tokens in zip(encoded, sampled, strict=True)]
+        return [
+            answer(tokenizer, prompt, ids, tokens, truncated=_is_cut_off(tokens, stops))
+            for prompt, ids, tokens in zip(prompts, encoded, sampled, strict=True)
+        ]
 
     return complete
 
@@ -217,8 +219,21 @@ def completion(
         text=decode(tokens),
         prompt_tokens=len(prompt),
         completion_tokens=len(tokens),
-        truncated=not tokens or tokens[-1] not in stops,
+        truncated=_is_cut_off(tokens, stops),
     )
+
+
+def answer(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, prompt_ids: list[int], tokens: list[int], *, truncated: bool
+) -> Completion:
+    """A completion with what reward functions are handed of it; its text has the marks of thoughts."""
+    (decoded,) = decode(tokenizer, [prompt_ids], [tokens], chat=not isinstance(prompt, str))
+    text = decoder(tokenizer)(tokens) if special_marks(tokenizer) else decoded.text
+    return Completion(text, len(prompt_ids), len(tokens), truncated=truncated, decoded=decoded)
+
+
+def _is_cut_off(tokens: list[int], stops: set[int]) -> bool:
+    return not tokens or tokens[-1] not in stops
 
 
 def transformers_model(
@@ -313,8 +328,6 @@ def _vllm_complete(engine: Any, tokenizer: PreTrainedTokenizerBase, **template_o
     """Samples from a vLLM engine."""
     from vllm import SamplingParams
 
-    marks, decode = special_marks(tokenizer), decoder(tokenizer)
-
     def complete(prompts: Sequence[Prompt], *, sampling: Sampling, seed: int) -> list[Completion]:
         params = [
             SamplingParams(
@@ -328,14 +341,10 @@ def _vllm_complete(engine: Any, tokenizer: PreTrainedTokenizerBase, **template_o
         ]
         encoded = encode(tokenizer, prompts, **template_options)
         outputs = engine.generate([{"prompt_token_ids": ids} for ids in encoded], params, use_tqdm=False)
+        said = [output.outputs[0] for output in outputs]  # one of each prompt
         return [
-            Completion(
-                text=decode(output.outputs[0].token_ids) if marks else output.outputs[0].text,
-                prompt_tokens=len(ids),
-                completion_tokens=len(output.outputs[0].token_ids),
-                truncated=output.outputs[0].finish_reason == "length",
-            )
-            for ids, output in zip(encoded, outputs, strict=True)
+            answer(tokenizer, prompt, ids, list(one.token_ids), truncated=one.finish_reason == "length")
+            for prompt, ids, one in zip(prompts, encoded, said, strict=True)
         ]
 
     return complete

@@ -77,11 +77,24 @@ def check(args: Any, model: Any) -> None:
             "generation_kwargs['seed'] would make vLLM sample the same completion for every rollout that shares a "
             "prompt. Leave it out: the trainer's own `seed` decides."
         )
+    _refuse_whole_modules(args, model)
     if args.vllm_mode == "server":
         if args.process_index == 0:
             _check_server(args)
     else:
         _check_colocated(args, model)
+
+
+def _refuse_whole_modules(args: Any, model: Any) -> None:
+    """Of an adapter that goes on being trained, TRL keeps a copy for its KL term, and sends the copy's modules, too."""
+    adapter = getattr(model, "peft_config", {}).get("default")
+    whole = getattr(adapter, "modules_to_save", None)
+    if args.beta and whole:
+        raise ValueError(
+            f"beta={args.beta} with an adapter that has modules_to_save={list(whole)} does not go together with vLLM: "
+            "TRL (1.16) would send it the modules of the reference by names that it does not know. Set beta=0, leave "
+            "out use_vllm, or train an adapter without modules_to_save."
+        )
 
 
 def _check_colocated(args: Any, model: Any) -> None:

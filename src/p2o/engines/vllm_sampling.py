@@ -1,10 +1,12 @@
 """Sampling from the trainer's vLLM with other settings than rollouts have, and with other weights than the policy's."""
 
+import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Module, ModuleDict
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer.utils import use_adapter
 
@@ -46,15 +48,52 @@ def load_base(generation: VLLMGeneration, adapter: str | None) -> None:
     policy = generation.model
     generation.has_other_weights = True
     if adapter is not None:
-        with use_adapter(policy, adapter):
+        with use_adapter(policy, adapter), whole_modules_of(policy, adapter):
             send_weights(generation)
         return
     # TRL merges the active adapter, and leaves out what belongs to it.
     policy.merge_adapter = policy.unmerge_adapter = lambda: None
     try:
-        send_weights(generation)
+        with whole_modules_of(policy, None):
+            send_weights(generation)
     finally:
         del policy.merge_adapter, policy.unmerge_adapter
+
+
+@contextmanager
+def whole_modules_of(policy: Any, adapter: str | None) -> Iterator[None]:
+    """Inside, TRL finds this adapter's modules where it looks for those that are trained whole (`modules_to_save`).
+
+    Args:
+        policy: a PEFT model. Its modules in whole are the adapter `default`'s for TRL, whichever is active.
+        adapter: None for the modules as they were before training.
+    """
+    from peft.utils import ModulesToSaveWrapper
+
+    wrappers = [module for module in policy.modules() if isinstance(module, ModulesToSaveWrapper)]
+    before = [(wrapper.original_module, wrapper.modules_to_save) for wrapper in wrappers]
+    for wrapper, (original, copies) in zip(wrappers, before, strict=True):
+        trained = copies["default"]
+        wanted = original if adapter is None else copies[adapter]
+        # TRL leaves out what is named original, and torch names what stands in two places once.
+        wrapper.original_module = trained if adapter is None else original
+        wrapper.modules_to_save = ModuleDict({"default": _in_types_of(trained, wanted)})
+    try:
+        yield
+    finally:
+        for wrapper, (original, copies) in zip(wrappers, before, strict=True):
+            wrapper.original_module, wrapper.modules_to_save = original, copies
+
+
+def _in_types_of(trained: Module, wanted: Module) -> Module:
+    """The module in the dtypes of the trained one, which are those that a server was told to expect."""
+    dtypes = [parameter.dtype for parameter in trained.parameters()]
+    if [parameter.dtype for parameter in wanted.parameters()] == dtypes:
+        return wanted
+    converted = copy.deepcopy(wanted)
+    for parameter, dtype in zip(converted.parameters(), dtypes, strict=True):
+        parameter.data = parameter.data.to(dtype)
+    return converted
 
 
 @contextmanager

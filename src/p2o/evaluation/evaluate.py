@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from p2o.completions import GenerationError, Sampling
+from p2o.completions import GenerationError, Sampling, decoded
 from p2o.engines.frozen import FrozenModel
 from p2o.evaluation.types import QuestionSet, Sample
 from p2o.journal import JsonLines
@@ -77,7 +77,8 @@ def _sample(
         completions = model.complete([row["prompt"] for row in repeated], sampling=sampling, seed=seed)
     except GenerationError as error:
         raise GenerationError(f"{task.name}, questions {keys[0][1]} to {keys[-1][1]}: {error}") from None
-    verdicts = task.score([c.text for c in completions], repeated)
+    said = [decoded(c, row["prompt"]) for c, row in zip(completions, repeated, strict=True)]
+    verdicts = task.score(said, repeated)
     return [
         Sample(
             *key,

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from p2o.completions import Decoded
+
 RIGHT = "right"
 UNSCORED = "unscored"
 
@@ -31,7 +33,7 @@ class Score:
     reason: str
 
 
-ScoreFn = Callable[[list[str], list[dict[str, Any]]], Sequence[Judgement]]
+ScoreFn = Callable[[Sequence[Decoded], list[dict[str, Any]]], Sequence[Judgement]]
 """`score(completions, rows)`: a judgement of each completion of the question in its row."""
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from p2o.completions import Sampling
+from p2o.completions import Decoded, Sampling, decoded
 from p2o.engines.frozen import FrozenModel, encode
 from p2o.evaluation.evaluate import evaluate
 from p2o.evaluation.results import success
@@ -59,7 +59,7 @@ class FrozenPolicy:
             _, used = contexts_within(prompts, used, tokenize, room)
         return [apply_template(prompt, template) for prompt, template in zip(prompts, used, strict=True)], used
 
-    def score(self, completions: Sequence[str], questions: Sequence[int]) -> list[Judgement]:
+    def score(self, completions: Sequence[Decoded], questions: Sequence[int]) -> list[Judgement]:
         """A judgement of each completion of the question beside it, by its own task's scorer, a call a task."""
         verdicts: dict[int, Judgement] = {}
         by_task: dict[str, list[int]] = {}
@@ -75,27 +75,31 @@ class FrozenPolicy:
         """A [`p2o.prompt_phase.types.RolloutFn`]."""
         prompts, used = self.prompts([(question.id, template) for question, template in requests])
         completions = self.model.complete(prompts, sampling=self.sampling, seed=seed)
-        verdicts = self.score([c.text for c in completions], [question.id for question, _ in requests])
+        said = [decoded(completion, prompt) for completion, prompt in zip(completions, prompts, strict=True)]
+        verdicts = self.score(said, [question.id for question, _ in requests])
         return [
             Rollout(
                 completion=completion.text,
                 reward=verdict.reward,
                 solved=verdict.reason == RIGHT,
-                feedback=self._feedback(question, completion.text, verdict),
+                feedback=self._feedback(question, read, verdict),
                 prompt_tokens=completion.prompt_tokens or 0,
                 completion_tokens=completion.completion_tokens or 0,
                 template=template,
             )
-            for (question, _), completion, verdict, template in zip(requests, completions, verdicts, used, strict=True)
+            for (question, _), completion, read, verdict, template in zip(
+                requests, completions, said, verdicts, used, strict=True
+            )
         ]
 
-    def _feedback(self, question: Question, completion: str, verdict: Judgement) -> str:
+    def _feedback(self, question: Question, said: Decoded, verdict: Judgement) -> str:
         if verdict.reward is None:
             return ""  # nobody reflects on a rollout without a score
         if self.feedback is not None:
-            return self.feedback(completion, {**self.rows[question.id], "reward": verdict.reward})
+            note = {"thought_taken_out": said.thought_taken_out, "reward": verdict.reward}
+            return self.feedback(said.answer, {**self.rows[question.id], **note})
         # A reward function extracts nothing: a completion that it does not reward is wrong, not without an answer.
-        extracted = verdict.extracted or (completion if verdict.reason == "wrong" else None)
+        extracted = verdict.extracted or (said.answer if verdict.reason == "wrong" else None)
         return rollout_feedback(
             reward=verdict.reward,
             extracted=extracted,
@@ -124,7 +128,7 @@ class FrozenPolicy:
         )
         return [samples[condition.name] for condition in conditions]
 
-    def _score_rows(self, completions: list[str], rows: list[dict[str, Any]]) -> list[Judgement]:
+    def _score_rows(self, completions: Sequence[Decoded], rows: list[dict[str, Any]]) -> list[Judgement]:
         return self.score(completions, [row["index"] for row in rows])
 
 

@@ -3,16 +3,16 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from trl.chat_template_utils import parse_response
 from trl.data_utils import is_conversational
 
-from p2o import thoughts
+from p2o.completions import Decoded
 from p2o.config import P2OConfig
+from p2o.engines.decoding import decode
 from p2o.engines.processes import is_sharded, run_in_batches, share
 from p2o.policy_phase.rewards import Rewards
 from p2o.policy_phase.rollouts import contexts_within
@@ -80,9 +80,9 @@ class PolicyRollouts:
             row.update(one.fields)
         mine = share(self.accelerator, len(rows))
         # Each is decoded once, by the process that scores it: of thousands of tokens that takes longer than all else.
-        decoded = decode(self.tokenizer, [generated[i] for i in mine], chat=is_conversational({"prompt": prompts[0]}))
+        decoded = self._decode([generated[i] for i in mine], chat=is_conversational({"prompt": prompts[0]}))
         rewards = self._score([rows[i] for i in mine], [generated[i] for i in mine], decoded, len(rows), seed)
-        texts = [(one.text, one.answer, {"thought_taken_out": one.parsed}) for one in decoded]
+        texts = [(one.text, one.answer, {"thought_taken_out": one.thought_taken_out}) for one in decoded]
         if self.accelerator.num_processes > 1:
             texts = gather_object(texts)
         if not self.accelerator.is_main_process:
@@ -119,8 +119,12 @@ class PolicyRollouts:
                 count=self.count,
             )
 
+    def _decode(self, generated: list[Generated], *, chat: bool) -> list[Decoded]:
+        ids = [one.completion_ids for one in generated]
+        return decode(self.tokenizer, [one.prompt_ids for one in generated], ids, chat=chat)
+
     def _score(
-        self, rows: list[dict[str, Any]], generated: list[Generated], decoded: "list[Decoded]", total: int, seed: int
+        self, rows: list[dict[str, Any]], generated: list[Generated], decoded: list[Decoded], total: int, seed: int
     ) -> Rewards:
         """Rewards of all processes' requests, `total` without padding, of which this process scores these.
 
@@ -137,39 +141,6 @@ class PolicyRollouts:
         by_process = [rewards.by_function.chunk(processes) for rewards in scored]
         parts = [chunks[process] for process in range(processes) for chunks in by_process]
         return replace(scored[0], by_function=torch.cat(parts)[:total])
-
-
-class Decoded(NamedTuple):
-    """A completion as text.
-
-    Args:
-        completion: as TRL hands it to reward functions: a text, or a list of one message.
-        text: all of it, without special tokens.
-        answer: what feedback is about: without a thought that the tokenizer tells from the answer, or with its marks.
-        parsed: whether such a thought was taken out of it.
-    """
-
-    completion: Any
-    text: str
-    answer: str
-    parsed: bool = False
-
-
-def decode(tokenizer: Any, generated: Sequence[Generated], *, chat: bool) -> list[Decoded]:
-    """Completions as texts, each decoded once."""
-    texts = tokenizer.batch_decode([one.completion_ids for one in generated], skip_special_tokens=True)
-    if chat and (getattr(tokenizer, "response_template", None) or getattr(tokenizer, "response_schema", None)):
-        parsed = [parse_response(tokenizer, one.completion_ids, prefix=one.prompt_ids) for one in generated]
-        finished = [bool(m.get("reasoning_content") or m.get("thinking")) for m in parsed]
-        found = zip(parsed, texts, finished, strict=True)
-        return [Decoded([m], text, m.get("content") or "", taken_out) for m, text, taken_out in found]
-    answers = texts
-    if thoughts.special_marks(tokenizer):
-        answers = [*map(thoughts.decoder(tokenizer), (one.completion_ids for one in generated))]
-    return [
-        Decoded([{"role": "assistant", "content": text}] if chat else text, text, answer)
-        for text, answer in zip(texts, answers, strict=True)
-    ]
 
 
 def generated_by(output: dict[str, Any], count: int) -> list[Generated]:

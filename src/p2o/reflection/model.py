@@ -1,6 +1,7 @@
 """Reflections of a model in this process or behind a completion server: its completions of the reflection prompts."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,9 +35,11 @@ class ModelReflection:
         """
         requests: Sequence[Any] = [[{"role": "user", "content": p}] if self.chats else p for p in prompts]
         try:
-            return self.complete(requests, sampling=self.sampling, seed=seed)
+            completions = self.complete(requests, sampling=self.sampling, seed=seed)
         except GenerationError as error:
             raise ReflectionError(str(error)) from None
+        # Nobody scores them, and the journal keeps what it is given.
+        return [replace(completion, decoded=None) for completion in completions]
 
 
 def as_requests(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[Prompt]:

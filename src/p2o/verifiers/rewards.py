@@ -9,7 +9,7 @@ so.
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -81,16 +81,27 @@ def feedback_of(reward: str) -> Callable[[str, dict[str, Any]], str] | None:
     return feedback
 
 
+def texts_to_verify(
+    completions: Sequence[Any], completion_ids: Sequence[Sequence[int]] | None, reading: ThoughtReading
+) -> list[str]:
+    """The texts that a verifier reads of completions as TRL hands them over: texts, or lists of messages.
+
+    Args:
+        completion_ids: their tokens; None where they are not known.
+    """
+    if reading.decode is not None and completion_ids is not None:
+        # Of a message TRL may have taken the thought out, or its marks.
+        return [reading.decode(ids) for ids in completion_ids]
+    return [c if isinstance(c, str) else c[-1]["content"] or "" for c in completions]
+
+
 def _rewards(
     verifier: str, completions: list[Any], columns: dict[str, Any], log_metric: LogMetric, reading: ThoughtReading
 ) -> list[float | None]:
     missing = [name for name in COLUMNS[verifier] if name not in columns]
     if missing:
         raise ValueError(f"The reward {verifier!r} needs the dataset column {missing[0]!r}.")
-    texts = [c if isinstance(c, str) else c[-1]["content"] or "" for c in completions]
-    if reading.decode is not None and columns.get("completion_ids") is not None:
-        # Of a message TRL may have taken the thought out, or its marks.
-        texts = [reading.decode(ids) for ids in columns["completion_ids"]]
+    texts = texts_to_verify(completions, columns.get("completion_ids"), reading)
     needed: dict[str, Any] = {name: columns[name] for name in ("solution", "entry", "family") if name in columns}
     needed |= {"prompt": columns["prompts"]} if "prompts" in columns else {}
     rows = [dict(zip(needed, values, strict=True)) for values in zip(*needed.values(), strict=True)]
