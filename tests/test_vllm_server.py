@@ -45,7 +45,7 @@ def server(tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "log"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model_path()]
     command += ["--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1", "--dtype", "float32"]
-    command += ["--worker-extension-cls", "p2o.engines.vllm_worker.TakesWeights"]
+    command += ["--worker-extension-cls", "p2o.engines.vllm_worker.TakesWeights", "--no-enable-chunked-prefill"]
     # Half a minute less than compiled, as the colocated one is.
     command += ["--enforce-eager"]
     command += ["--max-model-len", "1536", "--host", "127.0.0.1", "--port", str(port)]

@@ -120,7 +120,9 @@ def server_url(args: Any) -> str:
 
 def server_command(*, on_cpu: bool, model: str = "<the model>") -> str:
     """How to start a server that takes weights from a trainer on a CPU or a GPU."""
-    transfer = f"--worker-extension-cls {EXTENSION}" if on_cpu else """--weight-transfer-config '{"backend": "nccl"}'"""
+    # On a CPU, a request with a seed must not be taken in in two parts: vLLM would wind its stream back, and cannot.
+    on_a_cpu = f"--worker-extension-cls {EXTENSION} --no-enable-chunked-prefill"
+    transfer = on_a_cpu if on_cpu else """--weight-transfer-config '{"backend": "nccl"}'"""
     return (
         f"VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server --model {model} "
         f"--logprobs-mode processed_logprobs --max-logprobs -1 --generation-config vllm {transfer}"
