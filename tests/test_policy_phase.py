@@ -4,6 +4,7 @@ import json
 import math
 import random
 from statistics import fmean
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trl.trainer.utils import RepeatSampler
 
+from p2o import P2OConfig
+from p2o.policy_phase.evaluation import EvaluationSet
 from p2o.policy_phase.lengths import LengthWatch
 from p2o.policy_phase.logprobs import CompletionLogprobs
 from p2o.policy_phase.reuse import KeptRollout, draw_successes, keep
-from p2o.policy_phase.rewards import EvaluationSet, Rewards, Scoring
+from p2o.policy_phase.rewards import Rewards, Scoring
 from p2o.policy_phase.rollouts import RolloutPlan
 from p2o.policy_phase.sampler import EpochSampler, drawn_questions
 from p2o.prompt_phase.types import Success
@@ -53,13 +56,21 @@ def test_one_function_may_decide_success():
         Scoring(torch.ones(2), 0.0, "length", ["format", "accuracy"])
 
 
-def test_accuracy_of_a_set_is_over_scored_rollouts_and_logged_once():
-    evaluation = EvaluationSet("hard")
+def test_accuracy_of_a_set_is_over_scored_rollouts_and_logged_once(tmp_path):
+    args = P2OConfig(str(tmp_path), num_generations=4, num_generations_eval=1, bf16=False, use_cpu=True)
+    evaluation = EvaluationSet(args, Accelerator(cpu=True), "eval_hard", SimpleNamespace(eval_dataloader=None))
     assert math.isnan(evaluation.accuracy())
-    evaluation.add(rewards_of([[1.0], [NAN], [0.0]]))
-    evaluation.add(rewards_of([[1.0]]))
-    assert evaluation.metrics({"reward": [0.5]}) == {"hard_reward": [0.5], "hard_accuracy": [2 / 3]}
-    assert evaluation.metrics({}) == {}
+    rewards = [rewards_of([[1.0], [NAN], [0.0]]), rewards_of([[1.0]])]
+    for earned in rewards:
+        rows = len(earned.total)
+        evaluation.next_batch(rows)
+        evaluation.add_completions(([], [[1, 2]] * rows, None), [2])
+        mask = torch.ones(rows, 2)
+        evaluation.add(earned, {"completion_mask": mask, "num_items_in_batch": torch.tensor(2 * rows)}, {})
+    logs = {"eval_hard_loss": 5.0}
+    said = evaluation.metrics({"reward": [0.5, 1.0]}, logs, ["right"])
+    assert said == {"hard_reward": [pytest.approx(2 / 3)], "hard_accuracy": [2 / 3]}
+    assert evaluation.metrics({}, logs, ["right"]) == {}
 
 
 def test_a_plan_draws_templates_by_place_and_keeps_rollouts_at_the_end():

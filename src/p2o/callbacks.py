@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from p2o.config import P2OConfig
+from p2o.policy_phase.evaluation import EvaluationSet
+from p2o.policy_phase.rewards import Rewards
 from p2o.prompt_phase.types import EvolutionProgress, EvolutionResult
 from p2o.state import P2OState
 from p2o.templates import Prompt
@@ -25,16 +27,6 @@ class SampledRollout(NamedTuple):
     template: str
     completion: str | list[dict[str, Any]]
     reward: float
-
-
-def sampled_rollouts(
-    logs: Mapping[str, Any], templates: Sequence[str], rewards: Sequence[float]
-) -> list[SampledRollout]:
-    """The batch that TRL has just logged; empty for one that is larger than what TRL keeps of it."""
-    prompts, completions = (list(logs[column])[-len(templates) :] for column in ("prompt", "completion"))
-    if len(prompts) < len(templates):
-        return []
-    return [SampledRollout(*rollout) for rollout in zip(prompts, templates, completions, rewards, strict=True)]
 
 
 class P2OCallback(TrainerCallback):
@@ -150,3 +142,33 @@ def notify(callbacks: Sequence[TrainerCallback], event: str, *args: Any, **kwarg
     for callback in callbacks:
         if hasattr(callback, event):
             getattr(callback, event)(*args, **kwargs)
+
+
+def report_rollouts(
+    table: Mapping[str, Any],
+    templates: Sequence[str],
+    rewards: Rewards,
+    notify: Callable[..., None],
+    evaluation: EvaluationSet | None,
+) -> None:
+    """Tells watchers of the batch that TRL has just logged, and puts its templates into TRL's table.
+
+    Watchers are told nothing of a batch that is larger than what TRL keeps of it.
+
+    Args:
+        rewards: of the rollouts, which may be fewer than the templates: a batch of an evaluation may be filled up.
+        notify: calls an event of all callbacks.
+        evaluation: that the batch belongs to; None in training.
+    """
+    totals = rewards.total.tolist()
+    templates = templates[: len(totals)]
+    table["extra"]["template"].extend(templates)
+    prompts, completions = (list(table[column])[-len(templates) :] for column in ("prompt", "completion"))
+    if not templates or len(prompts) < len(templates):
+        return
+    columns = zip(prompts, templates, completions, totals, strict=True)
+    rollouts = [SampledRollout(*rollout) for rollout in columns]
+    if evaluation is None:
+        notify("on_rollouts", rollouts=rollouts)
+    else:
+        notify("on_evaluation_rollouts", rollouts=rollouts, dataset=evaluation.name)

@@ -14,7 +14,9 @@ from p2o.templates import Tokenize, question_text
 logger = logging.getLogger(__name__)
 
 
-def check_arguments(args: Any, reward_funcs: Any, rollout_func: Any, tools: Any, environment_factory: Any) -> None:
+def check_arguments(
+    args: Any, train_dataset: Any, reward_funcs: Any, rollout_func: Any, tools: Any, environment_factory: Any
+) -> None:
     """
     Raises:
         ValueError: what P²O cannot work with.
@@ -30,6 +32,7 @@ def check_arguments(args: Any, reward_funcs: Any, rollout_func: Any, tools: Any,
         raise ValueError("P2OTrainer needs reward_funcs: which questions are hard shows in the rewards.")
     if args.reused_rollouts_per_group and rollout_func is not None:
         raise ValueError("reused_rollouts_per_group does not go together with a rollout_func of your own.")
+    check_questions(train_dataset, args)
 
 
 def check_evaluation(args: P2OConfig) -> None:

@@ -40,15 +40,16 @@ from trl import GRPOTrainer
 from trl.trainer.grpo_trainer import EnvironmentFactory, RewardFunc, RolloutFunc
 
 from p2o import checkpointing, input_checks, model_card, thoughts
-from p2o.callbacks import Alternation, notify, sampled_rollouts
+from p2o.callbacks import Alternation, notify, report_rollouts
 from p2o.config import P2OConfig
 from p2o.engines import generation, processes, vllm
 from p2o.engines.sampled_logprobs import SampledLogprobs
 from p2o.policy_phase.context_distillation import TEMPLATED
+from p2o.policy_phase.evaluation import EvaluationSet, completing_real_rows, next_stream
 from p2o.policy_phase.logprobs import CompletionLogprobs
 from p2o.policy_phase.phase import PolicyPhase
-from p2o.policy_phase.rewards import EvaluationSet, Rewards, Scoring
-from p2o.policy_phase.rollouts import Batch, Completions, RolloutPlan
+from p2o.policy_phase.rewards import Rewards, Scoring
+from p2o.policy_phase.rollouts import Batch, Completions
 from p2o.policy_phase.sampler import EpochSampler, drawn_questions
 from p2o.policy_phase.zero_advantage import LossPass
 from p2o.prompt_phase import phase as prompt_phase
@@ -120,8 +121,7 @@ class P2OTrainer(GRPOTrainer):
         reflect: ReflectionFn | None = None,
     ) -> None:
         args = args or P2OConfig(f"{(model if isinstance(model, str) else model.name_or_path).split('/')[-1]}-P2O")
-        input_checks.check_arguments(args, reward_funcs, rollout_func, tools, environment_factory)
-        input_checks.check_questions(train_dataset, args)
+        input_checks.check_arguments(args, train_dataset, reward_funcs, rollout_func, tools, environment_factory)
         self.p2o = P2OState()
         if reflect is None and args.prompt_phase and args.reflection_endpoint:  # checked before a model is loaded
             reflect = make_reflection(args, function=None, own=self._own_reflection, spent=lambda: self.p2o.ledgers)
@@ -160,7 +160,8 @@ class P2OTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """A generation batch: rollouts, their rewards, and all that the loss reads."""
         if not self.model.training:
-            return self._sample(inputs, [])[0]
+            with next_stream(self._evaluation, len(inputs)):
+                return self._sample(inputs, [])[0]
         rng_before, global_rows = get_rng_states(), len(inputs) * self.accelerator.num_processes
         questions = drawn_questions(self._sampler, self._step - self._first_pass_of_epoch, global_rows)
         try:
@@ -175,15 +176,16 @@ class P2OTrainer(GRPOTrainer):
 
     def _sample(self, inputs: list[dict[str, Any]], questions: list[int]) -> tuple[dict[str, Any], Rewards]:
         """Rollouts of these rows, scored, mined and distilled. `questions` are all processes'; none in evaluation."""
-        self._batch = Batch(self._policy_phase.plan(self.p2o, [row["prompt"] for row in inputs], questions))
+        plan = self._policy_phase.plan(self.p2o, [row["prompt"] for row in inputs], questions)
+        self._batch = Batch(replace(plan, repeats=self._evaluation.batches[-1].repeats) if self._evaluation else plan)
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         (plan, rewards), self._batch = self._batch.plan_and_rewards(), None
+        if self._evaluation is not None:
+            rewards = self._evaluation.add(rewards, output, self._logs)
         is_sampled = self._policy_phase.charge(self.p2o, plan, output)
-        self._report_rollouts(plan, rewards)
+        report_rollouts(self._logs, gather_object(list(plan.templates)), rewards, self._notify, self._evaluation)
         if questions:
             self._policy_phase.mine(self.p2o, output, plan, rewards, is_sampled)
-        elif self._evaluation is not None:
-            self._evaluation.add(rewards)
         if plan.two_contexts and self.args.context_distillation:
             vllm.replace_logged_mismatch(self._metrics["train"], output, ~plan.is_templated(self.accelerator.device))
             self._policy_phase.prepare_distillation(self.p2o, output, plan, rewards)
@@ -192,7 +194,9 @@ class P2OTrainer(GRPOTrainer):
     def _generate(self, prompts: list[Prompt]) -> tuple[Any, ...]:
         """TRL generates from T(x, z); what follows gets the tokens of x."""
         if self._batch is None or not self._batch.plan.two_contexts:
-            return super()._generate(prompts)
+            generated = super()._generate(prompts)
+            ends = [*self.eos_token_ids, self._tokenizer.pad_token_id]
+            return self._evaluation.add_completions(generated, ends) if self._evaluation else generated
         prompt_ids, *others = super()._generate(self._batch.plan.prompts(prompts))
         if self.rollout_func is not None:  # it may generate from other tokens: the context ratio needs its own
             self._batch = replace(self._batch, plan=replace(self._batch.plan, contexts=tuple(prompt_ids)))
@@ -201,8 +205,10 @@ class P2OTrainer(GRPOTrainer):
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Completions:
         """Kept rollouts are not sampled again. Log-probabilities of the others come from the engine or are recorded."""
         if self._batch is None or not self._batch.plan.two_contexts or self.rollout_func is not None:
+            repeats = 0 if self._batch is None or vllm.is_shared(self._vllm) else self._batch.plan.repeats
             with vllm.tensor_parallel_stream(self._vllm), generation.only_asked_settings(self.model):
-                return super()._generate_single_turn(prompt_ids, *args, **kwargs)
+                turn = super()._generate_single_turn
+                return completing_real_rows(lambda ids: turn(ids, *args, **kwargs), prompt_ids, repeats)
         plan = self._batch.plan
         contexts = [prompt_ids[row] for row in plan.sampled_rows()]
         if self.use_vllm or self.use_transformers_continuous_batching:
@@ -221,13 +227,10 @@ class P2OTrainer(GRPOTrainer):
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids: Any) -> Tensor:
         """TRL's rewards of all processes' rows, (rollouts, functions); where one process fails, all of them do."""
-        nothing = torch.full((len(prompts), len(self.reward_funcs)), torch.nan, device=self.accelerator.device)
-        by_function: Tensor = processes.run_or_fail_together(
-            self.accelerator,
-            lambda: super(P2OTrainer, self)._calculate_rewards(inputs, prompts, completions, completion_ids),
-            instead=lambda: self.accelerator.gather(nothing),
-            failed_elsewhere="A reward function failed in another process, whose output says how.",
-        )
+        judge: Callable[[], Tensor] = partial(super()._calculate_rewards, inputs, prompts, completions, completion_ids)
+        if self._evaluation is not None:
+            judge = self._evaluation.judging(judge, self.reward_funcs, self._pending_metrics, self._pending_extra_logs)
+        by_function = processes.judge_or_fail_together(self.accelerator, judge, len(prompts), len(self.reward_funcs))
         if self._batch is not None:  # else the prompt phase asks
             self._batch = replace(self._batch, rewards=self._policy_phase.scoring.rewards(by_function))
         return by_function
@@ -237,7 +240,8 @@ class P2OTrainer(GRPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """TRL's loss. Rollouts without advantage are left out of its pass where no other term needs them."""
         if not self.model.training:
-            return super()._compute_loss(model, inputs)
+            loss: Tensor = super()._compute_loss(model, inputs)
+            return loss if self._evaluation is None else self._evaluation.add_loss(loss, inputs)
         others = self._entropy_bonus_enabled or self.top_entropy_quantile < 1.0 or self.aux_loss_enabled
         skips = self.args.skip_zero_advantages and not (self.beta * self.args.kl_on_collapsed_groups or others)
         self._loss_pass = LossPass.over(inputs, skips=skips)
@@ -254,11 +258,10 @@ class P2OTrainer(GRPOTrainer):
         loss_pass = self._loss_pass if torch.is_grad_enabled() else None
         if loss_pass is not None:
             input_ids, attention_mask = loss_pass.select(input_ids), loss_pass.select(attention_mask)
-        (tokens,) = processes.all_reduce_sum(self.accelerator, int(attention_mask.sum()))
-        self.p2o.ledger.add_pass(int(tokens), backward=torch.is_grad_enabled())
-        logps, entropies, auxiliary = super()._get_per_token_logps_and_entropies(
-            model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
-        )
+        tokens = int(processes.all_reduce_sum(self.accelerator, int(attention_mask.sum()))[0])
+        self.p2o.ledger.add_pass(tokens, backward=torch.is_grad_enabled())
+        forward = super()._get_per_token_logps_and_entropies
+        logps, entropies, auxiliary = forward(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
         if loss_pass is not None:
             logps, entropies = loss_pass.over_all_rows(logps, entropies, attention_mask[:, -logits_to_keep:])
             if TEMPLATED in loss_pass.batch:
@@ -315,14 +318,6 @@ class P2OTrainer(GRPOTrainer):
 
     # -- evaluation, always bare and from a random stream of its own; what watchers see ------------------------------
 
-    def _report_rollouts(self, plan: RolloutPlan, rewards: Rewards) -> None:
-        templates = gather_object(list(plan.templates))
-        self._logs["extra"]["template"].extend(templates)
-        rollouts = sampled_rollouts(self._logs, templates, rewards.total.tolist())
-        dataset = {} if plan.questions else {"dataset": getattr(self._evaluation, "name", "")}
-        if rollouts:
-            self._notify("on_rollouts" if plan.questions else "on_evaluation_rollouts", rollouts=rollouts, **dataset)
-
     def _notify(self, event: str, **kwargs: Any) -> None:
         notify(self.callback_handler.callbacks, event, self.args, self.state, self.control, p2o=self.p2o, **kwargs)
 
@@ -334,15 +329,16 @@ class P2OTrainer(GRPOTrainer):
         if self.model.training:
             logs.update(self.p2o.metrics(near_hard=self.args.near_hard))
         elif self._evaluation is not None:
-            self._metrics["eval"] = self._evaluation.metrics(self._metrics["eval"])
+            self._metrics["eval"] = self._evaluation.metrics(self._metrics["eval"], logs, self.reward_func_names)
         super().log(logs, start_time)
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
         """As `Trainer.evaluate`; `<prefix>_accuracy` is the share of successes, by the same criterion as in mining."""
         input_checks.check_evaluation(self.args)
-        self._evaluation = EvaluationSet(metric_key_prefix.removeprefix("eval").lstrip("_"))
+        self._evaluation = EvaluationSet(self.args, self.accelerator, metric_key_prefix, self.callback_handler)
         with random_stream(derive_seed(self.args.seed, "evaluation")):
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        self._evaluation = None
         self.p2o.watch_accuracy(metric_key_prefix, metrics, self.args.regression_margin)
         return metrics
 
@@ -362,7 +358,11 @@ class P2OTrainer(GRPOTrainer):
             CheckpointError: nothing to resume from, or a checkpoint of another configuration or version.
         """
         checkpoint = checkpointing.resolve_checkpoint(resume_from_checkpoint, Path(self.args.output_dir))
-        self._last_loaded_step, self._resumed = -1, False  # steps are counted from zero again, with other weights
+        self._last_loaded_step, self._resumed, self._evaluation = (
+            -1,
+            False,
+            None,
+        )  # steps are counted from zero again, with other weights
         if checkpoint is not None:
             self.p2o = P2OState.load(checkpoint, self.fingerprint())
             self._resumed, self._step = True, self.p2o.trainer_step

@@ -86,29 +86,26 @@ def is_sharded(accelerator: Accelerator) -> bool:
     return bool(accelerator.num_processes > 1 and (sharding.is_zero3 or sharding.is_fsdp))
 
 
-def run_or_fail_together(
-    accelerator: Accelerator, run: Callable[[], Result], *, instead: Callable[[], Any], failed_elsewhere: str
-) -> Result:
-    """`run()`, which ends in a collective call; if it raises in one process, all of them raise.
+def judge_or_fail_together(accelerator: Accelerator, judge: Callable[[], Tensor], rows: int, functions: int) -> Tensor:
+    """`judge()`, the rewards of all processes' rows; if it raises in one process, all of them raise.
 
     Args:
-        instead: takes part in that collective call in a process whose `run` failed before it.
-        failed_elsewhere: message of the error that processes raise whose own `run` has not failed.
+        judge: ends by gathering the rewards of this process's rows, (rows, functions).
     """
     failure: Exception | None = None
-    result: Any = None
+    rewards = torch.full((rows, functions), torch.nan, device=accelerator.device)
     try:
-        result = run()
+        rewards = judge()
     except Exception as error:
         if accelerator.num_processes == 1:
             raise
         failure = error
-        instead()
+        accelerator.gather(rewards)  # takes part in the others' gathering
     if all_reduce_max(accelerator, int(failure is not None)):
-        failure = failure or RuntimeError(failed_elsewhere)
+        failure = failure or RuntimeError("A reward function failed in another process, whose output says how.")
         failure.in_all_processes = True  # type: ignore[attr-defined]
         raise failure
-    return result
+    return rewards
 
 
 def failed_together(accelerator: Accelerator, error: Exception) -> bool:

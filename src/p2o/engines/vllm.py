@@ -332,6 +332,11 @@ def same_seed(generation: VLLMGeneration, seed: int) -> int:
     return seeds[0]
 
 
+def is_shared(generation: VLLMGeneration | None) -> bool:
+    """Whether processes ask one engine together: TRL then takes them to have equally many prompts."""
+    return generation is not None and (generation.mode == "server" or generation.tensor_parallel_size > 1)
+
+
 @contextmanager
 def tensor_parallel_stream(generation: VLLMGeneration | None) -> Iterator[None]:
     """Inside the `with` block, processes that share an engine (tensor parallelism) sample with one seed: each samples

@@ -4,10 +4,8 @@ A reward function answers None where it does not apply; TRL turns that into NaN.
 evidence: neither a success nor a failure, and no variance within its group.
 """
 
-import math
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -95,39 +93,3 @@ class Rewards:
     def of(self, rows: Bool[Tensor, " rollouts"] | slice) -> "Rewards":
         """Those of some of the rollouts."""
         return Rewards(self.by_function[rows], self.weights, self.threshold, self.success_function)
-
-
-@dataclass
-class EvaluationSet:
-    """Counts successes over all rollouts of a set: TRL averages over batches, of which the last may be smaller.
-
-    Args:
-        name: "" where there is only one set.
-        successes: of the scored rollouts so far.
-        logged: whether its accuracy is in the log. What is logged between an evaluation and the next step, such as the
-            run time, is not of it.
-    """
-
-    name: str
-    successes: list[bool] = field(default_factory=list)
-    logged: bool = False
-
-    def add(self, rewards: Rewards) -> None:
-        """A batch of it; rollouts that nobody scored do not count."""
-        self.successes += rewards.successes[~rewards.unscored].tolist()
-
-    def accuracy(self) -> float:
-        """Share of successes in [0, 1]; NaN where no rollout was scored."""
-        return sum(self.successes) / len(self.successes) if self.successes else math.nan
-
-    def metrics(self, trl: Mapping[str, list[float]]) -> defaultdict[str, list[float]]:
-        """TRL's metrics of an evaluation with the accuracy of the set, under its name.
-
-        TRL names them alike for every set of a dictionary; the last one would win.
-        """
-        found = defaultdict(list, trl)
-        if not self.logged:
-            self.logged = True
-            found["accuracy"] = [self.accuracy()]
-        prefix = f"{self.name}_" if self.name else ""
-        return defaultdict(list, {prefix + name: values for name, values in found.items()})

@@ -25,12 +25,14 @@ class RolloutPlan:
         templates: of each row of this process; "" for a bare rollout.
         kept: the rollout that takes the place of a sampled one; None where one is sampled.
         contexts: tokens of T(x, z); empty where no process has rows of two contexts, and TRL generates from x.
+        repeats: rows at the end that only fill up a batch of an evaluation.
     """
 
     questions: tuple[int, ...]
     templates: tuple[str, ...]
     kept: tuple[KeptRollout | None, ...]
     contexts: tuple[list[int], ...] = ()
+    repeats: int = 0
 
     @classmethod
     def bare(cls, questions: Sequence[int], rows: int) -> "RolloutPlan":
@@ -86,7 +88,8 @@ class RolloutPlan:
         return [row for row, kept in enumerate(self.kept) if kept is None]
 
     def is_sampled(self, device: torch.device) -> Bool[Tensor, " batch"]:
-        return torch.tensor([kept is None for kept in self.kept], device=device)
+        real = len(self.kept) - self.repeats
+        return torch.tensor([kept is None and row < real for row, kept in enumerate(self.kept)], device=device)
 
     def is_templated(self, device: torch.device) -> Bool[Tensor, " batch"]:
         """Rows of two contexts: kept ones, too, since it is another policy that has sampled them."""
@@ -117,7 +120,7 @@ class RolloutPlan:
         if self.contexts:
             read = sum(len(self.contexts[row]) for row in self.sampled_rows())
         else:
-            read = int(batch["prompt_mask"].sum())
+            read = int(batch["prompt_mask"][sampled].sum())
         lengths = batch["completion_mask"].sum(1)
         # Truncated completions, whose mask TRL clears on request, have the full length.
         lengths[lengths == 0] = batch["completion_mask"].size(1)
