@@ -126,7 +126,8 @@ def test_colocated_engines_say_what_one_says(tmp_path):
         "per_device_eval_batch_size": 4,
         "use_vllm": True,
         "vllm_mode": "colocate",
-        "vllm_max_model_length": 128,
+        "vllm_max_model_length": 512,
+        "reflection_max_tokens": 48,
         "vllm_gpu_memory_utilization": 0.1,
         "model_init_kwargs": {"dtype": "float32"},
     }

@@ -81,6 +81,15 @@ def decoded(completion: Completion, prompt: Prompt) -> Decoded:
     return completion.decoded or as_message(completion.text, chat=not isinstance(prompt, str))
 
 
+@dataclass(frozen=True)
+class Call:
+    """Prompts to complete, one completion each, from a stream seeded by `seed`."""
+
+    prompts: Sequence[Prompt]
+    sampling: Sampling
+    seed: int
+
+
 class GenerationError(Exception):
     """Completions that could not be generated; the message holds no credentials."""
 

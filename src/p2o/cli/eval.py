@@ -17,6 +17,7 @@ from p2o.cli.frozen_options import FrozenArguments, parse
 from p2o.cli.frozen_questions import load_questions, reading_thoughts
 from p2o.cli.options import Parser
 from p2o.cli.words import normalized_option
+from p2o.engines.ranks import Ranks
 from p2o.evaluation.comparison import compare
 from p2o.evaluation.evaluate import evaluate
 from p2o.evaluation.results import by_question, default_ks, question_key, summarise
@@ -55,7 +56,7 @@ class EvalArguments(FrozenArguments):
             raise ValueError("At --temperature 0 all answers to a question are the same: evaluate with --n 1.")
 
 
-def _evaluate(argv: list[str], console: Console) -> int:
+def _evaluate(argv: list[str], console: Console, ranks: Ranks) -> int:
     arguments = parse(
         EvalArguments,
         argv,
@@ -75,7 +76,7 @@ def _evaluate(argv: list[str], console: Console) -> int:
         "questions": {task.name: _digest([question_key(row) for row in task.rows]) for task in tasks},
     }
     directory = open_directory(arguments.output_dir, "eval", arguments.model, settings)
-    model = load_model(arguments)
+    model = load_model(arguments, ranks)
     tasks, _ = reading_thoughts(tasks, arguments, model)
     refuse_long_questions(tasks, model, arguments.sampling())
     count = sum(len(task.rows) for task in tasks)
@@ -175,7 +176,7 @@ class CompareArguments:
     output: str | None = field(default=None, metadata={"help": "JSON file for the complete comparison."})
 
 
-def _compare(argv: list[str], console: Console) -> int:
+def _compare(argv: list[str], console: Console, ranks: Ranks) -> int:
     parser = Parser(
         CompareArguments,
         prog="p2o eval",

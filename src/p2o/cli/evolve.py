@@ -17,6 +17,7 @@ from p2o.cli.functions import load_function
 from p2o.cli.options import FunctionArguments
 from p2o.completions import Sampling
 from p2o.engines.frozen import FrozenModel
+from p2o.engines.ranks import Ranks
 from p2o.evaluation.evaluate import evaluate
 from p2o.evaluation.results import question_key, success
 from p2o.evaluation.types import RIGHT, QuestionSet
@@ -65,7 +66,7 @@ def evolve_alone(argv: list[str]) -> int:
     return run(_evolve, argv)
 
 
-def _evolve(argv: list[str], console: Console) -> int:
+def _evolve(argv: list[str], console: Console, ranks: Ranks) -> int:
     arguments = parse(
         EvolveArguments,
         argv,
@@ -77,12 +78,12 @@ def _evolve(argv: list[str], console: Console) -> int:
     tasks = load_questions(arguments, console.print)
     feedback = load_function(arguments.feedback_func, "feedback_func") if arguments.feedback_func else None
     directory = open_directory(arguments.output_dir, "evolve", arguments.model, _settings(arguments, config, tasks))
-    model = load_model(arguments)
+    model = load_model(arguments, ranks)
     tasks, reading = reading_thoughts(tasks, arguments, model)
     refuse_long_questions(tasks, model, arguments.sampling())
     policy = FrozenPolicy(tasks, model, arguments.sampling(), *reading.given_to(feedback))
     ledger, spent = Ledger(), Ledger()
-    reflect = _reflection(arguments, model, spent)
+    reflect = _reflection(arguments, model, ranks, spent)
     console.print(f"{len(policy.rows)} questions, {arguments.model}, frozen · {directory}", markup=False)
 
     with Meter(console) as meter:
@@ -157,7 +158,7 @@ def _bare_rollouts(arguments: EvolveArguments, policy: FrozenPolicy, directory: 
     return [group for task in policy.tasks for group in samples[task.name]]
 
 
-def _reflection(arguments: EvolveArguments, model: FrozenModel, spent: Ledger) -> ReflectionFn:
+def _reflection(arguments: EvolveArguments, model: FrozenModel, ranks: Ranks, spent: Ledger) -> ReflectionFn:
     """The reflection model that the options name.
 
     Args:
@@ -174,7 +175,7 @@ def _reflection(arguments: EvolveArguments, model: FrozenModel, spent: Ledger) -
             return frozen_reflection(model, sampling, longest_prompt=longest)
         other = replace(arguments, served=False, base_url=None)
         other.model = arguments.reflection_model
-        return frozen_reflection(load_model(other), sampling, longest_prompt=longest)
+        return frozen_reflection(load_model(other, ranks), sampling, longest_prompt=longest)
 
     function = None
     if arguments.reflection_func:

@@ -17,6 +17,7 @@ from p2o.cli.models import path_of_model
 from p2o.completions import GenerationError, Sampling
 from p2o.engines.endpoint import Endpoint, OptionNames
 from p2o.engines.frozen import FrozenModel, served_model, transformers_model, vllm_model, weights_digest
+from p2o.engines.ranks import Ranks, take_own_devices
 from p2o.evaluation.scorers import ScoringError
 from p2o.evaluation.types import QuestionSet, Sample
 from p2o.ledger import Ledger, Purpose
@@ -45,13 +46,19 @@ def model_settings(arguments: FrozenArguments) -> dict[str, Any]:
     return settings
 
 
-def load_model(arguments: FrozenArguments) -> FrozenModel:
-    """The model that the options name.
+def load_model(arguments: FrozenArguments, ranks: Ranks) -> FrozenModel:
+    """The model that the options name; one in these processes is loaded by all of them, which share its work.
 
     Raises:
         InputError: no such model, no engine for it, or nothing that is served under that name.
     """
+    return _load(arguments) if arguments.served else ranks.load(_load, arguments)
+
+
+def _load(arguments: FrozenArguments) -> FrozenModel:
     try:
+        if not arguments.served:
+            take_own_devices(arguments.vllm_tensor_parallel_size if arguments.use_vllm else 1)
         if arguments.served:
             make = _endpoint(arguments)
             make(arguments.sampling())  # names and keys are checked here
@@ -171,17 +178,35 @@ def charge(ledger: Ledger, purpose: Purpose, samples: Iterable[Sample]) -> None:
         ledger.add(purpose, 1, sample.prompt_tokens or 0, sample.completion_tokens or 0)
 
 
-def run(command: Callable[[list[str], Console], int], argv: list[str]) -> int:
-    """The exit code of `command(argv, standard output)`; an error that ends it is one message."""
+def run(command: Callable[[list[str], Console, Ranks], int], argv: list[str]) -> int:
+    """The exit code of `command(argv, standard output, processes)`; an error that ends it is one message.
+
+    Where a launcher started several processes, the first one runs the command, writes and prints, and the others
+    generate with it.
+    """
+    disable_progress_bar()
+    ranks = Ranks.launched()
+    if ranks.is_first:
+        try:
+            return _run(command, argv, ranks)
+        finally:
+            ranks.finish()
+    try:
+        ranks.serve(_load)
+    except (InputError, GenerationError, KeyboardInterrupt):
+        return 1  # the first process says why
+    return 0
+
+
+def _run(command: Callable[[list[str], Console, Ranks], int], argv: list[str], ranks: Ranks) -> int:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 180  # for tables
     errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
-    # Hide library warnings and progress bars that would break our output.
-    disable_progress_bar()
+    # Hide library warnings that would break our output.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        return command(argv, console)
+        return command(argv, console, ranks)
     except (InputError, ScoringError) as error:
         errors.print(f"Error: {error}")
         return 2

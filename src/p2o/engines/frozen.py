@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from p2o.completions import CompleteFn, Completion, GenerationError, Sampling
+from p2o.completions import Call, CompleteFn, Completion, GenerationError, Sampling
 from p2o.engines.decoding import decode
 from p2o.engines.endpoint import Endpoint
 from p2o.engines.generation import only_asked_settings
@@ -35,12 +35,24 @@ class FrozenModel:
         tokenizer: None for a server.
         context_length: tokens of prompt and completion together; None where it is not known.
         template_options: of its chat template.
+        generated_at_once: so many prompts of a call are a batch, which has a stream of its own.
+        calls_at_once: so many calls keep all processes busy that share the work.
+        complete_calls: completes several calls at once, where processes share the work.
     """
 
     complete: CompleteFn
     tokenizer: PreTrainedTokenizerBase | None = None
     context_length: int | None = None
     template_options: Mapping[str, Any] = field(default_factory=dict)
+    generated_at_once: int = 1
+    calls_at_once: int = 1
+    complete_calls: Callable[[Sequence[Call]], list[list[Completion]]] | None = None
+
+    def complete_all(self, calls: Sequence[Call]) -> list[list[Completion]]:
+        """The completions of several calls."""
+        if self.complete_calls is not None:
+            return self.complete_calls(calls)
+        return [self.complete(call.prompts, sampling=call.sampling, seed=call.seed) for call in calls]
 
     def refused(self, prompts: Sequence[Prompt]) -> dict[int, str]:
         """Chats that the chat template refuses, by index, with why; none where there is no tokenizer to ask.
@@ -127,10 +139,14 @@ def sample_tokens(
     batch_size: int,
     seed: int,
     halving: Halving | None = None,
+    first: int = 0,
 ) -> list[list[int]]:
     """Tokens sampled after each prompt's, with the one that ended them; process-wide generators are as before after.
 
+    Each batch has a random stream of its own, so that several processes may share the batches of a call.
+
     Args:
+        first: place in the call of the first of these prompts, a multiple of `batch_size`.
         halving: halves batches that memory does not suffice for; without one, that is an error.
     """
     was_training = model.training
@@ -140,12 +156,12 @@ def sample_tokens(
 
     model.eval()
     try:
-        with random_stream(seed):
-            rows: list[list[int]] = []
-            for start in range(0, len(prompts), batch_size):
-                batch, stream = list(prompts[start : start + batch_size]), derive_seed(seed, "batch", start)
+        rows: list[list[int]] = []
+        for start in range(0, len(prompts), batch_size):
+            batch, stream = list(prompts[start : start + batch_size]), derive_seed(seed, "batch", first + start)
+            with random_stream(stream if first + start else seed):
                 rows += sample(batch, stream) if halving is None else halving.run(sample, batch, stream)
-            return rows
+        return rows
     finally:
         model.train(was_training)
 
@@ -199,9 +215,10 @@ def transformers_complete(
         template_options: for the chat template.
     """
 
-    def complete(prompts: Sequence[Prompt], *, sampling: Sampling, seed: int) -> list[Completion]:
+    def complete(prompts: Sequence[Prompt], *, sampling: Sampling, seed: int, first: int = 0) -> list[Completion]:
         encoded = encode(tokenizer, prompts, **template_options)
-        sampled = sample_tokens(model, tokenizer, encoded, sampling, batch_size=batch_size, seed=seed, halving=halving)
+        how: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "halving": halving, "first": first}
+        sampled = sample_tokens(model, tokenizer, encoded, sampling, **how)
         stops = stop_tokens(model, tokenizer)
         return [
             answer(tokenizer, prompt, ids, tokens, truncated=_is_cut_off(tokens, stops))
@@ -272,7 +289,7 @@ def transformers_model(
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     options = dict(template_options or {})
     complete = transformers_complete(model, tokenizer, batch_size, halving=Halving(), **options)
-    return FrozenModel(complete, tokenizer, positions, options)
+    return FrozenModel(complete, tokenizer, positions, options, batch_size)
 
 
 # -- vLLM --------------------------------------------------------------------------------------------------------------
@@ -328,7 +345,7 @@ def _vllm_complete(engine: Any, tokenizer: PreTrainedTokenizerBase, **template_o
     """Samples from a vLLM engine."""
     from vllm import SamplingParams
 
-    def complete(prompts: Sequence[Prompt], *, sampling: Sampling, seed: int) -> list[Completion]:
+    def complete(prompts: Sequence[Prompt], *, sampling: Sampling, seed: int, first: int = 0) -> list[Completion]:
         params = [
             SamplingParams(
                 max_tokens=sampling.max_completion_length,
@@ -337,7 +354,7 @@ def _vllm_complete(engine: Any, tokenizer: PreTrainedTokenizerBase, **template_o
                 top_k=sampling.top_k,
                 seed=derive_seed(seed, "vllm", index) % 2**31,
             )
-            for index in range(len(prompts))
+            for index in range(first, first + len(prompts))
         ]
         encoded = encode(tokenizer, prompts, **template_options)
         outputs = engine.generate([{"prompt_token_ids": ids} for ids in encoded], params, use_tqdm=False)

@@ -5,14 +5,15 @@ once, and its seed depends only on its position. So a killed evaluation resumes 
 the same numbers.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from p2o.completions import GenerationError, Sampling, decoded
+from p2o.completions import Call, Completion, GenerationError, Sampling, decoded
 from p2o.engines.frozen import FrozenModel
-from p2o.evaluation.types import QuestionSet, Sample
+from p2o.evaluation.types import Judgement, QuestionSet, Sample
 from p2o.journal import JsonLines
 from p2o.seeding import derive_seed
 
@@ -46,39 +47,76 @@ def evaluate(
         raise ValueError("A task is named twice.")
     total = n * sum(len(task.rows) for task in tasks)
     results: dict[str, list[list[Sample]]] = {task.name: [] for task in tasks}
-    done, recorded = 0, True
+    done = 0
     with JsonLines(transcripts) as journal:
+        left: deque[_Batch] = deque()
         for task in tasks:
             for start in range(0, len(task.rows), questions_per_batch):
-                rows = task.rows[start : start + questions_per_batch]
-                keys = [(task.name, start + i, s) for i in range(len(rows)) for s in range(n)]
-                samples = _recorded(journal.records[done : done + len(keys)], keys) if recorded else None
+                batch = _Batch(task, start, min(questions_per_batch, len(task.rows) - start), n)
+                samples = None if left else _recorded(journal.records[done : done + len(batch.keys)], batch.keys)
                 if samples is None:
-                    recorded = False
-                    seed_of_batch = derive_seed(seed, "evaluation", task.name, start)
-                    samples = _sample(task, rows, keys, model, sampling, seed_of_batch)
-                    journal.append(map(asdict, samples), after=done)
+                    left.append(batch)
+                    continue
                 results[task.name] += [samples[i : i + n] for i in range(0, len(samples), n)]
+                done += len(samples)
+                on_progress(done, total)
+        while left:
+            batches = [left.popleft() for _ in range(min(model.calls_at_once, len(left)))]
+            for batch, completions in zip(batches, _complete(batches, model, sampling, seed), strict=True):
+                samples = batch.scored(completions)
+                journal.append(map(asdict, samples), after=done)
+                results[batch.task.name] += [samples[i : i + n] for i in range(0, len(samples), n)]
                 done += len(samples)
                 on_progress(done, total)
     return results
 
 
-def _sample(
-    task: QuestionSet,
-    rows: list[dict[str, Any]],
-    keys: list[tuple[str, int, int]],
-    model: FrozenModel,
-    sampling: Sampling,
-    seed: int,
-) -> list[Sample]:
-    repeated = [row for row in rows for _ in range(len(keys) // len(rows))]
+@dataclass(frozen=True)
+class _Batch:
+    """Questions of a task that are answered at once, n times each.
+
+    Args:
+        first: of the questions, as a row of the task.
+        count: of the questions.
+    """
+
+    task: QuestionSet
+    first: int
+    count: int
+    n: int
+
+    @property
+    def keys(self) -> list[tuple[str, int, int]]:
+        """Task, question and sample of each answer."""
+        return [(self.task.name, self.first + i, s) for i in range(self.count) for s in range(self.n)]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Of each answer."""
+        return [row for row in self.task.rows[self.first : self.first + self.count] for _ in range(self.n)]
+
+    def call(self, sampling: Sampling, seed: int) -> Call:
+        stream = derive_seed(seed, "evaluation", self.task.name, self.first)
+        return Call([row["prompt"] for row in self.rows], sampling, stream)
+
+    def scored(self, completions: Sequence[Completion]) -> list[Sample]:
+        rows = self.rows
+        said = [decoded(completion, row["prompt"]) for completion, row in zip(completions, rows, strict=True)]
+        return _samples(self.keys, completions, self.task.score(said, rows))
+
+
+def _complete(batches: list[_Batch], model: FrozenModel, sampling: Sampling, seed: int) -> list[list[Completion]]:
     try:
-        completions = model.complete([row["prompt"] for row in repeated], sampling=sampling, seed=seed)
+        return model.complete_all([batch.call(sampling, seed) for batch in batches])
     except GenerationError as error:
-        raise GenerationError(f"{task.name}, questions {keys[0][1]} to {keys[-1][1]}: {error}") from None
-    said = [decoded(c, row["prompt"]) for c, row in zip(completions, repeated, strict=True)]
-    verdicts = task.score(said, repeated)
+        (task, first, _), (last_task, last, _) = batches[0].keys[0], batches[-1].keys[-1]
+        until = last if last_task == task else f"{last} of {last_task}"
+        raise GenerationError(f"{task}, questions {first} to {until}: {error}") from None
+
+
+def _samples(
+    keys: list[tuple[str, int, int]], completions: Sequence[Completion], verdicts: Sequence[Judgement]
+) -> list[Sample]:
     return [
         Sample(
             *key,
