@@ -17,13 +17,13 @@ from p2o.cli.frozen_options import FrozenArguments, parse
 from p2o.cli.frozen_questions import load_questions, reading_thoughts
 from p2o.cli.options import Parser
 from p2o.cli.words import normalized_option
-from p2o.engines.ranks import Ranks
 from p2o.evaluation.comparison import compare
 from p2o.evaluation.evaluate import evaluate
 from p2o.evaluation.results import by_question, default_ks, question_key, summarise
 from p2o.evaluation.types import QuestionSet, Sample
 from p2o.ledger import Ledger
 from p2o.options import check_least
+from p2o.ranks import Ranks
 from p2o.state import write_json
 
 RESULT = "eval.json"
@@ -39,7 +39,7 @@ def evaluation(argv: list[str]) -> int:
 class EvalArguments(FrozenArguments):
     """Options of `p2o eval`."""
 
-    n: int = field(default=8, metadata={"help": "Answers to each question."})
+    n: int = field(default=8, metadata={"help": "Answers to each question.", "aliases": ["--answers"]})
     k: str | None = field(
         default=None,
         metadata={"help": "For pass@k and maj@k, such as 1,4,8; powers of two up to n, and n, when not set."},

@@ -17,7 +17,6 @@ from p2o.cli.functions import load_function
 from p2o.cli.options import FunctionArguments
 from p2o.completions import Sampling
 from p2o.engines.frozen import FrozenModel
-from p2o.engines.ranks import Ranks
 from p2o.evaluation.evaluate import evaluate
 from p2o.evaluation.results import question_key, success
 from p2o.evaluation.types import RIGHT, QuestionSet
@@ -29,6 +28,7 @@ from p2o.prompt_phase.frozen_policy import FrozenPolicy, Groups, gains, hard_que
 from p2o.prompt_phase.options import EvolutionOptions
 from p2o.prompt_phase.traces import limit_of
 from p2o.prompt_phase.types import EvolutionConfig, EvolutionProgress, EvolutionResult, ReflectionFn
+from p2o.ranks import Ranks
 from p2o.reflection.make import make_reflection
 from p2o.reflection.model import frozen_reflection
 from p2o.reflection.options import OWN_MODELS, ReflectionOptions

@@ -17,10 +17,11 @@ from p2o.cli.models import path_of_model
 from p2o.completions import GenerationError, Sampling
 from p2o.engines.endpoint import Endpoint, OptionNames
 from p2o.engines.frozen import FrozenModel, served_model, transformers_model, vllm_model, weights_digest
-from p2o.engines.ranks import Ranks, take_own_devices
+from p2o.engines.shared import load_together, serve, take_own_devices
 from p2o.evaluation.scorers import ScoringError
 from p2o.evaluation.types import QuestionSet, Sample
 from p2o.ledger import Ledger, Purpose
+from p2o.ranks import Ranks
 from p2o.state import differences, write_json
 from p2o.verifiers import SolutionError
 
@@ -52,7 +53,7 @@ def load_model(arguments: FrozenArguments, ranks: Ranks) -> FrozenModel:
     Raises:
         InputError: no such model, no engine for it, or nothing that is served under that name.
     """
-    return _load(arguments) if arguments.served else ranks.load(_load, arguments)
+    return _load(arguments) if arguments.served else load_together(ranks, _load, arguments)
 
 
 def _load(arguments: FrozenArguments) -> FrozenModel:
@@ -192,7 +193,7 @@ def run(command: Callable[[list[str], Console, Ranks], int], argv: list[str]) ->
         finally:
             ranks.finish()
     try:
-        ranks.serve(_load)
+        serve(ranks, _load)
     except (InputError, GenerationError, KeyboardInterrupt):
         return 1  # the first process says why
     return 0

@@ -3,9 +3,11 @@
 import argparse
 import json
 import math
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +17,41 @@ from rich.table import Table
 
 from p2o.cli.errors import InputError
 from p2o.cli.words import normalized_option
+from p2o.ranks import FINISHED, Ranks
 from p2o.tasks.layouts import gold_of, part_of
 from p2o.thoughts import MARKED, THOUGHTS, thought_reading
 from p2o.verifiers import COLUMNS, REASONS, VERIFIERS, Limits, Pool, Verdict, check_solutions, verify_stream
 
 SHOWN = 5
+LINES_AT_ONCE = 256
+"""So many consecutive lines are one process's, where several share them."""
 GOLDS_AT_ONCE = 10_000
+Pair = tuple[str, dict[str, Any]]
+"""A completion, and the columns of its gold answer."""
 
 
 def score(argv: list[str]) -> int:
-    """Runs the command; returns its exit code (0: done, 2: bad input, 130: interrupted)."""
+    """Runs the command; returns its exit code (0: done, 2: bad input, 130: interrupted).
+
+    Where a launcher started several processes, they share the lines; the first one checks, writes and prints.
+    """
+    ranks = Ranks.launched()
+    if ranks.is_first:
+        try:
+            return _score_first(argv, ranks)
+        finally:
+            ranks.finish()
+    while (task := ranks.hear()) != FINISHED:
+        _verify_share(task[0], ranks)
+    ranks.collect(None)
+    return 0
+
+
+def _score_first(argv: list[str], ranks: Ranks) -> int:
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False, soft_wrap=True)
     arguments = _parser().parse_args([normalized_option(word) for word in argv])
     try:
-        return _score(arguments, console)
+        return _score(arguments, console, ranks)
     except InputError as error:
         errors.print(f"[bold red]Error:[/] {escape(str(error))}")
         return 2
@@ -69,17 +92,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _score(arguments: argparse.Namespace, console: Console) -> int:
+def _score(arguments: argparse.Namespace, console: Console, ranks: Ranks) -> int:
     output = arguments.output or arguments.file.with_name(f"{arguments.file.stem}.scored.jsonl")
     if output.exists() and not arguments.overwrite:
         raise InputError(f"{output} already exists: choose another --output, or add --overwrite.")
     if output.exists() and arguments.file.exists() and output.samefile(arguments.file):
         raise InputError(f"The output {output} is the input itself.")
     try:
-        pool = Pool(Limits(arguments.timeout, arguments.memory, arguments.workers))
+        pool = _pool(arguments)
     except ValueError as error:
         raise InputError(str(error)) from None
-    reading = thought_reading(arguments.thoughts) if arguments.thoughts else MARKED
     tally = _Tally()
     try:
         with console.status("checking"):
@@ -87,7 +109,7 @@ def _score(arguments: argparse.Namespace, console: Console) -> int:
         with open(output, "w") as file, console.status("verifying") as status:
             pending: dict[int, Verdict] = {}
             try:
-                for index, verdict in verify_stream(_pairs(arguments), arguments.verifier, pool=pool, reading=reading):
+                for index, verdict in _verdicts(arguments, pool, ranks):
                     if isinstance(verdict, str):
                         raise InputError(f"{arguments.file}, line {index + 1}: {verdict}.")
                     pending[index] = verdict
@@ -112,6 +134,53 @@ def _score(arguments: argparse.Namespace, console: Console) -> int:
     console.print(tally.table())
     console.print(f"Verdicts: {escape(str(output))}")
     return 0
+
+
+def _pool(arguments: argparse.Namespace) -> Pool:
+    workers = arguments.workers
+    if workers is None and (processes := int(os.environ.get("LOCAL_WORLD_SIZE", 1))) > 1:  # they share the cores
+        workers = max((os.cpu_count() or 1) // processes, 1)
+    return Pool(Limits(arguments.timeout, arguments.memory, workers))
+
+
+def _verdicts(arguments: argparse.Namespace, pool: Pool, ranks: Ranks) -> Iterator[tuple[int, Verdict | str]]:
+    """Index and verdict of each line, or what is wrong with it; of other processes' lines, too."""
+    if ranks.count == 1:
+        yield from _verified(arguments, _pairs(arguments), pool)
+        return
+    ranks.tell((arguments,))
+    for number, pairs in enumerate(_blocks(arguments)):
+        first, process = number * LINES_AT_ONCE, number % ranks.count
+        found = _verified(arguments, pairs, pool) if process == 0 else ranks.take(f"verdicts/{number}")
+        if isinstance(found, str):
+            raise InputError(found)
+        yield from ((first + index, verdict) for index, verdict in found)
+
+
+def _verify_share(arguments: argparse.Namespace, ranks: Ranks) -> None:
+    """Verifies the lines that are another process's than the first one's, which takes the verdicts."""
+    pool = _pool(arguments)
+    try:
+        for number, pairs in enumerate(_blocks(arguments)):
+            if number % ranks.count == ranks.index:
+                try:
+                    found: Any = list(_verified(arguments, pairs, pool))
+                except (InputError, OSError) as error:
+                    found = str(error)
+                ranks.give(f"verdicts/{number}", found)
+    finally:
+        pool.close()
+
+
+def _verified(arguments: argparse.Namespace, pairs: Iterable[Pair], pool: Pool) -> Iterator[tuple[int, Verdict | str]]:
+    reading = thought_reading(arguments.thoughts) if arguments.thoughts else MARKED
+    return verify_stream(pairs, arguments.verifier, pool=pool, reading=reading)
+
+
+def _blocks(arguments: argparse.Namespace) -> Iterator[list[Pair]]:
+    pairs = _pairs(arguments)
+    while block := list(islice(pairs, LINES_AT_ONCE)):
+        yield block
 
 
 def _write(file: Any, index: int, verdict: Verdict) -> None:
@@ -240,7 +309,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
         raise InputError(f"Cannot read {path}: {error.strerror}.") from None
 
 
-def _pairs(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+def _pairs(arguments: argparse.Namespace) -> Iterator[Pair]:
     for number, row in _lines(arguments.file):
         if isinstance(row, str):
             raise InputError(f"{arguments.file}, line {number}: {row}.")
