@@ -3,12 +3,13 @@
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,12 @@ def compare(argv: list[str]) -> int:
         limit = {"steps": arguments.steps} if arguments.steps else {"total_rollouts": arguments.total_rollouts}
         settings = {**limit, "options": rest, "sweep": [sweep.option, *sweep.values, sweep.seed] if sweep else None}
         _same_comparison(arguments.output_dir, settings)
-        jobs = arguments.jobs or _runs_at_once(rest)
-        return _compare(Comparison(arguments.output_dir, jobs, rest, limit), methods, seeds, sweep, console)
+        comparison = Comparison(arguments.output_dir, arguments.jobs, rest, limit, _launcher(arguments.launcher))
+        if arguments.print_commands:
+            return _print_commands(comparison, methods, seeds, sweep)
+        if arguments.collect:
+            return _collect(comparison, methods, seeds, sweep, console)
+        return _compare(comparison, methods, seeds, sweep, console)
     except InputError as error:
         errors.print(f"Error: {error}")
         return 2
@@ -65,7 +70,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--jobs",
         type=int,
-        help="runs at once, one thread each (default: as many as there are cores; 1 where runs train on a GPU)",
+        help="runs at once, one thread each (default: as many as there are cores; 1 where runs train on a GPU; all "
+        "with --launcher)",
+    )
+    parser.add_argument(
+        "--launcher",
+        metavar="COMMAND",
+        help="runs each run, such as 'srun -N1 --gres=gpu:8 {command}'; {command} is `python -m p2o train …`, "
+        "{arguments} what is behind `p2o` in it, as in 'accelerate launch -m p2o {arguments}', and {name} the run's "
+        "name. It returns when the run has ended, and may run it again: a run goes on where it was",
+    )
+    parser.add_argument(
+        "--print_commands",
+        "--print-commands",
+        action="store_true",
+        help="run nothing, and print one command a line for each run that is not finished, such as for a job array; "
+        "afterwards, or any time, the same command with --collect makes the table",
+    )
+    parser.add_argument(
+        "--collect", action="store_true", help="run nothing, and make the table of the runs that are finished"
     )
     parser.add_argument(
         "--sweep",
@@ -84,25 +107,95 @@ class Comparison:
     """The directory of the runs and their common options.
 
     Args:
-        jobs: runs at once.
+        jobs: runs at once; None for the default.
         options: of `p2o train`, for all of them.
         limit: `steps` or `total_rollouts` of each.
+        launcher: words of the command that runs a run; None where they run here.
     """
 
     directory: Path
-    jobs: int
+    jobs: int | None
     options: list[str]
     limit: dict[str, Any]
+    launcher: list[str] | None = None
 
     def run(self, cells: list[Cell], console: Console) -> bool:
         """Runs or resumes these cells; whether all are finished."""
+        with ThreadPoolExecutor(self.at_once(len(cells))) as pool:
+            return all(list(pool.map(lambda cell: self._run(cell, console), cells)))
+
+    def at_once(self, cells: int) -> int:
+        """So many of the cells run at the same time."""
+        if self.jobs or self.launcher is None:
+            return self.jobs or _runs_at_once(self.options)
+        return max(cells, 1)
+
+    def is_finished(self, cell: Cell) -> bool:
+        return (self.directory / cell.name / "summary.json").exists()
+
+    def command(self, cell: Cell) -> list[str]:
+        """Starts or continues the cell, as often as it is run; without effect on a finished one."""
         if "steps" in self.limit:
             length = ["--max_steps", str(self.limit["steps"])]
         else:
             length = ["--max_rollouts", str(self.limit["total_rollouts"]), "--num_train_epochs", str(ENDLESS)]
-        options = [*self.options, *length]
-        with ThreadPoolExecutor(self.jobs) as pool:
-            return all(list(pool.map(lambda cell: _run(self.directory, cell, options, console), cells)))
+        directory = ["--resume_or_start", "--output_dir", str(self.directory / cell.name)]
+        arguments = ["train", *directory, *self.options, *length, *cell.options]
+        if self.launcher is None:
+            return [sys.executable, "-m", "p2o", *arguments]
+        words = {"command": [sys.executable, "-m", "p2o", *arguments], "arguments": arguments}
+        return list(chain.from_iterable(_filled(word, words, cell.name) for word in self.launcher))
+
+    def _run(self, cell: Cell, console: Console) -> bool:
+        """Runs or resumes a cell unless it is finished; whether it is."""
+        if self.is_finished(cell):
+            return True
+        path, began = self.directory / cell.name, time.monotonic()
+        path.mkdir(parents=True, exist_ok=True)
+        command, environment = self.command(cell), dict(os.environ)
+        if self.launcher is None:  # several share this machine
+            command, environment = [*command, "--num_threads", "1"], {**environment, "OMP_NUM_THREADS": "1"}
+        with open(path / "log.txt", "a") as log:
+            try:
+                code = subprocess.run(command, stdout=log, stderr=log, env=environment).returncode
+            except OSError as error:
+                raise InputError(f"Cannot run {command[0]}: {error.strerror}.") from None
+        minutes, finished = (time.monotonic() - began) / 60, self.is_finished(cell)
+        # Whatever a launcher returns: what counts is whether the run has ended.
+        verdict = f"done in {minutes:.1f} min" if finished else f"failed, see {path / 'log.txt'}"
+        if not finished and code == 0:
+            verdict = f"not finished, though its command has ended; see {path / 'log.txt'}"
+        console.print(f"{cell.name}: {verdict}", markup=False)
+        return finished
+
+
+def _launcher(template: str | None) -> list[str] | None:
+    """The words of a launcher.
+
+    Raises:
+        InputError: it does not say where the command goes, or is no command.
+    """
+    if template is None:
+        return None
+    try:
+        words = shlex.split(template)
+    except ValueError as error:
+        raise InputError(f"--launcher {template!r} cannot be read ({error}).") from None
+    if sum(word.count("{command}") + word.count("{arguments}") for word in words) != 1:
+        raise InputError(
+            f"--launcher {template!r} has to have either {{command}} or {{arguments}} in it, once, such as "
+            "'srun -N1 --gres=gpu:8 {command}' or 'accelerate launch -m p2o {arguments}'."
+        )
+    return words
+
+
+def _filled(word: str, words: dict[str, list[str]], name: str) -> list[str]:
+    """A word of a launcher with its placeholders filled: one alone becomes several words, one within stays one."""
+    for placeholder, put in words.items():
+        if word == f"{{{placeholder}}}":
+            return put
+        word = word.replace(f"{{{placeholder}}}", shlex.join(put))
+    return [word.replace("{name}", name.replace("/", "-"))]
 
 
 def _runs_at_once(options: list[str]) -> int:
@@ -118,6 +211,40 @@ def _runs_at_once(options: list[str]) -> int:
     return (os.cpu_count() or 1) if on_cpu else 1
 
 
+def _print_commands(comparison: Comparison, methods: list[str], seeds: list[int], sweep: Sweep | None) -> int:
+    """Prints the command of each cell that is not finished, of a sweep first its trials; returns the exit code."""
+    chosen: dict[str, Any] = {}
+    cells = []
+    if sweep:
+        tried = list(dict.fromkeys(tuned_as(method, methods) for method in methods))
+        cells = [sweep.cell(method, value) for method in tried for value in sweep.values]
+        if all(map(comparison.is_finished, cells)):
+            chosen = _chosen(comparison, sweep, tried)
+    if not sweep or chosen:
+        cells = _cells(methods, seeds, sweep, chosen)
+    for cell in cells:
+        if not comparison.is_finished(cell):
+            print(shlex.join(comparison.command(cell)))
+    return 0
+
+
+def _chosen(comparison: Comparison, sweep: Sweep, tried: list[str]) -> dict[str, Any]:
+    try:
+        return choose(comparison.directory, sweep, tried)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def _cells(methods: list[str], seeds: list[int], sweep: Sweep | None, chosen: dict[str, Any]) -> list[Cell]:
+    """The runs that the table is of, with what a sweep has chosen."""
+    cells = []
+    for seed in seeds:
+        for method in methods:
+            own = [f"--{sweep.option}", chosen[tuned_as(method, methods)]["value"]] if sweep else []
+            cells.append(Cell(f"{method}-{seed}", ("--method", method, "--seed", str(seed), *own)))
+    return cells
+
+
 def _compare(
     comparison: Comparison, methods: list[str], seeds: list[int], sweep: Sweep | None, console: Console
 ) -> int:
@@ -129,20 +256,46 @@ def _compare(
     chosen: dict[str, Any] = {}
     if sweep:
         tried = list(dict.fromkeys(tuned_as(method, methods) for method in methods))
-        console.print(f"{len(tried) * len(sweep.values)} trials, {comparison.jobs} at once.")
-        if not comparison.run([sweep.cell(method, value) for method in tried for value in sweep.values], console):
+        trials = [sweep.cell(method, value) for method in tried for value in sweep.values]
+        console.print(f"{len(trials)} trials, {comparison.at_once(len(trials))} at once.")
+        if not comparison.run(trials, console):
             return 1
-        try:
-            chosen = choose(comparison.directory, sweep, tried)
-        except ValueError as error:
-            raise InputError(str(error)) from None
-    cells = []
-    for seed in seeds:
-        for method in methods:
-            own = [f"--{sweep.option}", chosen[tuned_as(method, methods)]["value"]] if sweep else []
-            cells.append(Cell(f"{method}-{seed}", ("--method", method, "--seed", str(seed), *own)))
-    console.print(f"{len(cells)} runs, {comparison.jobs} at once; finished ones are not run again.")
+        chosen = _chosen(comparison, sweep, tried)
+    cells = _cells(methods, seeds, sweep, chosen)
+    console.print(f"{len(cells)} runs, {comparison.at_once(len(cells))} at once; finished ones are not run again.")
     finished = comparison.run(cells, console)
+    return _show(comparison, methods, seeds, sweep, chosen, console) or (0 if finished else 1)
+
+
+def _collect(
+    comparison: Comparison, methods: list[str], seeds: list[int], sweep: Sweep | None, console: Console
+) -> int:
+    """Shows the result of the cells that are finished; returns the exit code.
+
+    Raises:
+        InputError: trials of a sweep are missing.
+    """
+    chosen: dict[str, Any] = {}
+    if sweep:
+        tried = list(dict.fromkeys(tuned_as(method, methods) for method in methods))
+        trials = [sweep.cell(method, value) for method in tried for value in sweep.values]
+        missing = [cell.name for cell in trials if not comparison.is_finished(cell)]
+        if missing:
+            raise InputError(f"Trials of the sweep are not finished: {', '.join(missing)}.")
+        chosen = _chosen(comparison, sweep, tried)
+    finished = all(map(comparison.is_finished, _cells(methods, seeds, sweep, chosen)))
+    return _show(comparison, methods, seeds, sweep, chosen, console) or (0 if finished else 1)
+
+
+def _show(
+    comparison: Comparison,
+    methods: list[str],
+    seeds: list[int],
+    sweep: Sweep | None,
+    chosen: dict[str, Any],
+    console: Console,
+) -> int:
+    """Writes and prints the table of the cells that are finished; returns the exit code."""
     result = collect(comparison.directory, methods, seeds, comparison.limit)
     if sweep:
         result["sweep"] = {"option": sweep.option, "seed": sweep.seed, "methods": chosen}
@@ -150,28 +303,7 @@ def _compare(
     console.print(as_table(result))
     draw(result, comparison.directory / "compare")
     console.print(f"{comparison.directory}/compare.json, .png, .svg", markup=False)
-    return 0 if finished else 1
-
-
-def _run(directory: Path, cell: Cell, options: list[str], console: Console) -> bool:
-    """Runs or resumes a cell unless it is finished; whether it is."""
-    path = directory / cell.name
-    if (path / "summary.json").exists():
-        return True
-    began = time.monotonic()
-    new = [*options, *cell.options, "--num_threads", "1"]
-    resumes = (path / "config.yaml").exists()
-    command = [*_TRAIN, "--output_dir", str(path), *(["--resume"] if resumes else new)]
-    path.mkdir(parents=True, exist_ok=True)
-    with open(path / "log.txt", "a") as log:
-        code = subprocess.run(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
-    minutes = (time.monotonic() - began) / 60
-    verdict = f"done in {minutes:.1f} min" if code == 0 else f"failed, see {path / 'log.txt'}"
-    console.print(f"{cell.name}: {verdict}", markup=False)
-    return code == 0
-
-
-_TRAIN = [sys.executable, "-m", "p2o", "train"]
+    return 0
 
 
 def _checked(arguments: argparse.Namespace, rest: list[str]) -> tuple[list[str], list[int], Sweep | None]:

@@ -153,7 +153,8 @@ class Parser(TrlParser):
                 "prog": "p2o train",
                 "description": "Trains a model; without options, the embedded world. --config FILE.yaml sets any of "
                 "the options below, which override it. --resume continues the run in --output_dir, or the newest "
-                "one under runs/.",
+                "one under runs/. --resume_or_start starts the run in --output_dir, continues it or, if it is "
+                "finished, does nothing, so that a scheduler may run the command again.",
             }
         super().__init__(list(kinds), conflict_handler="resolve", **settings)
 

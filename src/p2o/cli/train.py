@@ -47,7 +47,10 @@ def train(argv: list[str]) -> int:
     disable_progress_bar()
     try:
         argv = [normalized_option(word) for word in argv]
-        resume = take_flag(argv, "--resume")
+        resume, argv = take_resume(argv)
+        if resume is None:
+            console.print("This run is finished.")
+            return 0
         check_only = take_flag(argv, "--check_only")
         directory, argv = run_directory(argv, resume)
         run = prepare(argv, str(directory))
@@ -61,6 +64,24 @@ def train(argv: list[str]) -> int:
     except InputError as error:
         errors.print(f"[bold red]Error:[/] {escape(str(error))}", markup=True)
         return 2
+
+
+def take_resume(argv: list[str]) -> tuple[bool | None, list[str]]:
+    """Whether the run is to be continued, None if it is finished and to be left alone; and the other words.
+
+    Raises:
+        InputError: --resume_or_start without a directory.
+    """
+    argv = list(argv)
+    if not take_flag(argv, "--resume_or_start"):
+        return take_flag(argv, "--resume"), argv
+    named = take_option(list(argv), "--output_dir")
+    if named is None:
+        raise InputError("--resume_or_start needs --output_dir.")
+    if (Path(named) / "summary.json").exists():
+        return None, argv
+    # Of a run that has begun, the directory has the configuration.
+    return (True, ["--output_dir", named]) if (Path(named) / "config.yaml").exists() else (False, argv)
 
 
 def take_flag(argv: list[str], name: str) -> bool:
