@@ -7,10 +7,14 @@ reflection, as long as it takes.
 
 import os
 import pickle
+import subprocess
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+
+from p2o.completions import GenerationError
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -28,11 +32,16 @@ class Ranks:
         index: of this one; the first is 0.
         count: of all.
         store: None where there is only one.
+        local_index, local_count: of this one among those of its machine, and how many these are.
+        started: the others, where this one has started them.
     """
 
     index: int = 0
     count: int = 1
     store: "Store | None" = None
+    local_index: int = 0
+    local_count: int = 1
+    started: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
     _told: int = field(default=0, repr=False)
 
     @classmethod
@@ -44,7 +53,21 @@ class Ranks:
 
         store, index, count = next(rendezvous("env://", timeout=FOREVER))
         store.set_timeout(FOREVER)
-        return cls(index, count, PrefixStore(f"p2o/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store))
+        own = PrefixStore(f"p2o/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        local_index, local_count = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        return cls(index, count, own, local_index, local_count)
+
+    def start(self, count: int, command: list[str]) -> None:
+        """Makes this process, so far the only one, the first of `count` on this machine, and starts the others."""
+        from torch.distributed import PrefixStore, TCPStore
+
+        store = TCPStore("127.0.0.1", 0, is_master=True, timeout=FOREVER, wait_for_workers=False)
+        self.count, self.store, self.local_count = count, PrefixStore("p2o/0", store), count
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        where |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+        for index in range(1, count):
+            environment = {**os.environ, **where, "RANK": str(index), "LOCAL_RANK": str(index)}
+            self.started.append(subprocess.Popen(command, env=environment))
 
     @property
     def is_first(self) -> bool:
@@ -82,8 +105,17 @@ class Ranks:
         self.store.set(name, pickle.dumps(value))  # type: ignore[arg-type]
 
     def take(self, name: str) -> Any:
-        """What another process gives under this name; waits for it."""
+        """What another process gives under this name; waits for it.
+
+        Raises:
+            GenerationError: a process that this one has started is gone.
+        """
         assert self.store is not None
+        while self.started and not self.store.check([name]):
+            for index, process in enumerate(self.started, 1):
+                if process.poll() is not None:
+                    raise GenerationError(f"Process {index} of {self.count} ended with exit code {process.returncode}.")
+            time.sleep(0.01)
         value = pickle.loads(self.store.get(name))
         self.store.delete_key(name)
         return value
@@ -94,6 +126,13 @@ class Ranks:
             return
         with suppress(RuntimeError):  # they may be gone, and the store with them
             self.tell(FINISHED)
+            for process in self.started:
+                try:
+                    process.wait(LAST_WORDS.total_seconds())
+                except subprocess.TimeoutExpired:
+                    process.kill()
+            if self.started:
+                return
             if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
                 self.store.set_timeout(LAST_WORDS)
                 self.collect(None)

@@ -4,7 +4,9 @@ import errno
 import hashlib
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +55,20 @@ def load_model(arguments: FrozenArguments, ranks: Ranks) -> FrozenModel:
     Raises:
         InputError: no such model, no engine for it, or nothing that is served under that name.
     """
-    return _load(arguments) if arguments.served else load_together(ranks, _load, arguments)
+    if arguments.served:
+        return _load(arguments, ranks)
+    engines = arguments.vllm_data_parallel_size
+    if engines > 1 and arguments.use_vllm and not ranks.started:
+        if ranks.count > 1:
+            raise InputError("--vllm_data_parallel_size starts processes by itself: leave it out under a launcher.")
+        ranks.start(engines, [sys.executable, "-m", "p2o", "eval"])  # which waits for what the first one says
+    return load_together(ranks, partial(_load, ranks=ranks), arguments)
 
 
-def _load(arguments: FrozenArguments) -> FrozenModel:
+def _load(arguments: FrozenArguments, ranks: Ranks) -> FrozenModel:
     try:
         if not arguments.served:
-            take_own_devices(arguments.vllm_tensor_parallel_size if arguments.use_vllm else 1)
+            take_own_devices(ranks, arguments.vllm_tensor_parallel_size if arguments.use_vllm else 1)
         if arguments.served:
             make = _endpoint(arguments)
             make(arguments.sampling())  # names and keys are checked here
@@ -193,7 +202,7 @@ def run(command: Callable[[list[str], Console, Ranks], int], argv: list[str]) ->
         finally:
             ranks.finish()
     try:
-        serve(ranks, _load)
+        serve(ranks, partial(_load, ranks=ranks))
     except (InputError, GenerationError, KeyboardInterrupt):
         return 1  # the first process says why
     return 0

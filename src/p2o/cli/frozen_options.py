@@ -54,6 +54,11 @@ class ModelArguments:
     vllm_max_model_length: int | None = _option(None, "Tokens of prompt and completion; the model's own when not set.")
     vllm_gpu_memory_utilization: float = _option(0.9, "Share of the GPU's memory for vLLM.")
     vllm_tensor_parallel_size: int = _option(1, "GPUs that share the model.")
+    vllm_data_parallel_size: int = _option(
+        1,
+        "Copies of vLLM on this machine that share the questions, each on GPUs of its own. On several machines, or "
+        "with transformers, torchrun or accelerate starts the processes.",
+    )
 
     def template_options(self) -> dict[str, Any]:
         """Options of the chat template.
@@ -115,6 +120,7 @@ class FrozenArguments(ModelArguments, SamplingArguments, QuestionArguments):
             ValueError: an option out of its range, or options that do not go together.
         """
         least = {"max_completion_length": 1, "temperature": 0, "top_k": 0, "batch_size": 1, "concurrency": 1}
+        least |= {"vllm_tensor_parallel_size": 1, "vllm_data_parallel_size": 1}
         check_least(self, {**least, "max_retries": 0, "limit": 1})
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must be greater than 0 and at most 1.")
@@ -132,6 +138,11 @@ class FrozenArguments(ModelArguments, SamplingArguments, QuestionArguments):
         if self.base_url:
             check_base_url("base_url", self.base_url)
             self.served = True
+        if self.vllm_data_parallel_size > 1 and not self.use_vllm:
+            raise ValueError(
+                "--vllm_data_parallel_size is of --use_vllm. With transformers, start several processes: torchrun "
+                "--nproc_per_node 8 -m p2o …"
+            )
         if self.served and (self.use_vllm or self.top_k):
             raise ValueError("A served model cannot be combined with --use_vllm or --top_k.")
 

@@ -99,7 +99,7 @@ def _score(arguments: argparse.Namespace, console: Console, ranks: Ranks) -> int
     if output.exists() and arguments.file.exists() and output.samefile(arguments.file):
         raise InputError(f"The output {output} is the input itself.")
     try:
-        pool = _pool(arguments)
+        pool = _pool(arguments, ranks)
     except ValueError as error:
         raise InputError(str(error)) from None
     tally = _Tally()
@@ -136,10 +136,10 @@ def _score(arguments: argparse.Namespace, console: Console, ranks: Ranks) -> int
     return 0
 
 
-def _pool(arguments: argparse.Namespace) -> Pool:
+def _pool(arguments: argparse.Namespace, ranks: Ranks) -> Pool:
     workers = arguments.workers
-    if workers is None and (processes := int(os.environ.get("LOCAL_WORLD_SIZE", 1))) > 1:  # they share the cores
-        workers = max((os.cpu_count() or 1) // processes, 1)
+    if workers is None and ranks.local_count > 1:  # they share the cores
+        workers = max((os.cpu_count() or 1) // ranks.local_count, 1)
     return Pool(Limits(arguments.timeout, arguments.memory, workers))
 
 
@@ -159,7 +159,7 @@ def _verdicts(arguments: argparse.Namespace, pool: Pool, ranks: Ranks) -> Iterat
 
 def _verify_share(arguments: argparse.Namespace, ranks: Ranks) -> None:
     """Verifies the lines that are another process's than the first one's, which takes the verdicts."""
-    pool = _pool(arguments)
+    pool = _pool(arguments, ranks)
     try:
         for number, pairs in enumerate(_blocks(arguments)):
             if number % ranks.count == ranks.index:

@@ -113,7 +113,7 @@ def parts_of(calls: Sequence[Call], at_once: int, processes: int) -> list[list[t
     return shares
 
 
-def take_own_devices(each: int = 1) -> None:
+def take_own_devices(ranks: Ranks, each: int = 1) -> None:
     """Shows this process the GPUs that are its own: `each` of those that its machine's processes share.
 
     To be called before anything has used a GPU. Without several processes, all GPUs are its own.
@@ -121,7 +121,7 @@ def take_own_devices(each: int = 1) -> None:
     Raises:
         ValueError: fewer GPUs than all of them need.
     """
-    processes, index = (int(os.environ.get(n, default)) for n, default in (("LOCAL_WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    processes, index = ranks.local_count, ranks.local_index
     there = torch.cuda.device_count()
     if processes == 1 or not there or _OWN in os.environ:
         return
