@@ -82,9 +82,14 @@ class Ranks:
         self._told += 1
 
     def hear(self) -> tuple[Any, ...]:
-        """What the first process says next."""
+        """What the first process says next; `FINISHED` where it, or who holds the store, is gone."""
+        from torch.distributed import DistNetworkError
+
         assert self.store is not None
-        task: tuple[Any, ...] = pickle.loads(self.store.get(f"task/{self._told}"))
+        try:
+            task: tuple[Any, ...] = pickle.loads(self.store.get(f"task/{self._told}"))
+        except DistNetworkError:
+            return FINISHED
         self._told += 1
         return task
 
