@@ -7,18 +7,18 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
+from p2o.cli.arguments import given_settings
 from p2o.cli.defaults import with_defaults
 from p2o.cli.errors import InputError
-from p2o.cli.settings import read_settings
-from p2o.cli.words import normalized_option, take_option
+from p2o.cli.secrets import take_secrets
+from p2o.cli.words import normalized_option
 from p2o.methods import METHODS, tuned_as
 from p2o.reports.comparison import Cell, Sweep, as_table, choose, collect, draw
 from p2o.state import differences, write_json
@@ -35,12 +35,14 @@ def compare(argv: list[str]) -> int:
     if not console.is_terminal:
         console.width = 180
     try:
+        secrets = take_secrets(rest)
         methods, seeds, sweep = _checked(arguments, rest)
         limit = {"steps": arguments.steps} if arguments.steps else {"total_rollouts": arguments.total_rollouts}
         settings = {**limit, "options": rest, "sweep": [sweep.option, *sweep.values, sweep.seed] if sweep else None}
         _same_comparison(arguments.output_dir, settings)
         jobs = arguments.jobs or _runs_at_once(rest)
-        return _compare(Comparison(arguments.output_dir, jobs, rest, limit), methods, seeds, sweep, console)
+        comparison = Comparison(arguments.output_dir, jobs, rest, limit, secrets)
+        return _compare(comparison, methods, seeds, sweep, console)
     except InputError as error:
         errors.print(f"Error: {error}")
         return 2
@@ -87,12 +89,14 @@ class Comparison:
         jobs: runs at once.
         options: of `p2o train`, for all of them.
         limit: `steps` or `total_rollouts` of each.
+        secrets: by the environment variable in which the runs are given them.
     """
 
     directory: Path
     jobs: int
     options: list[str]
     limit: dict[str, Any]
+    secrets: dict[str, str] = field(default_factory=dict, repr=False)
 
     def run(self, cells: list[Cell], console: Console) -> bool:
         """Runs or resumes these cells; whether all are finished."""
@@ -102,19 +106,14 @@ class Comparison:
             length = ["--max_rollouts", str(self.limit["total_rollouts"]), "--num_train_epochs", str(ENDLESS)]
         options = [*self.options, *length]
         with ThreadPoolExecutor(self.jobs) as pool:
-            return all(list(pool.map(lambda cell: _run(self.directory, cell, options, console), cells)))
+            return all(list(pool.map(lambda cell: _run(self.directory, cell, options, console, self.secrets), cells)))
 
 
 def _runs_at_once(options: list[str]) -> int:
     """As many single-threaded runs as there are cores (see benchmarks/two_at_once.py); one where they train on GPUs."""
-    words = list(options)
-    file = take_option(words, "--config")
-    settings, _ = with_defaults(read_settings(file) if file else {}, has_file=file is not None)
+    settings, has_file = given_settings(list(options))
+    settings, _ = with_defaults(settings, has_file=has_file)
     on_cpu = settings.get("use_cpu") or not torch.accelerator.is_available()
-    for word, following in pairwise([*words, "--"]):
-        name, _, value = word.partition("=")
-        if name == "--use_cpu":
-            on_cpu = (value or following).lower() not in ("false", "no", "f", "n", "0")
     return (os.cpu_count() or 1) if on_cpu else 1
 
 
@@ -153,7 +152,7 @@ def _compare(
     return 0 if finished else 1
 
 
-def _run(directory: Path, cell: Cell, options: list[str], console: Console) -> bool:
+def _run(directory: Path, cell: Cell, options: list[str], console: Console, secrets: dict[str, str]) -> bool:
     """Runs or resumes a cell unless it is finished; whether it is."""
     path = directory / cell.name
     if (path / "summary.json").exists():
@@ -163,8 +162,9 @@ def _run(directory: Path, cell: Cell, options: list[str], console: Console) -> b
     resumes = (path / "config.yaml").exists()
     command = [*_TRAIN, "--output_dir", str(path), *(["--resume"] if resumes else new)]
     path.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, **secrets, "OMP_NUM_THREADS": "1"}
     with open(path / "log.txt", "a") as log:
-        code = subprocess.run(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
+        code = subprocess.run(command, stdout=log, stderr=log, env=environment).returncode
     minutes = (time.monotonic() - began) / 60
     verdict = f"done in {minutes:.1f} min" if code == 0 else f"failed, see {path / 'log.txt'}"
     console.print(f"{cell.name}: {verdict}", markup=False)

@@ -30,6 +30,7 @@ from p2o.cli.run_directory import RunDirectory, check_writable
 from p2o.cli.settings import read_settings
 from p2o.cli.upload import prepare_upload
 from p2o.cli.words import normalized_option, take_option
+from p2o.files import unwritable
 from p2o.reports.page import write_report
 from p2o.state import CheckpointError, write_json
 from p2o.trainer import P2OTrainer
@@ -167,7 +168,8 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
         console.print(f"Interrupted; nothing is lost. Continue with: p2o train --resume --output_dir {directory.path}")
         return 130
     except Exception as error:
-        for note in (f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])):
+        full = isinstance(error, OSError) and unwritable(error)  # `main` says so
+        for note in () if full else (f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])):
             Console(stderr=True, soft_wrap=True, markup=False).print(note)
         if newest_checkpoint(directory.path):
             console.print(f"Continue with: p2o train --resume --output_dir {directory.path}")

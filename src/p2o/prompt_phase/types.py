@@ -1,6 +1,6 @@
 """The data of a prompt phase: what goes into it, what comes out. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -40,6 +40,7 @@ class Rollout:
         reward: None where nobody could score it. It then counts as the lowest that was seen, so that no template gains
             by it, and nobody reflects on it.
         solved: mining's criterion of success.
+        feedback: what to say about it, or what makes that: only where somebody reflects on it. Not compared.
         template: the one used, "" where the requested one did not fit the question.
         completion_ids: its tokens, where they are wanted for reuse.
     """
@@ -47,7 +48,7 @@ class Rollout:
     completion: str
     reward: float | None
     solved: bool
-    feedback: str
+    feedback: str | Callable[[], str] = field(compare=False)
     prompt_tokens: int = 0
     completion_tokens: int = 0
     template: str = ""
