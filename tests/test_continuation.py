@@ -1,11 +1,13 @@
 """What has to be the same for a checkpoint to be continued, and what may change. Pure."""
 
 import dataclasses
+import json
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.trainer_utils import IntervalStrategy
 from trl import GRPOConfig
 
 from p2o import P2OConfig
@@ -100,6 +102,21 @@ def test_settings_are_plain_values_and_have_no_secret(tmp_path):
     assert "hf_secret" not in str(found) and "output_dir" not in found
     # Of what JSON has no form for, nothing that differs from process to process.
     assert plain([object(), SimpleNamespace(to_dict=lambda: {1: (2,)})]) == ["object", {"1": [2]}]
+
+
+leaves = (
+    st.none() | st.booleans() | st.floats() | st.text(max_size=3) | st.sampled_from([object(), IntervalStrategy.NO])
+)
+keys = st.integers() | st.text(max_size=2)
+odd = st.recursive(
+    leaves, lambda inner: st.lists(inner) | st.tuples(inner) | st.dictionaries(keys, inner), max_leaves=4
+)
+
+
+@given(odd)
+def test_plain_values_are_what_a_checkpoint_gives_back(value):
+    found = plain(value)
+    assert json.loads(json.dumps(found)) == found == plain(found)
 
 
 def test_the_lists_cover_what_trl_alone_has_too():

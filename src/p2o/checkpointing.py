@@ -16,7 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from p2o.engines.processes import all_reduce_max, failed_together
-from p2o.files import failed_write, sync, sync_tree, write_whole
+from p2o.files import sync, sync_tree, write_errors, write_whole
 from p2o.seeding import set_rng_states
 from p2o.state import STATE_FILE, CheckpointError, P2OState
 
@@ -73,21 +73,20 @@ def staged(accelerator: Accelerator, args: TrainingArguments, state: TrainerStat
     directory = Path(args.output_dir)
     checkpoint = StagedCheckpoint(directory, state.global_step)
     try:
+        with write_errors(checkpoint.final):
+            if args.should_save:
+                shutil.rmtree(checkpoint.path.parent, ignore_errors=True)
+                checkpoint.path.mkdir(parents=True)
+            accelerator.wait_for_everyone()
+            yield checkpoint
+            checkpoint.under_way = False
+            accelerator.wait_for_everyone()
+            if args.should_save:
+                _publish(checkpoint, args, state)
+    except Exception:
         if args.should_save:
             shutil.rmtree(checkpoint.path.parent, ignore_errors=True)
-            checkpoint.path.mkdir(parents=True)
-        accelerator.wait_for_everyone()
-        yield checkpoint
-        checkpoint.under_way = False
-        accelerator.wait_for_everyone()
-        if args.should_save:
-            _publish(checkpoint, args, state)
-    except Exception as error:
-        if args.should_save:
-            shutil.rmtree(checkpoint.path.parent, ignore_errors=True)
-        if (failed := failed_write(error, checkpoint.final)) is None:
-            raise
-        raise failed from None
+        raise
     finally:
         checkpoint.under_way = False
     accelerator.wait_for_everyone()

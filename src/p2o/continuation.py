@@ -7,6 +7,7 @@ installed TRL.
 
 import dataclasses
 import enum
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -151,6 +152,8 @@ CHANGEABLE_FACTS = {
     "other_columns": "reward functions are given other columns",
 }
 
+NAMED = 8  # of settings that cannot be compared, so many are named
+
 # What to do where more than the old value helps.
 _ADVICE = {
     "prompts": "resume with the training set that the run began with",
@@ -215,7 +218,8 @@ class Comparison:
             by_reason.setdefault(change.reason, []).append(str(change))
         parts = [f"{', '.join(changes)} ({reason})" for reason, changes in by_reason.items()]
         if self.unknown:
-            parts.append(f"{', '.join(self.unknown)} cannot be compared (another release wrote the checkpoint)")
+            named = ", ".join(self.unknown[:NAMED]) + ", …" * (len(self.unknown) > NAMED)
+            parts.append(f"{named} cannot be compared (another release wrote the checkpoint)")
         return (
             f"From here on the run is no longer exactly the one that was begun: {'; '.join(parts)}." if parts else None
         )
@@ -231,6 +235,8 @@ def plain(value: Any) -> Any:
     """As JSON would give it back; what JSON has no form for by its own `to_dict`, else by the name of its type."""
     if isinstance(value, enum.Enum):
         return plain(value.value)
+    if isinstance(value, float) and math.isnan(value):
+        return "nan"  # which, unlike the number, equals itself
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):

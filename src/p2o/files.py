@@ -1,8 +1,10 @@
 """Files that are written whole or not at all, and what to say where they cannot be written."""
 
+import contextlib
 import errno
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -98,6 +100,17 @@ def failed_write(error: BaseException, directory: Path) -> OSError | None:
         if text in str(error):
             return OSError(number, os.strerror(number), str(directory))
     return None
+
+
+@contextlib.contextmanager
+def write_errors(directory: Path) -> Iterator[None]:
+    """Inside, whatever libraries raise where they cannot write to the directory is an OSError that names it."""
+    try:
+        yield
+    except Exception as error:
+        if (failed := failed_write(error, directory)) is None:
+            raise
+        raise failed from None
 
 
 def unwritable(error: OSError) -> str | None:
