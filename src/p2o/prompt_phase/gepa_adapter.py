@@ -188,8 +188,6 @@ class GepaAdapter:
 
 def _record(rollout: Rollout, dev: bool) -> list[Any]:
     """The fields of an [`Outcome`], as the journal keeps them."""
-    texts = ["", ""]
-    if not dev:
-        texts = [rollout.completion, rollout.feedback() if callable(rollout.feedback) else rollout.feedback]
+    texts = ["", ""] if dev else [rollout.completion, rollout.feedback]
     kept = [rollout.template, rollout.completion_ids] if rollout.solved and rollout.completion_ids else []
     return [rollout.reward, rollout.solved, rollout.prompt_tokens, rollout.completion_tokens, *texts, kept]
