@@ -104,7 +104,7 @@ PLACES: tuple[tuple[str, str, str, str], ...] = (
     ("p2o.input_checks", "", "check_questions check_prompt_lengths", "reading and checking the data"),
     ("p2o.cli.train", "", "write_report", "report"),
     ("p2o.state", "P2OState", "load", "resuming"),
-    ("p2o.trainer", "P2OTrainer", "fingerprint", "resuming"),
+    ("p2o.identity", "RunIdentity", "fingerprint", "resuming"),
     ("p2o.verifiers.rewards", "", "math", "verifiers"),
     ("trl", "GRPOTrainer", "_generate_and_score_completions _generate _generate_single_turn", THEIRS[0]),
     ("trl", "GRPOTrainer", "_calculate_rewards _compute_loss log", THEIRS[0]),

@@ -50,6 +50,8 @@ def test_completions_are_parsed_as_in_the_policy_phase(tmp_path):
     policy, seen[:] = list(seen), []
     trainer.feedback_func = lambda completion, row: fed_back.append(completion) or ""
     rollouts = trainer.policy_rollouts(requests(8), 0)
+    assert not fed_back, "made where somebody reads it"
+    assert [rollout.feedback for rollout in rollouts] == [""] * 8
     for messages in (policy, seen):
         assert len(messages) == 8 and not any("Answer" in message["content"] for message in messages)
     assert fed_back == [message["content"] for message in seen], "feedback is on what was scored"

@@ -90,6 +90,7 @@ def test_failing_reward_functions_lose_nothing(tmp_path, failure):
             return [float("nan")] * len(completions)
         return length_reward(completions)
 
+    reward.__name__ = length_reward.__name__  # mended, it is resumed with
     trainer = make(tmp_path, reward=reward, save_strategy="steps", save_steps=50, max_steps=3)
     if failure == "nan":
         trainer.train()

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from p2o.checkpointing import scale_learning_rates
 from p2o.config import P2OConfig
 from p2o.policy_phase.evaluation import EvaluationSet
 from p2o.policy_phase.rewards import Rewards
@@ -113,15 +114,21 @@ class Alternation(TrainerCallback):
     Args:
         begin_epoch: called before an epoch with the batches of it that a resumed run skips.
         end_step: called after a step; whether it was an epoch's last. Returns whether training may go on.
+        rate_factor: by what the learning rates are multiplied when training begins.
     """
 
-    def __init__(self, begin_epoch: Callable[[int], None], end_step: Callable[[bool], bool]) -> None:
-        self.begin_epoch, self.end_step = begin_epoch, end_step
+    def __init__(
+        self, begin_epoch: Callable[[int], None], end_step: Callable[[bool], bool], rate_factor: Callable[[], float]
+    ) -> None:
+        self.begin_epoch, self.end_step, self.rate_factor = begin_epoch, end_step, rate_factor
         self.steps_per_epoch = 1
 
     def on_train_begin(self, args: P2OConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         batches = len(kwargs["train_dataloader"])
         self.steps_per_epoch = -(-batches // args.gradient_accumulation_steps)
+        # A resumed run has the intervals and rates of its checkpoint, whatever the options say by now.
+        state.compute_steps(args, state.max_steps)
+        scale_learning_rates(kwargs["optimizer"], kwargs["lr_scheduler"], self.rate_factor())
 
     def on_epoch_begin(self, args: P2OConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # At the beginning rather than the end: the checkpoint of an epoch's last step then says that the prompt phase

@@ -1,11 +1,10 @@
 """Atomic checkpoints, and the state that training needs to continue exactly."""
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +16,22 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from p2o.engines.processes import all_reduce_max, failed_together
+from p2o.files import sync, sync_tree, write_errors, write_whole
 from p2o.seeding import set_rng_states
-from p2o.state import STATE_FILE, CheckpointError
+from p2o.state import STATE_FILE, CheckpointError, P2OState
 
 BUFFER_FILE = "p2o_buffer_{process}.pt"
 STAGING_DIR = ".incomplete"
 
-# Settings that must be equal for a checkpoint to continue exactly.
-SETTINGS = (
-    "seed num_generations generation_batch_size steps_per_generation num_iterations temperature near_hard "
-    "success_threshold success_reward prompt_phase min_hard_questions max_dev_questions evolution_budget "
-    "parents_per_iteration feedback_minibatch_size max_template_length reflection_prompt "
-    "reflection_model reflection_max_tokens reflection_temperature "
-    "same_template_per_group bare_rollouts_per_group drop_failed_templated context_mask "
-    "context_ratio_min context_ratio_max old_logprobs_context dynamic_sampling_rounds max_completion_length "
-    "context_distillation max_prompt_phases reused_rollouts_per_group "
-    "loss_type shuffle_dataset"
-).split()
-
-
-def fingerprint(args: Any, prompts: Iterable[Any], processes: int) -> dict[str, Any]:
-    """Settings and data that a checkpoint is only continued under; `prompts` are those of the training set."""
-    digest, count = hashlib.sha256(), 0
-    for prompt in prompts:
-        digest.update(json.dumps(prompt, sort_keys=True).encode())
-        count += 1
-    values = {name: getattr(args, name) for name in SETTINGS}
-    if args.selection_margin is not None:  # older checkpoints know of no other rule than the paper's
-        values |= {"selection_margin": args.selection_margin, "selection_rollouts": args.selection_rollouts}
-    if args.thoughts != "auto":
-        values["thoughts"] = args.thoughts
-    return {**values, "processes": processes, "questions": count, "prompts_sha256": digest.hexdigest()[:16]}
+MANIFEST = "p2o_files.json"
+# Files whose length is fixed once they are written; others, such as a model card, may be edited.
+_BINARY = (".pt", ".pth", ".bin", ".safetensors", ".distcp")
+# What transformers, FSDP (folders) and DeepSpeed (`global_step…`) call what a run continues from beside its weights.
+_PARTS = {
+    "the optimizer's state": ("optimizer*", "global_step*"),
+    "the learning-rate scheduler's state": ("scheduler.pt", "global_step*"),
+    "the trainer's state": (TRAINER_STATE_NAME,),
+}
 
 
 class StagedCheckpoint:
@@ -67,43 +51,61 @@ class StagedCheckpoint:
         self.under_way = True
 
     def publish(self) -> None:
-        """Renames it to its final path once it is flushed to disk."""
-        for path in (*self.path.iterdir(), self.path):
-            _fsync(path)
-        shutil.rmtree(self.final, ignore_errors=True)
+        """Renames it to its final path once it is flushed to disk, with a list of its files."""
+        files = [path for path in self.path.rglob("*") if path.is_file()]
+        sizes = {str(path.relative_to(self.path)): path.stat().st_size for path in files}
+        write_whole(self.path / MANIFEST, json.dumps(sizes, indent=1, sort_keys=True))
+        sync_tree(self.path)
+        if self.final.exists():
+            os.replace(self.final, self.path.parent / "replaced")
         os.replace(self.path, self.final)
+        sync(self.final.parent)
         shutil.rmtree(self.path.parent, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def staged(accelerator: Accelerator, args: TrainingArguments, state: TrainerState) -> Iterator[StagedCheckpoint]:
-    """A checkpoint of this step, to be written inside by all processes; complete and the newest one afterwards."""
+    """A checkpoint of this step, to be written inside by all processes; complete and the newest one afterwards.
+
+    Raises:
+        OSError: it cannot be written. What was written of it is removed; earlier checkpoints are as they were.
+    """
     directory = Path(args.output_dir)
     checkpoint = StagedCheckpoint(directory, state.global_step)
-    if args.should_save:
-        shutil.rmtree(checkpoint.path.parent, ignore_errors=True)
-        checkpoint.path.mkdir(parents=True)
-    accelerator.wait_for_everyone()
     try:
-        yield checkpoint
+        with write_errors(checkpoint.final):
+            if args.should_save:
+                shutil.rmtree(checkpoint.path.parent, ignore_errors=True)
+                checkpoint.path.mkdir(parents=True)
+            accelerator.wait_for_everyone()
+            yield checkpoint
+            checkpoint.under_way = False
+            accelerator.wait_for_everyone()
+            if args.should_save:
+                _publish(checkpoint, args, state)
+    except Exception:
+        if args.should_save:
+            shutil.rmtree(checkpoint.path.parent, ignore_errors=True)
+        raise
     finally:
         checkpoint.under_way = False
     accelerator.wait_for_everyone()
-    if args.should_save:
-        if state.best_global_step:
-            # transformers has looked for it in the staging directory.
-            best = checkpoint_path(directory, state.best_global_step)
-            if best.exists() or best == checkpoint.final:
-                state.best_model_checkpoint = str(best)
-                state.save_to_json(str(checkpoint.path / TRAINER_STATE_NAME))
-        checkpoint.publish()
-        rotate_checkpoints(
-            output_dir=args.output_dir,
-            save_total_limit=args.save_total_limit,
-            best_model_checkpoint=state.best_model_checkpoint,
-            use_mtime=True,
-        )
-    accelerator.wait_for_everyone()
+
+
+def _publish(checkpoint: StagedCheckpoint, args: TrainingArguments, state: TrainerState) -> None:
+    if state.best_global_step:
+        # transformers has looked for it in the staging directory.
+        best = checkpoint_path(args.output_dir, state.best_global_step)
+        if best.exists() or best == checkpoint.final:
+            state.best_model_checkpoint = str(best)
+            state.save_to_json(str(checkpoint.path / TRAINER_STATE_NAME))
+    checkpoint.publish()
+    rotate_checkpoints(
+        output_dir=args.output_dir,
+        save_total_limit=args.save_total_limit,
+        best_model_checkpoint=state.best_model_checkpoint,
+        use_mtime=True,
+    )
 
 
 def rescue(
@@ -147,18 +149,84 @@ def newest_checkpoint(directory: Path) -> Path | None:
     return max(checkpoints, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
 
 
-def resolve_checkpoint(wanted: str | bool | None, directory: Path) -> Path | None:
+def resolve_checkpoint(wanted: str | bool | None, directory: str | Path) -> Path | None:
     """The checkpoint to resume from, the newest for `True`; None for a fresh start.
 
     Raises:
         CheckpointError: there is none.
     """
     if wanted is True:
-        newest = newest_checkpoint(directory)
+        newest = newest_checkpoint(Path(directory))
         if newest is None:
             raise CheckpointError(f"There is no checkpoint in {directory} to resume from.")
         return newest
     return Path(wanted) if wanted else None
+
+
+def load(
+    checkpoint: Path, accelerator: Accelerator, fingerprint: dict[str, Any]
+) -> tuple[P2OState, list[dict[str, Any]] | None]:
+    """The state of a run, and this process's rollouts that are still to be trained on, for the present configuration.
+
+    Logs in one line what makes the run inexact.
+
+    Raises:
+        CheckpointError: it lacks something, is damaged, or was made under a configuration that would go on otherwise.
+    """
+    check_parts(checkpoint)
+    state = P2OState.load(checkpoint, fingerprint, report=accelerator.is_main_process)
+    return state, load_buffer(checkpoint, accelerator)
+
+
+def check_parts(checkpoint: Path) -> None:
+    """Nothing, for a checkpoint from which a run can continue.
+
+    Raises:
+        CheckpointError: it lacks the state of the optimizer, the scheduler, the random generators or the trainer, or a
+            file is missing or cut; each is named.
+    """
+    if not checkpoint.is_dir():
+        raise CheckpointError(f"{checkpoint} is not there.")
+    here = [*(name for name, globs in _PARTS.items() if not any(any(checkpoint.glob(glob)) for glob in globs))]
+    if not any(checkpoint.glob("rng_state*.pth")):
+        here.append("the random generators' states")
+    problems = [f"it has no file with {', '.join(here)}"] if here else []
+    for name, size in _sizes(checkpoint).items():
+        path = checkpoint / name
+        if not path.exists():
+            problems.append(f"{name} is missing")
+        elif path.suffix in _BINARY and path.stat().st_size != size:
+            problems.append(f"{name} has {path.stat().st_size:,} of {size:,} bytes")
+    if problems:
+        raise CheckpointError(
+            f"{checkpoint} cannot be continued exactly: {'; '.join(problems)}. Resume from another checkpoint; or take "
+            "its weights as the model of a new run. (A run with save_only_model=True writes no other kind.)"
+        )
+
+
+def _sizes(checkpoint: Path) -> dict[str, int]:
+    """Of the files that it was written with, but for documents; empty where an earlier release wrote it.
+
+    Raises:
+        CheckpointError: the list is damaged.
+    """
+    path = checkpoint / MANIFEST
+    try:
+        sizes = dict(json.loads(path.read_text())) if path.exists() else {}
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); resume from another checkpoint.") from None
+    return {name: size for name, size in sizes.items() if not name.endswith(".md")}
+
+
+def scale_learning_rates(optimizer: Any, scheduler: Any, factor: float) -> None:
+    """Multiplies the rates that a checkpoint has brought along: a scheduler loads them, whatever the options say."""
+    if factor == 1.0:
+        return
+    for group in optimizer.param_groups:
+        group.update({name: group[name] * factor for name in ("lr", "initial_lr") if name in group})
+    scheduler = getattr(scheduler, "scheduler", scheduler)  # of accelerate's wrapper
+    if hasattr(scheduler, "base_lrs"):
+        scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
 
 
 def save_buffer(checkpoint: Path, accelerator: Accelerator, rollouts: list[dict[str, Any]] | None) -> None:
@@ -173,13 +241,8 @@ def load_buffer(checkpoint: Path, accelerator: Accelerator) -> list[dict[str, An
     path = checkpoint / BUFFER_FILE.format(process=accelerator.process_index)
     if not path.exists():
         return None
-    rollouts: list[dict[str, Any]] = torch.load(path, map_location="cpu", weights_only=True)
-    return send_to_device(rollouts, accelerator.device)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        rollouts: list[dict[str, Any]] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever torch says of a damaged file
+        raise CheckpointError(f"{path} is damaged ({error}); resume from another checkpoint.") from None
+    return send_to_device(rollouts, accelerator.device)

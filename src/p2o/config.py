@@ -109,7 +109,8 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
         default="hard",
         metadata={
             "help": "What happens to tokens of templated rollouts whose context ratio π(y|x)/π(y|T(x,z)) is out of "
-            "range: 'hard' removes their loss, 'soft' scales it by bound/ratio, 'off' keeps it."
+            "range: 'hard' removes their loss, 'soft' scales it by bound/ratio (at most `context_ratio_max`), 'off' "
+            "keeps it."
         },
     )
     context_ratio_min: float = field(default=0.01, metadata={"help": "Lower end of the context ratio's range."})

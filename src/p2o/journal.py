@@ -1,11 +1,14 @@
 """An append-only file of JSON lines from which interrupted work resumes."""
 
+import io
 import json
 import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from p2o.files import about, sync, write_or_undo, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +33,7 @@ class JsonLines:
         self.path = path
         self.records: list[Any] = []
         self._ends = [0]  # of these records, in bytes
-        self._file: IO[bytes] | None = None
+        self._file: io.FileIO | None = None
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
         for line in lines:
             try:
@@ -56,20 +59,27 @@ class JsonLines:
         Args:
             after: of the records that were read, how many stay; all when None. Only the first call looks at it.
         """
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "ab")  # noqa: SIM115 (closed in close)
-            self._file.truncate(self._ends[-1 if after is None else after])
-        self._file.write(b"".join(json.dumps(record).encode() + b"\n" for record in records))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            if self._file is None:
+                new = not self.path.exists()
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = io.FileIO(self.path, "w+" if new else "r+")
+                self._file.truncate(self._ends[-1 if after is None else after])
+                if new:
+                    sync(self.path.parent)
+            write_or_undo(self._file, _encoded(records))
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise about(error, self.path) from None
 
     def replace(self, records: Iterable[Any]) -> None:
         """Writes these records in place of all; a kill leaves the old file or the new one."""
+        content = _encoded(records)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path, content)
         self.close()
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.unlink(missing_ok=True)
-        new = JsonLines(temporary)
-        new.append(records)
-        os.replace(temporary, self.path)
-        self._file = new._file
+        self._file, self._ends = None, [len(content)]
+
+
+def _encoded(records: Iterable[Any]) -> bytes:
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)

@@ -4,12 +4,13 @@ import contextlib
 import copy
 import json
 import logging
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from p2o import continuation
+from p2o.files import write_whole
 from p2o.ledger import Ledger
 from p2o.policy_phase.lengths import LengthWatch
 from p2o.policy_phase.reuse import Kept, load_kept, save_kept
@@ -49,6 +50,7 @@ class P2OState:
         kept: successes of the last prompt phase that this epoch's groups reuse, by question.
         phase_ledger: spent by the prompt phase under way; it enters `ledger` once, however often the phase was
             interrupted, and is in no checkpoint.
+        rate_factor: by what the learning rates in the checkpoint just loaded are to be multiplied; in no checkpoint.
     """
 
     epoch: int = 0
@@ -68,6 +70,7 @@ class P2OState:
     pending_metrics: dict[str, list[float]] = field(default_factory=dict)
     kept: Kept = field(default_factory=dict, compare=False)
     phase_ledger: Ledger = field(default_factory=Ledger, compare=False)
+    rate_factor: float = field(default=1.0, compare=False)
 
     @property
     def ledgers(self) -> tuple[Ledger, Ledger]:
@@ -137,6 +140,11 @@ class P2OState:
         logs["p2o/trained_tokens/forward_backward"] = self.ledger.forward_backward_tokens
         return logs | {f"p2o/events/{name}": count for name, count in self.events.items()}
 
+    def take_rate_factor(self) -> float:
+        """`rate_factor`, once: rates in memory are multiplied by it, and later checkpoints have the products."""
+        factor, self.rate_factor = self.rate_factor, 1.0
+        return factor
+
     def to_dict(self) -> dict[str, Any]:
         data = {
             **asdict(replace(self, kept={})),
@@ -147,7 +155,7 @@ class P2OState:
             "assignment": {str(q): draws for q, draws in self.assignment.items()},
         }
         # One is in a file of its own, the other is counted again from the journal of an interrupted phase.
-        del data["kept"], data["phase_ledger"]
+        del data["kept"], data["phase_ledger"], data["rate_factor"]
         return data
 
     @classmethod
@@ -174,8 +182,15 @@ class P2OState:
         save_kept(self.kept, checkpoint)
 
     @classmethod
-    def load(cls, checkpoint: Path, fingerprint: dict[str, Any]) -> "P2OState":
-        """
+    def load(
+        cls, checkpoint: Path, fingerprint: dict[str, Any], *, without: Collection[str] = (), report: bool = True
+    ) -> "P2OState":
+        """The state in a checkpoint, for the configuration that is to continue it.
+
+        Args:
+            without: names in the fingerprint that are not compared.
+            report: whether to log in one line what makes the run inexact.
+
         Raises:
             CheckpointError: no state of ours, of another version, or made under a configuration that would continue
                 differently; each difference is named.
@@ -183,25 +198,31 @@ class P2OState:
         path = checkpoint / STATE_FILE
         try:
             data = json.loads(path.read_text())
+            if (version := data["version"]) != STATE_VERSION:
+                raise CheckpointError(
+                    f"{path} has version {version}, this P²O reads version {STATE_VERSION}; continue it with the "
+                    "release that wrote it."
+                )
+            was, state = dict(data["fingerprint"]), cls.from_dict(data["state"])
+            state.kept = load_kept(checkpoint)
+        except CheckpointError:
+            raise
         except FileNotFoundError:
             raise CheckpointError(f"{checkpoint} is no checkpoint of P2OTrainer: it has no {STATE_FILE}.") from None
-        except json.JSONDecodeError as error:
-            raise CheckpointError(f"{path} is damaged ({error}); resume from an earlier checkpoint.") from None
-        if data.get("version") != STATE_VERSION:
+        except Exception as error:  # whatever a damaged file makes JSON, torch or the state's own types say
             raise CheckpointError(
-                f"{path} has version {data.get('version')}, this P²O reads version {STATE_VERSION}; continue it with "
-                "the release that wrote it."
-            )
-        # An option that is gone, and was off: a checkpoint from before continues the same.
-        recorded = {n: v for n, v in data["fingerprint"].items() if (n, v) != ("fill_iterations", False)}
-        changed = differences(recorded, fingerprint)
-        if changed:
+                f"{path} or a file beside it is damaged ({error}); resume from an earlier checkpoint."
+            ) from None
+        comparison = continuation.compare(was, fingerprint, without=without)
+        problem = comparison.refusal() if comparison.refused else None
+        if problem := problem or continuation.division_problem(state.trainer_step, was, fingerprint):
             raise CheckpointError(
-                f"{checkpoint} was made under another configuration and cannot be continued under this one: "
-                f"{changed}. Resume with the old values or start a new run."
+                f"{checkpoint} was made under another configuration and cannot be continued under this one: {problem}"
             )
-        state = cls.from_dict(data["state"])
-        state.kept = load_kept(checkpoint)
+        if report and (notice := comparison.notice()):
+            logger.warning("%s: %s", checkpoint, notice)
+        state.trainer_step = continuation.passes_done(state.trainer_step, was, fingerprint)
+        state.rate_factor = continuation.learning_rate_factor(was, fingerprint)
         return state
 
 
@@ -244,9 +265,4 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 def write_json(path: Path, data: Any) -> None:
     """Writes whole or not at all: a reader, or a resumed run, never meets half a file."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w") as file:
-        json.dump(data, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(data, indent=1))

@@ -28,7 +28,6 @@ TRL's hooks, which are overridden in this file only, in the order in which they 
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -44,6 +43,7 @@ from p2o.callbacks import Alternation, notify, report_rollouts
 from p2o.config import P2OConfig
 from p2o.engines import generation, processes, vllm
 from p2o.engines.sampled_logprobs import SampledLogprobs
+from p2o.identity import RunIdentity
 from p2o.policy_phase.context_distillation import TEMPLATED
 from p2o.policy_phase.evaluation import EvaluationSet, completing_real_rows, next_stream
 from p2o.policy_phase.logprobs import CompletionLogprobs
@@ -143,7 +143,10 @@ class P2OTrainer(GRPOTrainer):
         logprobs = CompletionLogprobs(forward, lambda: self.model, self.accelerator, self._tokenizer.pad_token_id)
         parts = (self._tokens, self.max_prompt_length, scoring, logprobs, self._log_metrics)
         self._policy_phase = PolicyPhase(args, self.accelerator, *parts)
-        self.add_callback(Alternation(self._begin_epoch, self._end_step))
+        self.add_callback(Alternation(self._begin_epoch, self._end_step, lambda: self.p2o.take_rate_factor()))
+        run = (args, self.accelerator, lambda: self.model, train_dataset, self._tokenizer)
+        facts = (self.reward_func_names, self.reward_weights, self.max_prompt_length, self.feedback_func)
+        self.fingerprint = RunIdentity(*run, *facts, prompt_phase.reflector(args, self.reflect)).fingerprint
 
     def _own_reflection(self) -> OwnReflection:
         return make_own(self.accelerator, lambda: self.model, self.ref_model, self._vllm, self._tokenizer, self.args)
@@ -170,7 +173,7 @@ class P2OTrainer(GRPOTrainer):
                 self._policy_phase.replace_collapsed(output, rewards, self._sample, self.train_dataset, self._step)
             return output
         except Exception as error:
-            run = (self.accelerator, self.args, self.state, self._step, rng_before)
+            run = (self.accelerator, self.args, self.state, self._step - self._first_pass_of_epoch, rng_before)
             checkpointing.rescue(error, *run, save=lambda: self._save_checkpoint(self.model_wrapped, trial=None))
             raise
 
@@ -187,7 +190,8 @@ class P2OTrainer(GRPOTrainer):
         if questions:
             self._policy_phase.mine(self.p2o, output, plan, rewards, is_sampled)
         if plan.two_contexts and self.args.context_distillation:
-            vllm.replace_logged_mismatch(self._metrics["train"], output, ~plan.is_templated(self.accelerator.device))
+            bare = ~plan.is_templated(self.accelerator.device)
+            vllm.replace_logged_mismatch(self._metrics["train"], output, bare, self.accelerator.gather)
             self._policy_phase.prepare_distillation(self.p2o, output, plan, rewards)
         return output, rewards
 
@@ -289,8 +293,8 @@ class P2OTrainer(GRPOTrainer):
         skipped = prompt_phase.begin(state, args, self.reflect)
         if skipped is None:
             self._notify("on_prompt_phase_begin", hard_set=state.hard_set)
-            evolve = prompt_phase.Evolution(args, self.accelerator, self.policy_rollouts, self.reflect, self._notify)
-            result = evolve(state, go_on=self._resumed)
+            given = (args, self.accelerator, self.model, self.policy_rollouts, self.reflect, self._notify)
+            result = prompt_phase.Evolution(*given)(state, go_on=self._resumed)
             self._log_metrics(prompt_phase.adopt(state, result))
             state.kept = self._policy_phase.keep_successes(state, result.successes, self.train_dataset, self.model)
         self._log_metrics(prompt_phase.assign(state, args))
@@ -301,8 +305,8 @@ class P2OTrainer(GRPOTrainer):
     def policy_rollouts(self) -> PolicyRollouts:
         """How evolution tries templates: with the present policy, the reward functions and the feedback of this run."""
         given = (self.args, self.accelerator, self.train_dataset, self.processing_class, self.max_prompt_length)
-        hooks = (self._tokens, self._generate_for_evolution, self._score_for_evolution, self.feedback_func)
-        return PolicyRollouts(*given, *hooks, self.p2o.event)
+        hooks = (self._generate_for_evolution, self._score_for_evolution, self.feedback_func, self.p2o.event)
+        return PolicyRollouts(*given, self._tokens, *hooks)
 
     def _generate_for_evolution(self, prompts: list[Prompt], contexts: list[list[int]]) -> list[Generated]:
         if self.rollout_func is None:
@@ -357,34 +361,27 @@ class P2OTrainer(GRPOTrainer):
         Raises:
             CheckpointError: nothing to resume from, or a checkpoint of another configuration or version.
         """
-        checkpoint = checkpointing.resolve_checkpoint(resume_from_checkpoint, Path(self.args.output_dir))
-        self._last_loaded_step, self._resumed, self._evaluation = (
-            -1,
-            False,
-            None,
-        )  # steps are counted from zero again, with other weights
+        checkpoint = checkpointing.resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        fingerprint = self.fingerprint()  # of the model before it is trained, and by all processes
+        # Steps are counted from zero again, with other weights.
+        self._last_loaded_step, self._resumed, self._evaluation = -1, False, None
         if checkpoint is not None:
-            self.p2o = P2OState.load(checkpoint, self.fingerprint())
+            self.p2o, self._buffered_inputs = checkpointing.load(checkpoint, self.accelerator, fingerprint)
             self._resumed, self._step = True, self.p2o.trainer_step
             self._metrics["train"].update(self.p2o.pending_metrics)
-            self._buffered_inputs = checkpointing.load_buffer(checkpoint, self.accelerator)
         return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Writes into a staging directory and renames it: what is called a checkpoint is complete, whenever we die."""
         with checkpointing.staged(self.accelerator, self.args, self.state) as self._checkpoint:
             super()._save_checkpoint(model, trial)
-            # Within a generation batch the rollouts still to be trained on belong to the state.
-            if self._step % (self.args.steps_per_generation * self.num_iterations):
+            if self._step % (self.args.steps_per_generation * self.num_iterations):  # within a generation batch
                 checkpointing.save_buffer(self._checkpoint.path, self.accelerator, self._buffered_inputs)
             if self.args.should_save:
                 self.p2o.note_progress(self._step, self._metrics["train"])
                 self.p2o.save(self._checkpoint.path, self.fingerprint())
         if self._checkpoint.to_push:
             super()._push_from_checkpoint(str(self._checkpoint.final))
-
-    def fingerprint(self) -> dict[str, Any]:
-        return checkpointing.fingerprint(self.args, self.train_dataset["prompt"], self.accelerator.num_processes)
 
     def _get_output_dir(self, trial: Any) -> str:
         staged = self._checkpoint if self._checkpoint and self._checkpoint.under_way else None

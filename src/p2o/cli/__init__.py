@@ -25,26 +25,39 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.command is None:
         parser.print_help()
         return 0 if not argv else 2
-    if arguments.command == "eval":
+    try:
+        return _run(arguments.command, [*rest, *argv[1:]])
+    except OSError as error:
+        from p2o.files import unwritable
+
+        if (said := unwritable(error)) is None:
+            raise
+        print(f"Error: {said}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr)
+        return 1
+
+
+def _run(command: str, argv: list[str]) -> int:
+    """Imports and runs a command."""
+    if command == "eval":
         from p2o.cli.eval import evaluation
 
-        return evaluation([*rest, *argv[1:]])
-    if arguments.command == "evolve":
+        return evaluation(argv)
+    if command == "evolve":
         from p2o.cli.evolve import evolve_alone
 
-        return evolve_alone([*rest, *argv[1:]])
-    if arguments.command == "compare":
+        return evolve_alone(argv)
+    if command == "compare":
         from p2o.cli.compare import compare
 
-        return compare([*rest, *argv[1:]])
-    if arguments.command == "score":
+        return compare(argv)
+    if command == "score":
         from p2o.cli.score import score
 
-        return score([*rest, *argv[1:]])
-    if arguments.command == "report":
+        return score(argv)
+    if command == "report":
         from p2o.cli.report import report
 
-        return report([*rest, *argv[1:]])
+        return report(argv)
     from p2o.cli.train import train
 
-    return train([*rest, *argv[1:]])
+    return train(argv)

@@ -13,6 +13,7 @@ from p2o.cli.errors import InputError
 from p2o.cli.functions import load_function, refuse_missing_columns
 from p2o.cli.models import path_of_model
 from p2o.cli.options import LEAST, Parser, RunArguments, explicit, option_types
+from p2o.cli.secrets import refuse_nested_secrets
 from p2o.cli.settings import Settings, checked, read_settings
 from p2o.cli.words import take_option
 from p2o.config import P2OConfig
@@ -60,18 +61,28 @@ class Parsed(NamedTuple):
     default_messages: list[str]
 
 
+def given_settings(argv: list[str]) -> tuple[Settings, bool]:
+    """What the command line and its configuration file set, converted; and whether there is such a file.
+
+    Raises:
+        InputError: no such file, not a mapping, unknown names, values that do not fit, a secret that would be saved.
+    """
+    path = take_option(argv, "--config")
+    settings = checked(read_settings(path), option_types(), path) if path else {}
+    settings |= checked(explicit(argv), option_types(), "the command line")
+    refuse_nested_secrets(settings, path or "the command line")
+    return settings, path is not None
+
+
 def parse(argv: list[str], output_dir: str) -> Parsed:
     """Command line over YAML over defaults.
 
     Raises:
         InputError: no such file, not a mapping, unknown names, values that do not fit.
     """
-    argv = list(argv)
-    path = take_option(argv, "--config")
-    settings = checked(read_settings(path), option_types(), path) if path else {}
-    settings |= checked(explicit(argv), option_types(), "the command line")
+    settings, has_file = given_settings(list(argv))
     _refuse_options_without_effect(settings)
-    settings, messages = with_defaults(settings, has_file=path is not None)
+    settings, messages = with_defaults(settings, has_file=has_file)
     missing = [name for name in ("model_name_or_path", "dataset_name") if not settings.get(name)]
     if missing:
         raise InputError(f"Missing in the configuration: {', '.join(missing)}.")

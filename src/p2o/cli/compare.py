@@ -8,18 +8,19 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import chain, pairwise
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
+from p2o.cli.arguments import given_settings
 from p2o.cli.defaults import with_defaults
 from p2o.cli.errors import InputError
-from p2o.cli.settings import read_settings
-from p2o.cli.words import normalized_option, take_option
+from p2o.cli.secrets import take_secrets
+from p2o.cli.words import normalized_option
 from p2o.methods import METHODS, tuned_as
 from p2o.reports.comparison import Cell, Sweep, as_table, choose, collect, draw
 from p2o.state import differences, write_json
@@ -36,11 +37,13 @@ def compare(argv: list[str]) -> int:
     if not console.is_terminal:
         console.width = 180
     try:
+        secrets = take_secrets(rest)
         methods, seeds, sweep = _checked(arguments, rest)
         limit = {"steps": arguments.steps} if arguments.steps else {"total_rollouts": arguments.total_rollouts}
         settings = {**limit, "options": rest, "sweep": [sweep.option, *sweep.values, sweep.seed] if sweep else None}
         _same_comparison(arguments.output_dir, settings)
-        comparison = Comparison(arguments.output_dir, arguments.jobs, rest, limit, _launcher(arguments.launcher))
+        launcher = _launcher(arguments.launcher)
+        comparison = Comparison(arguments.output_dir, arguments.jobs, rest, limit, launcher, secrets)
         if arguments.print_commands:
             return _print_commands(comparison, methods, seeds, sweep)
         if arguments.collect:
@@ -111,6 +114,7 @@ class Comparison:
         options: of `p2o train`, for all of them.
         limit: `steps` or `total_rollouts` of each.
         launcher: words of the command that runs a run; None where they run here.
+        secrets: by the environment variable in which the runs are given them.
     """
 
     directory: Path
@@ -118,6 +122,7 @@ class Comparison:
     options: list[str]
     limit: dict[str, Any]
     launcher: list[str] | None = None
+    secrets: dict[str, str] = field(default_factory=dict, repr=False)
 
     def run(self, cells: list[Cell], console: Console) -> bool:
         """Runs or resumes these cells; whether all are finished."""
@@ -152,7 +157,7 @@ class Comparison:
             return True
         path, began = self.directory / cell.name, time.monotonic()
         path.mkdir(parents=True, exist_ok=True)
-        command, environment = self.command(cell), dict(os.environ)
+        command, environment = self.command(cell), {**os.environ, **self.secrets}
         if self.launcher is None:  # several share this machine
             command, environment = [*command, "--num_threads", "1"], {**environment, "OMP_NUM_THREADS": "1"}
         with open(path / "log.txt", "a") as log:
@@ -200,14 +205,9 @@ def _filled(word: str, words: dict[str, list[str]], name: str) -> list[str]:
 
 def _runs_at_once(options: list[str]) -> int:
     """As many single-threaded runs as there are cores (see benchmarks/two_at_once.py); one where they train on GPUs."""
-    words = list(options)
-    file = take_option(words, "--config")
-    settings, _ = with_defaults(read_settings(file) if file else {}, has_file=file is not None)
+    settings, has_file = given_settings(list(options))
+    settings, _ = with_defaults(settings, has_file=has_file)
     on_cpu = settings.get("use_cpu") or not torch.accelerator.is_available()
-    for word, following in pairwise([*words, "--"]):
-        name, _, value = word.partition("=")
-        if name == "--use_cpu":
-            on_cpu = (value or following).lower() not in ("false", "no", "f", "n", "0")
     return (os.cpu_count() or 1) if on_cpu else 1
 
 

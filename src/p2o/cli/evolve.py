@@ -20,6 +20,7 @@ from p2o.engines.frozen import FrozenModel
 from p2o.evaluation.evaluate import evaluate
 from p2o.evaluation.results import question_key, success
 from p2o.evaluation.types import RIGHT, QuestionSet
+from p2o.files import write_whole
 from p2o.ledger import Ledger
 from p2o.models import NAMED_MODELS
 from p2o.options import check_least
@@ -122,7 +123,7 @@ def _evolve(argv: list[str], console: Console, ranks: Ranks) -> int:
     outcome = _outcome(arguments, hard, bare, result, selected, measured, ledger)
     write_json(directory / "evolution.json", {"hard_set": hard, **result.to_dict()})
     write_json(directory / "templates.json", outcome)
-    (directory / "templates.txt").write_text(as_text(outcome))
+    write_whole(directory / "templates.txt", as_text(outcome))
     _print_outcome(outcome, result, ledger, directory, console)
     return 0 if selected else 1
 

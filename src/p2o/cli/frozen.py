@@ -1,6 +1,5 @@
 """Shared by `p2o eval` and `p2o evolve`: loading a frozen model, the output directory, errors as messages."""
 
-import errno
 import hashlib
 import json
 import logging
@@ -22,12 +21,11 @@ from p2o.engines.frozen import FrozenModel, served_model, transformers_model, vl
 from p2o.engines.shared import load_together, serve, take_own_devices
 from p2o.evaluation.scorers import ScoringError
 from p2o.evaluation.types import QuestionSet, Sample
+from p2o.files import UNWRITABLE
 from p2o.ledger import Ledger, Purpose
 from p2o.ranks import Ranks
 from p2o.state import differences, write_json
 from p2o.verifiers import SolutionError
-
-NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 # -- the model ---------------------------------------------------------------------------------------------------------
 
@@ -227,7 +225,7 @@ def _run(command: Callable[[list[str], Console, Ranks], int], argv: list[str], r
         errors.print(f"Error: {error}\nFinished results are saved. Run the same command again to continue.")
         return 1
     except OSError as error:
-        if error.errno not in NO_WRITING:
+        if error.errno not in UNWRITABLE:
             raise
         where = f" {error.filename}" if error.filename else ""
         errors.print(

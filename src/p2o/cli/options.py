@@ -151,12 +151,38 @@ class Parser(TrlParser):
             kinds = (RunArguments, P2OConfig, ModelConfig)
             settings = {
                 "prog": "p2o train",
-                "description": "Trains a model; without options, the embedded world. --config FILE.yaml sets any of "
-                "the options below, which override it. --resume continues the run in --output_dir, or the newest "
-                "one under runs/. --resume_or_start starts the run in --output_dir, continues it or, if it is "
-                "finished, does nothing, so that a scheduler may run the command again.",
+                "description": "Trains a model; without options, the embedded world.",
             }
         super().__init__(list(kinds), conflict_handler="resolve", **settings)
+        if RunArguments in kinds:
+            self._add_options_of_the_command()
+
+    def _add_options_of_the_command(self) -> None:
+        """For `--help` only: they are taken from the command line before the others are parsed."""
+        command = self.add_argument_group("the command itself")
+        flag: dict[str, Any] = {"action": "store_true", "default": argparse.SUPPRESS}
+        command.add_argument(
+            "--config",
+            metavar="FILE.yaml",
+            default=argparse.SUPPRESS,
+            help="Sets any of the options in this list; those on the command line override it.",
+        )
+        command.add_argument(
+            "--resume", **flag, help="Continues the run in --output_dir, or the newest one under runs/."
+        )
+        command.add_argument(
+            "--resume_or_start",
+            "--resume-or-start",
+            **flag,
+            help="Starts the run in --output_dir, continues it or, if it is finished, does nothing, so that a "
+            "scheduler may run the command again.",
+        )
+        command.add_argument(
+            "--check_only",
+            "--check-only",
+            **flag,
+            help="Checks options, data and, with --resume, the checkpoint; trains nothing and writes nothing.",
+        )
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message[0].upper()}{message[1:]}.")

@@ -2,18 +2,23 @@
 
 import copy
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl import get_peft_config, get_quantization_config
 
+from p2o.checkpointing import check_parts
 from p2o.cli.arguments import Run
 from p2o.cli.errors import InputError
 from p2o.engines import vllm
 from p2o.pico import model_path
 from p2o.state import P2OState
 from p2o.trainer import P2OTrainer
+
+# What `check_trainer_builds` puts in place of the run's: another model, loaded otherwise, and no engine.
+NOT_THE_RUNS = ("architecture", "start_weights", "model_init_kwargs", "use_vllm", "max_prompt_length_in_force")
 
 
 def make_trainer(run: Run, **parts: Any) -> P2OTrainer:
@@ -72,17 +77,24 @@ def check_trainer_builds(run: Run, checkpoint: Path | None) -> None:
         training.use_vllm = False
         parts = {"model": model, "args": training, "peft_config": None, "quantization_config": None}
         trainer = make_trainer(run, processing_class=tokenizer, **parts)
-        refuse_other_checkpoint(trainer, checkpoint)
+        refuse_other_checkpoint(trainer, checkpoint, without=NOT_THE_RUNS, report=True)
 
 
-def refuse_other_checkpoint(trainer: P2OTrainer, checkpoint: Path | None) -> None:
+def refuse_other_checkpoint(
+    trainer: P2OTrainer, checkpoint: Path | None, *, without: Collection[str] = (), report: bool = False
+) -> None:
     """
+    Args:
+        without: what of the trainer's is not the run's, and not compared.
+        report: whether to log what makes the run inexact.
+
     Raises:
         InputError: a checkpoint that was made under other settings, or is damaged.
     """
     if checkpoint is None:
         return
     try:
-        P2OState.load(checkpoint, trainer.fingerprint())
+        check_parts(checkpoint)
+        P2OState.load(checkpoint, trainer.fingerprint(), without=without, report=report)
     except ValueError as error:
         raise InputError(str(error)) from error

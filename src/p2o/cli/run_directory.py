@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import platform
 import shutil
 import tempfile
@@ -16,6 +15,7 @@ from typing import Any
 import yaml
 
 from p2o.callbacks import P2OCallback, SampledRollout
+from p2o.files import append_whole, write_whole
 from p2o.prompt_phase.types import EvolutionResult
 from p2o.state import P2OState, write_json
 from p2o.templates import Prompt, question_text
@@ -83,8 +83,8 @@ class RunDirectory(P2OCallback):
             OSError: the directory cannot be created or written to.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=True, allow_unicode=True))
-        (self.path / "RUN.md").write_text(EXPLANATION.format(path=self.path))
+        write_whole(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=True, allow_unicode=True))
+        write_whole(self.path / "RUN.md", EXPLANATION.format(path=self.path))
         packages = ("p2o-rl", "torch", "transformers", "trl", "gepa", "datasets", "accelerate", "reasoning-gym")
         write_json(
             self.path / "versions.json",
@@ -106,13 +106,15 @@ class RunDirectory(P2OCallback):
                         kept.append(line + "\n")
                         self.seconds = max(self.seconds, record.get("seconds", 0.0))
                         self._sampled_epoch = max(self._sampled_epoch, record.get("sampled_epoch", -1))
-                temporary = path.with_suffix(".tmp")
-                temporary.write_text("".join(kept))
-                os.replace(temporary, path)
+                write_whole(path, "".join(kept))
 
     def append(self, name: str, record: dict[str, Any]) -> None:
-        with open(self.path / name, "a") as file:
-            file.write(json.dumps(record, default=str) + "\n")
+        """Adds a line, whole or not at all.
+
+        Raises:
+            OSError: it cannot be written; `filename` says where.
+        """
+        append_whole(self.path / name, json.dumps(record, default=str) + "\n")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:

@@ -30,6 +30,7 @@ from p2o.cli.run_directory import RunDirectory, check_writable
 from p2o.cli.settings import read_settings
 from p2o.cli.upload import prepare_upload
 from p2o.cli.words import normalized_option, take_option
+from p2o.files import unwritable, write_errors
 from p2o.reports.page import write_report
 from p2o.state import CheckpointError, write_json
 from p2o.trainer import P2OTrainer
@@ -188,7 +189,8 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
         console.print(f"Interrupted; nothing is lost. Continue with: p2o train --resume --output_dir {directory.path}")
         return 130
     except Exception as error:
-        for note in (f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])):
+        full = isinstance(error, OSError) and unwritable(error)  # `main` says so
+        for note in () if full else (f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])):
             Console(stderr=True, soft_wrap=True, markup=False).print(note)
         if newest_checkpoint(directory.path):
             console.print(f"Continue with: p2o train --resume --output_dir {directory.path}")
@@ -288,7 +290,8 @@ def _upload(upload: Callable[[], str] | None, run: Run, directory: RunDirectory,
 
 
 def _save_model(trainer: P2OTrainer, run: Run, directory: Path) -> None:
-    trainer.save_model(str(directory / "model"))
+    with write_errors(directory / "model"):
+        trainer.save_model(str(directory / "model"))
     name = run.training.hub_model_id or directory.name
     trainer.create_model_card(name.split("/")[-1], hub_name(run.arguments))
     if trainer.is_world_process_zero():

@@ -39,8 +39,8 @@ def context_mask(
 ) -> Float[Tensor, "batch completion"]:
     """Factor m_t on each token's loss: 1 within [minimum, maximum]; else 0 ('hard'), bound/ratio ('soft'), 1 ('off').
 
-    The soft factor of a token above the range lies in [0, 1); below the range it exceeds 1 without bound as the ratio
-    goes to 0, so it is kept finite.
+    The soft factor of a token above the range lies in [0, 1). Below the range it exceeds 1, and would do so without
+    bound as the ratio goes to 0: it is `maximum` at most (1 where that is less), so that no token outweighs all others.
     """
     if mode == "off":
         return torch.ones_like(ratio)
@@ -48,7 +48,8 @@ def context_mask(
     if mode == "hard":
         return inside.to(ratio.dtype)
     bound = ratio.clamp(minimum, maximum)
-    return torch.where(inside, torch.ones_like(ratio), bound / ratio.clamp(min=torch.finfo(ratio.dtype).tiny))
+    factor = (bound / ratio.clamp(min=torch.finfo(ratio.dtype).tiny)).clamp(max=max(maximum, 1.0))
+    return torch.where(inside, torch.ones_like(ratio), factor)
 
 
 def token_advantages(

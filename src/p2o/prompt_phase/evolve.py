@@ -47,6 +47,7 @@ def evolve(
     seed: int,
     epoch: int,
     run_dir: Path,
+    policy: str = "",
     special_tokens: Collection[str] = (),
     prompt_limit: PromptLimit | None = None,
     spent: Ledger | None = None,
@@ -55,13 +56,13 @@ def evolve(
     """Templates for the hard questions; `run_dir` holds the journal from which an interrupted call goes on.
 
     Args:
+        policy: digest of the weights that generate; a journal of others is not used.
         prompt_limit: the longest reflection prompt; None where it is not known.
         spent: an empty ledger, in which spending is counted as it happens; the result's.
 
     Raises:
         ValueError: fewer than two questions.
-        Exception: whatever `rollout` or `reflect` raise, but for [`p2o.prompt_phase.types.ReflectionError`]; nothing
-            done before is lost.
+        Exception: whatever `rollout` or `reflect` raise, but for [`ReflectionError`]; nothing done before is lost.
     """
     spent = Ledger() if spent is None else spent
     if len(questions) < 2:
@@ -73,9 +74,8 @@ def evolve(
     if limit <= len(dev_ids):
         logger.warning("No prompt phase: %d rollouts do not score the empty template.", limit)
         return EvolutionResult(feedback_ids, dev_ids, [], spent, 0)
-
-    fingerprint = {"seed": seed, "epoch": epoch, "limit": limit, "config": asdict(config), "ids": sorted(by_id)}
-    with Journal(run_dir / "journal.jsonl", fingerprint) as journal:
+    decides = {"seed": seed, "epoch": epoch, "limit": limit, "config": asdict(config), "policy": policy}
+    with _journal(run_dir, questions, decides) as journal:
         adapter = GepaAdapter(by_id, frozenset(dev_ids), rollout, journal, seed, epoch, spent, config)
         proposals = ProposalStrategy(adapter, reflect, config, special_tokens, prompt_limit)
         progress = ProgressCallback(adapter, proposals, limit, on_progress)
@@ -98,6 +98,11 @@ def evolve(
         selected=selected,
         trials={c.index: trials[c.text] for c in candidates if c.text in trials},
     )
+
+
+def _journal(run_dir: Path, questions: list[Question], decides: dict[str, Any]) -> Journal:
+    ordered = sorted(questions, key=lambda question: question.id)
+    return Journal(run_dir / "journal.jsonl", decides | {"questions": [asdict(question) for question in ordered]})
 
 
 def _limit(config: EvolutionConfig, dev_questions: int) -> int:

@@ -82,7 +82,7 @@ class FrozenPolicy:
                 completion=completion.text,
                 reward=verdict.reward,
                 solved=verdict.reason == RIGHT,
-                feedback=self._feedback(question, read, verdict),
+                feedback=partial(self._feedback, question, read, verdict),
                 prompt_tokens=completion.prompt_tokens or 0,
                 completion_tokens=completion.completion_tokens or 0,
                 template=template,

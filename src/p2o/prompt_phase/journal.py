@@ -33,7 +33,7 @@ class Journal:
             if recorded:
                 logger.warning("%s belongs to another prompt phase and is started anew.", path)
             recorded = []
-            self._lines.append([self.header], after=0)
+            self._lines.replace([self.header])
         self.lost = [record for record in recorded[1:] if record["kind"] == LOST]
         self.done = [record for record in recorded[1:] if record["kind"] != LOST]
         self.position = 0

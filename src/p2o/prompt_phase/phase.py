@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from p2o.config import P2OConfig
 from p2o.engines.processes import FINISHED, broadcast_task, serve_tasks
+from p2o.identity import policy_digest
 from p2o.ledger import Ledger
 from p2o.prompt_phase.evolve import evolve
 from p2o.prompt_phase.policy_rollouts import PolicyRollouts, Request
@@ -74,12 +75,14 @@ class Evolution:
     """Evolution on the hard set: the first process evolves, all of them generate, and all get the result.
 
     Args:
+        policy: the model that generates.
         rollouts: tries templates.
         notify: `notify(event, **data)`: tells whoever watches.
     """
 
     args: P2OConfig
     accelerator: Accelerator
+    policy: Any
     rollouts: PolicyRollouts
     reflect: ReflectionFn
     notify: Callable[..., None]
@@ -90,6 +93,7 @@ class Evolution:
             go_on: from the journal of an interrupted run; a fresh one does not continue what lies in the same place.
         """
         state.phase_ledger = Ledger()
+        policy = policy_digest(self.policy, self.accelerator)
         if not self.accelerator.is_main_process:
             tasks: dict[str, Callable[..., Any]] = {"rollouts": self.rollouts}
             if isinstance(self.reflect, OwnReflection):
@@ -106,6 +110,7 @@ class Evolution:
             self._config(state),
             seed=self.args.seed,
             epoch=state.epoch,
+            policy=policy,
             run_dir=directory,
             special_tokens=set(self.rollouts.tokenizer.all_special_tokens),
             prompt_limit=limit_of(self.reflect, self.args.reflection_max_prompt_tokens),

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -96,7 +97,9 @@ class PolicyRollouts:
                 completion=text,
                 reward=earned[i],
                 solved=solved[i],
-                feedback="" if earned[i] is None else self.feedback(answer, {**rows[i], **note, "reward": earned[i]}),
+                feedback=""
+                if earned[i] is None
+                else partial(self.feedback, answer, {**rows[i], **note, "reward": earned[i]}),
                 prompt_tokens=len(one.prompt_ids),
                 completion_tokens=len(one.completion_ids),
                 template=used[i],

@@ -1,6 +1,6 @@
 """The data of a prompt phase: what goes into it, what comes out. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -32,6 +32,21 @@ class Question:
     solution: str
 
 
+class _MadeOnce:
+    """A text, or a function that makes it when it is first read: of most rollouts nobody reads what to say of them."""
+
+    def __get__(self, owner: Any, kind: type) -> str:
+        if owner is None:
+            raise AttributeError("feedback has no default")
+        value = vars(owner)["feedback"]
+        if callable(value):
+            vars(owner)["feedback"] = value = value()
+        return str(value)
+
+    def __set__(self, owner: Any, value: str | Callable[[], str]) -> None:
+        vars(owner)["feedback"] = value
+
+
 @dataclass(frozen=True)
 class Rollout:
     """One completion of one question under one template.
@@ -40,6 +55,7 @@ class Rollout:
         reward: None where nobody could score it. It then counts as the lowest that was seen, so that no template gains
             by it, and nobody reflects on it.
         solved: mining's criterion of success.
+        feedback: what to say about it; a function that makes it is called when it is first read.
         template: the one used, "" where the requested one did not fit the question.
         completion_ids: its tokens, where they are wanted for reuse.
     """
@@ -47,7 +63,7 @@ class Rollout:
     completion: str
     reward: float | None
     solved: bool
-    feedback: str
+    feedback: _MadeOnce = _MadeOnce()
     prompt_tokens: int = 0
     completion_tokens: int = 0
     template: str = ""

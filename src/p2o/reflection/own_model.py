@@ -161,13 +161,15 @@ def make_own(
 
     Raises:
         OSError: the copy cannot be written.
-        ValueError: reflections so long leave no room for a prompt.
+        ValueError: reflections so long leave no room for a prompt; or FSDP1, see `_refuse_gathering`.
     """
     model, frozen = accelerator.unwrap_model(policy()), None
     held = hasattr(model, "peft_config") or (reference_model is not None and not args.sync_ref_model)
     if args.prompt_phase and args.reflection_model == "reference" and not held:
         dtype = torch.bfloat16 if args.bf16 else None
         frozen = Reference(model, accelerator, Path(args.output_dir), dtype=dtype)
+    if args.prompt_phase and args.reflection_model in ("reference", "policy"):
+        _refuse_gathering(accelerator, needs=frozen is None and engine is None)
     options = args.chat_template_kwargs or {}
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     limits = [limit for limit in (positions, vllm.context_length(engine)) if limit is not None]
@@ -187,3 +189,19 @@ def make_own(
         template_options=options,
         prompt_limit=prompt_limit(context_length, args.reflection_max_tokens, longest, counts),
     )
+
+
+def _refuse_gathering(accelerator: Accelerator, *, needs: bool) -> None:
+    """
+    Args:
+        needs: whether transformers is to generate with the model in training, or with TRL's reference model.
+
+    Raises:
+        ValueError: that, under FSDP1, which hands a process only its own part of the weights.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if needs and plugin is not None and getattr(plugin, "fsdp_version", 1) == 1:
+        raise ValueError(
+            "Under FSDP1 the model in training cannot reflect: each process has only its part of the weights. Use "
+            "fsdp_version 2, use_vllm=True, an endpoint as reflection_model, or a function."
+        )

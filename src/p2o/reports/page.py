@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from p2o.evaluation.statistics import wilson
+from p2o.files import write_whole
 from p2o.ledger import PURPOSES
 from p2o.reports.figures import BY_EPOCH, accuracy_figure, epoch_figure, transitions_figure
 from p2o.reports.metrics import accuracy_curves, by_epoch
@@ -73,7 +74,7 @@ class Charts:
 
 def write_report(runs: list[Path], output: Path) -> None:
     """Writes the page about these run directories."""
-    output.write_text(render([load_run(path) for path in runs]))
+    write_whole(output, render([load_run(path) for path in runs]))
 
 
 def render(runs: list[RunData]) -> str:

@@ -1,0 +1,84 @@
+"""Secrets among options are written nowhere and stand in no command line of a child process."""
+
+import dataclasses
+import sys
+
+import pytest
+from trl import ModelConfig
+
+from p2o import P2OConfig
+from p2o.cli import compare as command
+from p2o.cli import main
+from p2o.cli.options import RunArguments
+from p2o.cli.secrets import VARIABLES, is_secret
+
+SECRET = "hf_verysecret"
+
+
+def test_every_option_that_is_a_secret_has_a_variable():
+    options = {field.name for kind in (P2OConfig, RunArguments, ModelConfig) for field in dataclasses.fields(kind)}
+    assert {name for name in options if is_secret(name)} == VARIABLES.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "secret"),
+    [(n, True) for n in ("hub_token", "token", "api_key", "openai_api_key", "password", "client_secret", "HF_TOKEN")]
+    + [(n, False) for n in ("eos_token", "pad_token", "max_tokens", "reflection_token_limit", "data_seed", "keys")],
+)
+def test_names_of_secrets(name, secret):
+    assert is_secret(name) is secret
+
+
+@pytest.mark.parametrize("given", [["--hub_token", SECRET], [f"--hub-token={SECRET}"]])
+def test_compare_gives_its_runs_a_token_in_their_environment_alone(tmp_path, monkeypatch, given):
+    seen = tmp_path / "seen.txt"
+    child = (
+        f"import os, sys; open({str(seen)!r}, 'a').write(os.environ['HF_TOKEN'] + '\\n' + ' '.join(sys.argv) + '\\n')"
+    )
+    monkeypatch.setattr(command, "_TRAIN", [sys.executable, "-c", child])
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    words = ["compare", "--methods", "grpo", "--seeds", "0", "--output_dir", str(tmp_path / "out"), "--jobs", "1"]
+    main([*words, *given, "--learning_rate", "1e-4"])
+    token, argv = seen.read_text().splitlines()
+    assert token == SECRET and SECRET not in argv and "hub_token" not in argv and "--learning_rate 1e-4" in argv
+    for file in (tmp_path / "out").rglob("*"):
+        assert file.is_dir() or SECRET.encode() not in file.read_bytes()
+    assert (tmp_path / "out" / "settings.json").exists()
+
+
+@pytest.mark.parametrize("where", ["file", "command line"])
+def test_a_secret_within_a_mapping_is_refused_before_it_is_saved(tmp_path, config, capsys, where):
+    if where == "file":
+        words = ["--config", config(model_init_kwargs={"token": SECRET})]
+    else:
+        words = ["--config", config(), "--model_init_kwargs", f'{{"token": "{SECRET}"}}']
+    assert main(["train", *words, "--output_dir", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "model_init_kwargs.token is a secret" in said and "HF_TOKEN" in said and SECRET not in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "on_cpu"),
+    [
+        ([], False),
+        (["--use_cpu"], True),
+        (["--use_cpu=true"], True),
+        (["--use_cpu", "yes"], True),
+        (["--use_cpu", "no"], False),
+        (["--use_cpu", "--seed", "1"], True),
+    ],
+)
+def test_runs_at_once_reads_use_cpu_as_the_parser_does(monkeypatch, words, on_cpu):
+    monkeypatch.setattr(command.torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(command, "with_defaults", lambda settings, has_file: (settings, []))
+    monkeypatch.setattr(command.os, "cpu_count", lambda: 7)
+    assert command._runs_at_once(words) == (7 if on_cpu else 1)
+
+
+def test_help_lists_the_options_of_the_command_itself(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    shown = capsys.readouterr().out
+    for option in ("--config FILE.yaml", "--resume", "--check_only"):
+        assert f"\n  {option}" in shown
