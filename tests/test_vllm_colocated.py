@@ -39,8 +39,7 @@ from trainers import (
 pytest.importorskip("vllm", reason="vLLM is not installed; README says how to install its CPU build")
 if torch.cuda.is_available():
     pytest.skip("these tests are about the CPU build of vLLM", allow_module_level=True)
-# One engine for the file: under pytest-xdist all of it is one process's.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("vllm-colocated")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

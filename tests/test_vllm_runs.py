@@ -14,7 +14,6 @@ import yaml
 from safetensors.torch import load_file
 
 import prose
-from either_engine import assert_two_processes_are_told_what_they_asked
 from p2o.completions import Sampling
 from p2o.engines.frozen import transformers_model
 from p2o.pico import world
@@ -94,13 +93,6 @@ def test_a_real_model_trains_killed_and_resumed(tmp_path):
     assert templated == {1: 0.0, 2: 0.0, 3: 1.0, 4: 1.0}
     # Whether it moved depends on draws: a group has an advantage only where its rewards differ.
     assert any("lora_B" in name for name in load_file(run / "model" / "adapter_model.safetensors"))
-
-
-@pytest.mark.parametrize("engines", [2, 1])
-def test_two_processes_are_told_what_they_asked(tmp_path, engines):
-    """With an engine each, and with half of one."""
-    engine = {"use_vllm": True, "vllm_max_model_length": 1024, "vllm_tensor_parallel_size": 2 // engines}
-    assert_two_processes_are_told_what_they_asked(tmp_path, engine)
 
 
 SAMPLINGS = [(1, 1.0, 1.0, 0), (1, 0.7, 0.9, 20)]
