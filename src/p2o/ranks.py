@@ -53,7 +53,7 @@ class Ranks:
 
         store, index, count = next(rendezvous("env://", timeout=FOREVER))
         store.set_timeout(FOREVER)
-        own = PrefixStore(f"p2o/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        own = PrefixStore(f"ranks/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         local_index, local_count = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         return cls(index, count, own, local_index, local_count)
 
@@ -62,7 +62,7 @@ class Ranks:
         from torch.distributed import PrefixStore, TCPStore
 
         store = TCPStore("127.0.0.1", 0, is_master=True, timeout=FOREVER, wait_for_workers=False)
-        self.count, self.store, self.local_count = count, PrefixStore("p2o/0", store), count
+        self.count, self.store, self.local_count = count, PrefixStore("ranks/0", store), count
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
         where |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
         for index in range(1, count):
