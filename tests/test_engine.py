@@ -17,6 +17,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 from p2o import P2OConfig
 from p2o.cli.train import train
 from p2o.engines import vllm as engine
+from p2o.engines.mismatch import mismatch_metrics
 from p2o.engines.vllm_worker import EXTENSION
 from trainers import load, options
 
@@ -160,7 +161,7 @@ def test_the_names_of_trl_that_are_relied_on():
     )
     for asks in (GRPOTrainer._generate, GRPOTrainer._generate_single_turn):
         assert {"_last_loaded_step", "global_step", "sync_weights"} <= names(asks)
-    logged = engine.mismatch_metrics(*[torch.zeros(1, 1)] * 3, torch.ones(1, 1, dtype=torch.bool))
+    logged = mismatch_metrics(*[torch.zeros(1, 1)] * 3, torch.ones(1, 1, dtype=torch.bool))
     assert logged.keys() <= names(GRPOTrainer._generate_and_score_completions)
 
 
@@ -172,13 +173,13 @@ def test_mismatch_metrics_by_hand(level):
     mask = torch.tensor([[1, 1], [1, 0], [0, 0]]).bool()
     names = ["logp_difference/mean", "logp_difference/max"]
     names += [f"importance_sampling_ratio/{summary}" for summary in ("min", "mean", "max")]
-    values = engine.mismatch_metrics(trainer, sampler, ratio, mask)
+    values = mismatch_metrics(trainer, sampler, ratio, mask)
     expected = [0.5 / 3, 0.5, 1.0, (0.5**0 + 1 + torch.e**0.5) / 3, torch.e**0.5]
     if level == "sequence":
         expected[2:] = [1.0, 1.3, 1.6]
     for (name, value), short, wanted in zip(values.items(), names, expected, strict=True):
         assert short in name and value == pytest.approx([wanted])
-    nothing = engine.mismatch_metrics(trainer, sampler, ratio, torch.zeros_like(mask))
+    nothing = mismatch_metrics(trainer, sampler, ratio, torch.zeros_like(mask))
     assert all(values == [] for values in nothing.values())
 
 

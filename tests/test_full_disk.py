@@ -156,6 +156,19 @@ def test_training_on_a_disk_that_is_full_says_so_and_goes_on_later(tmp_path, con
     assert (run / "summary.json").exists() and (run / "checkpoint-1").exists()
 
 
+@pytest.mark.parametrize("name", ["versions.json", "metrics.jsonl", "summary.json"])
+def test_each_file_of_a_run_on_a_full_device_ends_it_with_a_message(tmp_path, config, capsys, name):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / name).symlink_to("/dev/full")
+    changes = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1, "prompt_phase": False, "logging_steps": 1}
+    words = ["--config", config(**changes), "--output_dir", str(run), "--evaluate_before_and_after", "false"]
+    assert main(["train", *words]) == 1
+    said = capsys.readouterr().err
+    assert f"Cannot write {run / name}: No space left on device" in said and "Traceback" not in said
+    assert (run / "config.yaml").exists() and (name != "summary.json" or (run / "model" / "model.safetensors").exists())
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 def test_a_read_only_place_is_said_to_be_one(tmp_path, capsys):
     place = tmp_path / "place"

@@ -1,6 +1,7 @@
 """Secrets among options are written nowhere and stand in no command line of a child process."""
 
 import dataclasses
+import shlex
 import sys
 
 import pytest
@@ -35,9 +36,10 @@ def test_compare_gives_its_runs_a_token_in_their_environment_alone(tmp_path, mon
     child = (
         f"import os, sys; open({str(seen)!r}, 'a').write(os.environ['HF_TOKEN'] + '\\n' + ' '.join(sys.argv) + '\\n')"
     )
-    monkeypatch.setattr(command, "_TRAIN", [sys.executable, "-c", child])
     monkeypatch.delenv("HF_TOKEN", raising=False)
+    launcher = f"{shlex.join([sys.executable, '-c', child])} {{arguments}}"
     words = ["compare", "--methods", "grpo", "--seeds", "0", "--output_dir", str(tmp_path / "out"), "--jobs", "1"]
+    words += ["--launcher", launcher]
     main([*words, *given, "--learning_rate", "1e-4"])
     token, argv = seen.read_text().splitlines()
     assert token == SECRET and SECRET not in argv and "hub_token" not in argv and "--learning_rate 1e-4" in argv

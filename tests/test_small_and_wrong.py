@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2o.checkpointing import newest_checkpoint
-from p2o.engines import vllm as engine
+from p2o.engines.mismatch import mismatch_metrics
 from p2o.identity import policy_digest, weights_digest
 from p2o.pico import world
 from p2o.prompt_phase.evolve import evolve
@@ -56,11 +56,11 @@ def test_mismatch_is_over_the_tokens_of_all_processes(processes):
 
     gathered = []
     for triples in processes:
-        engine.mismatch_metrics(*tensors(triples), lambda row: gathered.append(row) or row)
+        mismatch_metrics(*tensors(triples), lambda row: gathered.append(row) or row)
     both = [torch.cat(gathered[start::2]) for start in (0, 1)]
     asked = iter(both)
-    found = engine.mismatch_metrics(*tensors(processes[0]), lambda row: next(asked))
-    expected = engine.mismatch_metrics(*tensors([triple for triples in processes for triple in triples]))
+    found = mismatch_metrics(*tensors(processes[0]), lambda row: next(asked))
+    expected = mismatch_metrics(*tensors([triple for triples in processes for triple in triples]))
     assert {n: pytest.approx(v) for n, v in expected.items()} == found
 
 

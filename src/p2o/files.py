@@ -82,7 +82,8 @@ def write_or_undo(file: io.FileIO, content: bytes) -> None:
         while written < len(content):
             written += file.write(content[written:])
     except OSError:
-        file.truncate(end)
+        with contextlib.suppress(OSError):  # a device has nothing to cut off
+            file.truncate(end)
         raise
 
 

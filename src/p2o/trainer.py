@@ -41,7 +41,7 @@ from trl.trainer.grpo_trainer import EnvironmentFactory, RewardFunc, RolloutFunc
 from p2o import checkpointing, input_checks, model_card, thoughts
 from p2o.callbacks import Alternation, notify, report_rollouts
 from p2o.config import P2OConfig
-from p2o.engines import generation, processes, vllm
+from p2o.engines import generation, mismatch, processes, vllm
 from p2o.engines.sampled_logprobs import SampledLogprobs
 from p2o.identity import RunIdentity
 from p2o.policy_phase.context_distillation import TEMPLATED
@@ -191,7 +191,7 @@ class P2OTrainer(GRPOTrainer):
             self._policy_phase.mine(self.p2o, output, plan, rewards, is_sampled)
         if plan.two_contexts and self.args.context_distillation:
             bare = ~plan.is_templated(self.accelerator.device)
-            vllm.replace_logged_mismatch(self._metrics["train"], output, bare, self.accelerator.gather)
+            mismatch.replace_logged_mismatch(self._metrics["train"], output, bare, self.accelerator.gather)
             self._policy_phase.prepare_distillation(self.p2o, output, plan, rewards)
         return output, rewards
 
