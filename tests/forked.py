@@ -14,7 +14,7 @@ from subprocess import CompletedProcess
 IMPORTED = ["p2o.trainer", "p2o.pico.world"]
 
 
-def torchrun(script, *words, processes, environment, seconds=600):
+def torchrun(script, *words, processes, environment, directory=None, seconds=600):
     """Runs the script with these words in as many processes; one that fails ends the others, as `torchrun` has it.
 
     Returns the exit code of the first that failed, 0 where none did, and what each printed, after one another.
@@ -30,7 +30,9 @@ def torchrun(script, *words, processes, environment, seconds=600):
         for rank in range(processes):
             variables = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             log = str(Path(logs) / str(rank))
-            ranks.append(context.Process(target=_rank, args=(str(script), words, variables, log)))
+            ranks.append(
+                context.Process(target=_rank, args=(str(script), words, variables, log, directory or os.getcwd()))
+            )
             ranks[-1].start()
         code = _wait(ranks, time.monotonic() + seconds)
         said = "".join((Path(logs) / str(rank)).read_text(errors="replace") for rank in range(processes))
@@ -56,10 +58,11 @@ def _wait(ranks, until):
             rank.join()
 
 
-def _rank(script, words, variables, log):
+def _rank(script, words, variables, log, directory):
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    os.chdir(directory)
     os.environ.clear()
     os.environ.update(variables)
     sys.argv = [script, *words]

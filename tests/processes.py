@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from trl import GRPOTrainer
 
 from p2o import P2OCallback, P2OConfig, P2OTrainer
 from p2o.pico import model_path, world
+from p2o.prompt_phase.types import Reflection
 from p2o.templates import question_text
 from trainers import brute_force_logps
 
@@ -27,7 +29,7 @@ torch.set_num_threads(1)
 out = Path(sys.argv[1])
 changes = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
 sharded, partitioned = (os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED"))
-resume, fail, fail_at, lora = (changes.pop(name, None) for name in ("resume", "fail", "fail_at", "lora"))
+resume, fail, fail_at, lora, slow = (changes.pop(name, None) for name in ("resume", "fail", "fail_at", "lora", "slow"))
 rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 phase = "policy"
 policy_tokens = 0
@@ -57,6 +59,19 @@ def reward(prompts, completions, completion_ids, **kwargs):
     if phase == fail and rank == processes - 1 and fail_at in (None, trainer.state.global_step):
         raise RuntimeError(f"the {phase} phase is too much for rank {rank}")
     return [float(zlib.crc32(text.encode()) % 3 == 0) for text in texts]
+
+
+def feedback(completion, row):
+    if fail == "feedback":
+        raise RuntimeError("the feedback is too much for the first process")
+    return world.feedback(completion, row)
+
+
+def reflect_slowly(prompts, *, seed):
+    global slow
+    time.sleep(slow)
+    slow = 0.1
+    return [Reflection("```\nThink before you answer.\n```") for _ in prompts]
 
 
 trainer = P2OTrainer(
@@ -90,7 +105,8 @@ trainer = P2OTrainer(
     ),
     train_dataset=world.train_dataset(hard=12, easy=4),
     processing_class=AutoTokenizer.from_pretrained(model_path()),
-    feedback_func=world.feedback,
+    feedback_func=feedback,
+    reflect=reflect_slowly if slow else None,
     callbacks=[Tell()],
     peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None,
 )

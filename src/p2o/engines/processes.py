@@ -4,12 +4,15 @@ Evolution runs in the first process only, with its journal and its reflection en
 broadcast to the others as a task, and every process takes its part; so there is one course of evolution.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object, send_to_device
+from accelerate.utils import gather_object, send_to_device
 from torch import Tensor
 from trl.distributed import DistributedBackend
 
@@ -19,24 +22,85 @@ from p2o.seeding import derive_seed, random_stream
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-FINISHED = "finished"
+FINISHED, FAILED = "finished", "failed"
+FOREVER = timedelta(days=365)
+"""Reflections may take longer than `ddp_timeout`, after which those who wait would end the run."""
 
 
-def broadcast_task(accelerator: Accelerator, task: str, *arguments: Any) -> None:
-    """Tells the other processes, which [`serve_tasks`], what all do next."""
-    if accelerator.num_processes > 1:
-        broadcast_object_list([(task, arguments)])
+@dataclass(frozen=True)
+class Tasks:
+    """What the first process has all of them do, one task after another; the others [`serve`] meanwhile.
 
+    They wait without a limit of time: the group's messages go over sockets of the host, which are closed when the first
+    process ends.
 
-def serve_tasks(tasks: dict[str, Callable[..., Any]]) -> Any:
-    """Takes part in what the first process broadcasts, until that is `FINISHED`; returns what comes with it."""
-    while True:
-        message: list[Any] = [None]
-        broadcast_object_list(message)
-        task, arguments = message[0]
-        if task == FINISHED:
-            return arguments[0]
-        tasks[task](*arguments)
+    Args:
+        group: of all processes; None where there is only one.
+    """
+
+    group: Any = None
+
+    @classmethod
+    @contextmanager
+    def of(cls, accelerator: Accelerator) -> Iterator["Tasks"]:
+        """All processes enter it together."""
+        if accelerator.num_processes == 1:
+            yield cls()
+            return
+        group = torch.distributed.new_group(backend="gloo", timeout=FOREVER)
+        try:
+            yield cls(group)
+        finally:
+            torch.distributed.destroy_process_group(group)
+
+    def tell(self, task: str, *arguments: Any) -> None:
+        """Says what all processes do next."""
+        if self.group is not None:
+            torch.distributed.broadcast_object_list([(task, arguments)], src=0, group=self.group)
+
+    def run(self, task: str, do: Callable[..., Result], *arguments: Any) -> Result:
+        """`do(*arguments)`, while the others do their part of it."""
+        self.tell(task, *arguments)
+        try:
+            return do(*arguments)
+        except BaseException as error:
+            error.within_task = True  # type: ignore[attr-defined]
+            raise
+
+    @contextmanager
+    def told_of_failure(self) -> Iterator[None]:
+        """Inside, what ends the first process between two tasks ends the others, too, with a message.
+
+        Within a task they are not listening: there they fail themselves, or wait for the first one's end.
+        """
+        try:
+            yield
+        except BaseException as error:
+            within = any(getattr(e, "within_task", False) for e in (error, error.__cause__, error.__context__))
+            if self.group is not None and not within:
+                self.tell(FAILED, type(error).__name__, str(error), isinstance(error, KeyboardInterrupt))
+                error.in_all_processes = True  # type: ignore[attr-defined]
+            raise
+
+    def serve(self, tasks: dict[str, Callable[..., Any]]) -> Any:
+        """Takes part in what the first process says, until that is `FINISHED`; returns what comes with it.
+
+        Raises:
+            RuntimeError, KeyboardInterrupt: as the first process did.
+        """
+        while True:
+            message: list[Any] = [None]
+            torch.distributed.broadcast_object_list(message, src=0, group=self.group)
+            task, arguments = message[0]
+            if task == FINISHED:
+                return arguments[0]
+            if task == FAILED:
+                kind, said, interrupted = arguments
+                failure: Any = RuntimeError(f"The first process failed: {kind}: {said}")
+                failure = KeyboardInterrupt() if interrupted else failure
+                failure.in_all_processes = True
+                raise failure
+            tasks[task](*arguments)
 
 
 def run_in_batches(

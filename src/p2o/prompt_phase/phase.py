@@ -4,7 +4,7 @@ import logging
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from p2o.config import P2OConfig
-from p2o.engines.processes import FINISHED, broadcast_task, serve_tasks
+from p2o.engines.processes import FINISHED, Tasks
 from p2o.identity import policy_digest
 from p2o.ledger import Ledger
 from p2o.prompt_phase.evolve import evolve
@@ -94,19 +94,31 @@ class Evolution:
         """
         state.phase_ledger = Ledger()
         policy = policy_digest(self.policy, self.accelerator)
-        if not self.accelerator.is_main_process:
-            tasks: dict[str, Callable[..., Any]] = {"rollouts": self.rollouts}
-            if isinstance(self.reflect, OwnReflection):
-                tasks["reflections"] = self.reflect.in_all_processes
-            return serve_tasks(tasks)
+        with Tasks.of(self.accelerator) as tasks:
+            if not self.accelerator.is_main_process:
+                parts: dict[str, Callable[..., Any]] = {"rollouts": self.rollouts}
+                if isinstance(self.reflect, OwnReflection):
+                    parts["reflections"] = self.reflect.in_all_processes
+                return tasks.serve(parts)
+            with tasks.told_of_failure():
+                result = self._evolve(state, tasks, policy, go_on=go_on)
+            tasks.tell(FINISHED, result)
+            return result
+
+    def _evolve(self, state: P2OState, tasks: Tasks, policy: str, *, go_on: bool) -> EvolutionResult:
+        reflect = replace(self.reflect, tasks=tasks) if isinstance(self.reflect, OwnReflection) else self.reflect
+
+        def roll_out(requests: list[Request], *, seed: int) -> list[Rollout]:
+            return tasks.run("rollouts", self.rollouts, requests, seed)
+
         directory = Path(self.args.output_dir) / "evolution" / f"epoch-{state.epoch:03d}"
         if not go_on:
             shutil.rmtree(directory, ignore_errors=True)
         dataset, column = self.rollouts.dataset, self.args.solution_column
         result = evolve(
             [question(dataset, row, column) for row in state.hard_set],
-            self._roll_out,
-            self.reflect,
+            roll_out,
+            reflect,
             self._config(state),
             seed=self.args.seed,
             epoch=state.epoch,
@@ -120,12 +132,7 @@ class Evolution:
         if isinstance(self.reflect, OwnReflection):
             for event in list(self.reflect.events):
                 state.event(event, self.reflect.events.pop(event))
-        broadcast_task(self.accelerator, FINISHED, result)
         return result
-
-    def _roll_out(self, requests: list[Request], *, seed: int) -> list[Rollout]:
-        broadcast_task(self.accelerator, "rollouts", requests, seed)
-        return self.rollouts(requests, seed)
 
     def _config(self, state: P2OState) -> EvolutionConfig:
         left = remaining_rollouts(state, self.args)

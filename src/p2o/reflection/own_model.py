@@ -17,7 +17,7 @@ from p2o.config import P2OConfig
 from p2o.engines import vllm, vllm_sampling
 from p2o.engines.frozen import completion, encode, stop_tokens
 from p2o.engines.memory import out_of_memory
-from p2o.engines.processes import broadcast_task, is_sharded, run_in_batches, share
+from p2o.engines.processes import Tasks, is_sharded, run_in_batches, share
 from p2o.prompt_phase.traces import PromptLimit, prompt_limit
 from p2o.prompt_phase.types import Reflection, ReflectionError
 from p2o.reflection.model import as_requests, prompt_tokens, transformers_reflection
@@ -43,6 +43,7 @@ class OwnReflection:
         template_options: for the chat template, as rollouts have them.
         prompt_limit: the longest prompt; None for no limit.
         events: incidents by their names, for whoever collects them.
+        tasks: through which the first process has all of them reflect.
     """
 
     accelerator: Accelerator
@@ -58,6 +59,7 @@ class OwnReflection:
     template_options: dict[str, Any]
     prompt_limit: PromptLimit | None
     events: Counter[str] = field(default_factory=Counter)
+    tasks: Tasks = field(default_factory=Tasks)
 
     def __call__(self, prompts: list[str], *, seed: int) -> list[Reflection]:
         """Reflections in the order of the prompts; one for which even alone memory does not suffice has an `error`.
@@ -65,8 +67,7 @@ class OwnReflection:
         Raises:
             ReflectionError: that is so of all of them.
         """
-        broadcast_task(self.accelerator, "reflections", prompts, seed)
-        reflections = self.in_all_processes(prompts, seed)
+        reflections = self.tasks.run("reflections", self.in_all_processes, prompts, seed)
         if reflections and all(reflection.error for reflection in reflections):
             raise ReflectionError(reflections[0].error, reflections)
         return reflections
