@@ -347,7 +347,7 @@ def test_a_disk_that_takes_no_more_is_a_message(tmp_path, monkeypatch, capsys, n
         patch.setattr("os.fsync", sync)
         assert main([*COMMAND, "--output_dir", str(tmp_path)]) == 1
     said = " ".join(capsys.readouterr().err.split())
-    assert f"Cannot write: {os.strerror(number)}" in said and "same command again to continue" in said
+    assert "Cannot write " in said and f": {os.strerror(number)}." in said and "same command again to continue" in said
     kept = lines(tmp_path / "transcripts.jsonl")
     assert len(kept) >= 6
     run(tmp_path)

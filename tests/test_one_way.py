@@ -63,7 +63,8 @@ def in_training(path, tmp_path):
 def in_the_prompt_phase(path, tmp_path):
     trainer = make(tmp_path, reward=reward, tokenizer=AutoTokenizer.from_pretrained(path), max_completion_length=48)
     trainer.feedback_func = feedback
-    trainer.policy_rollouts([(Question(n, "", ""), "") for n in range(8)], 0)
+    for rollout in trainer.policy_rollouts([(Question(n, "", ""), "") for n in range(8)], 0):
+        assert rollout.feedback
 
 
 def command(name, path, tmp_path, *options):

@@ -97,7 +97,7 @@ def test_loss_and_gradient_equal_the_definition(tmp_path, loss_type, mode):
             if mode == "hard":
                 factor = (~outside).float()
             elif mode == "soft":
-                factor = torch.where(outside, ratio.clamp(low, high) / ratio, 1.0)
+                factor = torch.where(outside, ratio.clamp(low, high) / ratio, 1.0).clamp(max=max(high, 1.0))
         on_policy = (logps - logps.detach()).exp()  # 1, with the gradient of the policy ratio
         if loss_type in ("cispo", "vespo"):
             # Both weigh log-probabilities by a constant: min(1, ε_high) = ε_high here, and φ(1) = 1.

@@ -5,6 +5,7 @@ import zlib
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import GRPOTrainer
 
 from p2o import P2OCallback, P2OConfig, P2OTrainer
 from p2o.pico import model_path, world
