@@ -76,7 +76,7 @@ def in_prompt_phase(trainer):
     trainer.feedback_func = lambda completion, row: said.append(completion) or ""
     rollouts = trainer.policy_rollouts(requests, 1)
     ids = [trainer.processing_class(r.completion)["input_ids"] for r in rollouts]
-    assert [r.completion for r in rollouts] == said
+    assert all(r.feedback == "" for r in rollouts) and [r.completion for r in rollouts] == said
     return ids
 
 
