@@ -12,12 +12,10 @@ hash of the completion, so that whatever the model can do there are successes, h
 import argparse
 import hashlib
 import json
-import multiprocessing
 import os
 import random
 import shutil
 import signal
-import socket
 import tempfile
 import time
 import zlib
@@ -26,10 +24,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import forked
+
 from p2o.checkpointing import STAGING_DIR
 from p2o.seeding import derive_seed
 
-MODULES = ["p2o.trainer", "p2o.pico.world"]
 WRITING = 0.3
 """Seconds within which, from its beginning, the writing of a checkpoint is interrupted, or just over."""
 
@@ -128,16 +127,8 @@ class Job:
 
     @classmethod
     def start(cls, directory: Path, count: int, *, resume: bool = False) -> "Job":
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        several = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        ranks = [{**several, "RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {} for rank in range(count)]
-        # Its chatter belongs to nobody.
-        processes = [_context().Process(target=_quietly, args=(str(directory), resume, rank)) for rank in ranks]
-        for process in processes:
-            process.start()
-        return cls(directory, processes)
+        given = {"logs": directory, "processes": count, "launched": count > 1}
+        return cls(directory, forked.start(run_to_the_end, str(directory), resume, **given))
 
     def is_alive(self) -> bool:
         return all(process.is_alive() for process in self.processes)
@@ -156,7 +147,7 @@ class Job:
         for process in self.processes:
             process.join()
         if any(process.exitcode for process in self.processes):
-            raise RuntimeError(f"The run failed:\n{(self.directory / 'log').read_text()[-4000:]}")
+            raise RuntimeError(f"The run failed:\n{forked.printed(self.directory)[-4000:]}")
         return (self.directory / "end").read_text()
 
     def wait_for(self, moment: str, rng: random.Random, seconds: float) -> str:
@@ -182,11 +173,10 @@ def kill_and_resume(
     kills: int, seed: int, work: Path, processes: int = 1, moments: Sequence[str] = ("policy", "prompt")
 ) -> list[Kill]:
     """Kills `kills` runs, each at one of the `moments` in turn, and resumes each to its end."""
-    imported = _context().Process(target=_nothing)
-    imported.start()  # the first one waits for the imports
-    imported.join()
     straight = work / "straight"
     straight.mkdir(parents=True)
+    for process in forked.start(_nothing, logs=straight):  # the first one waits for the imports
+        process.join()
     began = time.monotonic()
     expected = Job.start(straight, processes).end()
     seconds = time.monotonic() - began
@@ -209,26 +199,12 @@ def kill_and_resume(
     return results
 
 
-def _context() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(MODULES)
-    return context
-
-
 def _nothing() -> None: ...
 
 
 def _phase(directory: Path) -> str:
     path = directory / "phase"
     return (path.read_text() if path.exists() else "") or "start"
-
-
-def _quietly(directory: str, resume: bool, rank: dict[str, str]) -> None:
-    os.environ.update(rank)
-    log = os.open(Path(directory) / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    run_to_the_end(directory, resume)
 
 
 def main() -> None:

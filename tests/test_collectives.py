@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import p2o
-from forked import torchrun
 from test_processes import alike, launch
+from torchrun import torchrun
 
 pytestmark = pytest.mark.slow
 P2O = Path(p2o.__file__).parent / "__main__.py"

@@ -12,7 +12,7 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from transformers import AutoModelForCausalLM
 
-from forked import torchrun
+from torchrun import torchrun
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parent / "processes.py"

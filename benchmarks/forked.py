@@ -1,0 +1,56 @@
+"""Processes forked from one that has imported TRL and torch: for each by itself that takes ten seconds of a processor,
+longer than most small runs."""
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+IMPORTED = ["p2o.trainer", "p2o.pico.world"]
+
+
+def start(
+    function: Callable[..., None],
+    *arguments: Any,
+    logs: Path,
+    processes: int = 1,
+    launched: bool = True,
+    environment: Mapping[str, str] | None = None,
+) -> list[Any]:
+    """Calls `function(*arguments)` in as many processes.
+
+    Args:
+        logs: the directory to whose files `log-RANK` they add what they print.
+        launched: whether their environment says what a launcher tells the processes of a job.
+        environment: what else it says; as here when None.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
+    job |= {"MASTER_PORT": str(port)}
+    started = []
+    for rank in range(processes):
+        own = {**job, "RANK": str(rank), "LOCAL_RANK": str(rank)} if launched else {}
+        variables = {**(os.environ if environment is None else environment), **own}
+        started.append(context.Process(target=_run, args=(str(logs / f"log-{rank}"), variables, function, arguments)))
+        started[-1].start()
+    return started
+
+
+def printed(logs: Path) -> str:
+    """What the processes printed, one after another."""
+    return "".join(path.read_text(errors="replace") for path in sorted(logs.glob("log-*")))
+
+
+def _run(log: str, variables: dict[str, str], function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ.clear()
+    os.environ.update(variables)
+    function(*arguments)
