@@ -117,7 +117,7 @@ def test_verifiers_read_the_same_in_evaluation(verifier, template, thinks):
     prompt_ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]
     texts = [answer, "Answer: no", f"Answer: {answer}", f"<think>{answer}</think> Answer: no", f"<think>{answer}", ""]
     ids = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
-    found = decode(tokenizer, [prompt_ids] * len(texts), ids, chat=True)
+    found = decode(tokenizer, [prompt_ids] * len(texts), ids, [True] * len(texts))
     reading = thought_reading("auto", tokenizer)
     (trained,) = reading.given_to(getattr(rewards, verifier))
     (scored,) = reading.given_to(scorer(verifier))

@@ -10,28 +10,27 @@ from p2o.thoughts import decoder, special_marks
 
 
 def decode(
-    tokenizer: Any, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]], *, chat: bool
+    tokenizer: Any,
+    prompt_ids: Sequence[Sequence[int]],
+    completion_ids: Sequence[Sequence[int]],
+    chats: Sequence[bool],
 ) -> list[Decoded]:
     """Completions as `GRPOTrainer._generate` hands them to reward functions, each decoded once.
 
     Args:
         tokenizer: one with a response template, or a response schema, parses what answers a chat.
         prompt_ids: tokens that the completions go on from; the start of a message may stand there.
-        chat: whether the prompts are chats, not texts.
+        chats: of each prompt, whether it is a chat, not a text.
     """
+    parses = getattr(tokenizer, "response_template", None) or getattr(tokenizer, "response_schema", None)
+    marked = decoder(tokenizer) if special_marks(tokenizer) else None
+
+    def one(prefix: Sequence[int], ids: Sequence[int], chat: bool, text: str) -> Decoded:
+        if not (chat and parses):
+            return as_message(text, chat=chat, answer=marked(ids) if marked else text, ids=ids)
+        message = parse_response(tokenizer, list(ids), prefix=list(prefix))
+        thought = bool(message.get("reasoning_content") or message.get("thinking"))
+        return Decoded([message], text, message.get("content") or "", thought, ids)
+
     texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-    if chat and (getattr(tokenizer, "response_template", None) or getattr(tokenizer, "response_schema", None)):
-        parsed = [
-            parse_response(tokenizer, list(ids), prefix=list(prefix))
-            for prefix, ids in zip(prompt_ids, completion_ids, strict=True)
-        ]
-        thought = [bool(m.get("reasoning_content") or m.get("thinking")) for m in parsed]
-        found = zip(parsed, texts, thought, completion_ids, strict=True)
-        return [Decoded([m], text, m.get("content") or "", taken_out, ids) for m, text, taken_out, ids in found]
-    answers = texts
-    if special_marks(tokenizer):
-        answers = [*map(decoder(tokenizer), completion_ids)]
-    return [
-        as_message(text, chat=chat, answer=answer, ids=ids)
-        for text, answer, ids in zip(texts, answers, completion_ids, strict=True)
-    ]
+    return [one(*row) for row in zip(prompt_ids, completion_ids, chats, texts, strict=True)]

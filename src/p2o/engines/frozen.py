@@ -220,10 +220,7 @@ def transformers_complete(
         how: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "halving": halving, "first": first}
         sampled = sample_tokens(model, tokenizer, encoded, sampling, **how)
         stops = stop_tokens(model, tokenizer)
-        return [
-            answer(tokenizer, prompt, ids, tokens, truncated=_is_cut_off(tokens, stops))
-            for prompt, ids, tokens in zip(prompts, encoded, sampled, strict=True)
-        ]
+        return answers(tokenizer, prompts, encoded, sampled, [_is_cut_off(tokens, stops) for tokens in sampled])
 
     return complete
 
@@ -240,13 +237,20 @@ def completion(
     )
 
 
-def answer(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, prompt_ids: list[int], tokens: list[int], *, truncated: bool
-) -> Completion:
-    """A completion with what reward functions are handed of it; its text has the marks of thoughts."""
-    (decoded,) = decode(tokenizer, [prompt_ids], [tokens], chat=not isinstance(prompt, str))
-    text = decoder(tokenizer)(tokens) if special_marks(tokenizer) else decoded.text
-    return Completion(text, len(prompt_ids), len(tokens), truncated=truncated, decoded=decoded)
+def answers(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    prompt_ids: list[list[int]],
+    sampled: list[list[int]],
+    truncated: Sequence[bool],
+) -> list[Completion]:
+    """Completions with what reward functions are handed of them; their texts have the marks of thoughts."""
+    decoded = decode(tokenizer, prompt_ids, sampled, [not isinstance(prompt, str) for prompt in prompts])
+    texts = [*map(decoder(tokenizer), sampled)] if special_marks(tokenizer) else [one.text for one in decoded]
+    return [
+        Completion(text, len(ids), len(tokens), truncated=cut_off, decoded=one)
+        for text, ids, tokens, cut_off, one in zip(texts, prompt_ids, sampled, truncated, decoded, strict=True)
+    ]
 
 
 def _is_cut_off(tokens: list[int], stops: set[int]) -> bool:
@@ -359,10 +363,8 @@ def _vllm_complete(engine: Any, tokenizer: PreTrainedTokenizerBase, **template_o
         encoded = encode(tokenizer, prompts, **template_options)
         outputs = engine.generate([{"prompt_token_ids": ids} for ids in encoded], params, use_tqdm=False)
         said = [output.outputs[0] for output in outputs]  # one of each prompt
-        return [
-            answer(tokenizer, prompt, ids, list(one.token_ids), truncated=one.finish_reason == "length")
-            for prompt, ids, one in zip(prompts, encoded, said, strict=True)
-        ]
+        sampled, cut_off = [list(one.token_ids) for one in said], [one.finish_reason == "length" for one in said]
+        return answers(tokenizer, prompts, encoded, sampled, cut_off)
 
     return complete
 

@@ -124,7 +124,7 @@ class PolicyRollouts:
 
     def _decode(self, generated: list[Generated], *, chat: bool) -> list[Decoded]:
         ids = [one.completion_ids for one in generated]
-        return decode(self.tokenizer, [one.prompt_ids for one in generated], ids, chat=chat)
+        return decode(self.tokenizer, [one.prompt_ids for one in generated], ids, [chat] * len(ids))
 
     def _score(
         self, rows: list[dict[str, Any]], generated: list[Generated], decoded: list[Decoded], total: int, seed: int
