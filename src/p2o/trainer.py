@@ -340,9 +340,11 @@ class P2OTrainer(GRPOTrainer):
         """As `Trainer.evaluate`; `<prefix>_accuracy` is the share of successes, by the same criterion as in mining."""
         input_checks.check_evaluation(self.args)
         self._evaluation = EvaluationSet(self.args, self.accelerator, metric_key_prefix, self.callback_handler)
-        with random_stream(derive_seed(self.args.seed, "evaluation")):
-            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        self._evaluation = None
+        try:
+            with random_stream(derive_seed(self.args.seed, "evaluation")):
+                metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        finally:
+            self._evaluation = None
         self.p2o.watch_accuracy(metric_key_prefix, metrics, self.args.regression_margin)
         return metrics
 
@@ -363,8 +365,7 @@ class P2OTrainer(GRPOTrainer):
         """
         checkpoint = checkpointing.resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
         fingerprint = self.fingerprint()  # of the model before it is trained, and by all processes
-        # Steps are counted from zero again, with other weights.
-        self._last_loaded_step, self._resumed, self._evaluation = -1, False, None
+        self._last_loaded_step, self._resumed = -1, False  # steps are counted from zero again, with other weights
         if checkpoint is not None:
             self.p2o, self._buffered_inputs = checkpointing.load(checkpoint, self.accelerator, fingerprint)
             self._resumed, self._step = True, self.p2o.trainer_step

@@ -7,7 +7,6 @@ broadcast to the others as a task, and every process takes its part; so there is
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -17,22 +16,21 @@ from torch import Tensor
 from trl.distributed import DistributedBackend
 
 from p2o.engines.memory import Halving
+from p2o.ranks import FOREVER
 from p2o.seeding import derive_seed, random_stream
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 FINISHED, FAILED = "finished", "failed"
-FOREVER = timedelta(days=365)
-"""Reflections may take longer than `ddp_timeout`, after which those who wait would end the run."""
 
 
 @dataclass(frozen=True)
 class Tasks:
     """What the first process has all of them do, one task after another; the others [`serve`] meanwhile.
 
-    They wait without a limit of time: the group's messages go over sockets of the host, which are closed when the first
-    process ends.
+    They wait without a limit of time, since a reflection may take longer than `ddp_timeout`: the group's messages go
+    over sockets of the host, which are closed when the first process ends.
 
     Args:
         group: of all processes; None where there is only one.

@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers.trainer_callback import CallbackHandler
 from trl.trainer.utils import is_async_callable, nanstd
 
 from p2o.config import P2OConfig
+from p2o.engines.mismatch import Spread, spreads, summaries
 from p2o.engines.processes import all_reduce_sum
 from p2o.policy_phase.rewards import Rewards
 from p2o.policy_phase.rollouts import Completions
@@ -89,7 +90,7 @@ class EvaluationSet:
     tokens: list[float] = field(default_factory=list)
     loss: list[float] = field(default_factory=lambda: [0.0, 0.0])
     by_functions: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0, 0.0]))
-    spreads: "defaultdict[str, Spread]" = field(default_factory=lambda: defaultdict(Spread))
+    spreads: defaultdict[str, Spread] = field(default_factory=lambda: defaultdict(Spread))
 
     @property
     def name(self) -> str:
@@ -110,7 +111,7 @@ class EvaluationSet:
         return self.batches[-1]
 
     def add_completions(self, generated: tuple[Any, ...], ends: Sequence[int | None]) -> tuple[Any, ...]:
-        """Completions of this process\'s rows; returns what was `generated`.
+        """Completions of this process's rows; returns what was `generated`.
 
         Args:
             generated: by TRL: prompts, completions, and which of their tokens the model has written, or None; and more.
@@ -187,14 +188,11 @@ class EvaluationSet:
         self.loss = [self.loss[0] + total, self.loss[1] + weight]
         return loss
 
-    def _add_mismatch(self, output: dict[str, Tensor], mask: Tensor) -> None:
-        difference = (output["old_per_token_logps"] - output["sampling_per_token_logps"]).abs()
-        # Tokens the engine could not score carry NaN.
-        self.spreads["sampling/sampling_logp_difference"].add(difference[mask & ~difference.isnan()])
-        ratio = output["importance_sampling_ratio"]
-        rows = slice(0, self.batches[-1].real)
-        ratios = ratio[mask] if ratio.shape == mask.shape else ratio[rows].flatten()
-        self.spreads["sampling/importance_sampling_ratio"].add(ratios)
+    def _add_mismatch(self, output: dict[str, Tensor], mask: Bool[Tensor, "rows completion"]) -> None:
+        trained, sampled = output["old_per_token_logps"], output["sampling_per_token_logps"]
+        is_real = torch.arange(len(mask), device=mask.device) < self.batches[-1].real
+        for name, spread in spreads(trained, sampled, output["importance_sampling_ratio"], mask, is_real).items():
+            self.spreads[name].merge(spread)
 
     # -- of the whole set ----------------------------------------------------------------------------------------------
 
@@ -274,30 +272,7 @@ class EvaluationSet:
         for mine in gather_object([dict(self.spreads)]):
             for name, spread in mine.items():
                 found[name].merge(spread)
-        metrics: dict[str, float] = {}
-        for name, spread in found.items():
-            if spread.count:
-                metrics |= {f"{name}/mean": spread.total / spread.count, f"{name}/max": spread.high}
-                metrics |= {f"{name}/min": spread.low} if name.endswith("ratio") else {}
-        return metrics
-
-
-@dataclass
-class Spread:
-    """Sum, number, least and greatest of values."""
-
-    total: float = 0.0
-    count: int = 0
-    low: float = math.inf
-    high: float = -math.inf
-
-    def add(self, values: Tensor) -> None:
-        if values.numel():
-            self.merge(Spread(float(values.double().sum()), values.numel(), float(values.min()), float(values.max())))
-
-    def merge(self, other: "Spread") -> None:
-        self.total, self.count = self.total + other.total, self.count + other.count
-        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        return {name: values[0] for name, values in summaries(found).items() if values}
 
 
 # -- what of a batch is generated and judged ---------------------------------------------------------------------------
