@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from p2o import P2OConfig, P2OTrainer
 from p2o.checkpointing import check_parts, newest_checkpoint
+from p2o.files import sampled_digest
 from p2o.pico import model_path, world
 from p2o.state import CheckpointError
 
@@ -200,12 +201,40 @@ def test_every_file_that_was_cut_is_named(run, tmp_path):
                 check_parts(copy)
 
 
+def test_every_file_of_another_step_is_named(run, tmp_path):
+    """Most of them have the same length at every step."""
+    swapped = []
+    for name in files(run[0] / "checkpoint-2"):
+        other = (run[0] / "checkpoint-1" / name).read_bytes()
+        if other != (run[0] / "checkpoint-2" / name).read_bytes() and name != "p2o_files.json":
+            copy = shutil.copytree(run[0] / "checkpoint-2", tmp_path / name / "checkpoint-2")
+            (copy / name).write_bytes(other)
+            with pytest.raises(CheckpointError, match=name):
+                check_parts(copy)
+            swapped.append(name)
+    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "p2o_state.json", "trainer_state.json"} <= set(swapped)
+
+
+def test_a_long_file_is_told_from_others_by_samples(tmp_path):
+    path, content = tmp_path / "a", bytearray(range(256)) * 4
+    path.write_bytes(content)
+    seen = sampled_digest(path, blocks=4, size=16)
+    for place in (0, 1023, 343, 680):  # in the blocks: the first, the last, and where two between begin
+        path.write_bytes(content[:place] + b"\x99\x98"[place % 2 : place % 2 + 1] + content[place + 1 :])
+        assert sampled_digest(path, blocks=4, size=16) != seen
+    path.write_bytes(content[:-1])
+    assert sampled_digest(path, blocks=4, size=16) != seen
+    path.write_bytes(content)
+    assert sampled_digest(path, blocks=4, size=16) == seen
+
+
 BROKEN = ["", "null", "3", '{"version": 1}', '{"version": 1, "fingerprint": 3}', "\x00", "[1]"]
 
 
 @pytest.mark.parametrize("name", ["p2o_state.json", "p2o_files.json"])
 def test_a_damaged_list_or_state_is_said_to_be_damaged(run, tmp_path, name):
     shutil.copytree(run[0] / "checkpoint-2", tmp_path / "checkpoint-2")
+    (tmp_path / "checkpoint-2" / "p2o_files.json").unlink()  # else it says so first
     trainer = make(tmp_path)
     for content in BROKEN:
         (tmp_path / "checkpoint-2" / name).write_text(content)

@@ -16,7 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from p2o.engines.processes import all_reduce_max, failed_together
-from p2o.files import sync, sync_tree, write_errors, write_whole
+from p2o.files import sampled_digest, sync, sync_tree, write_errors, write_whole
 from p2o.seeding import set_rng_states
 from p2o.state import STATE_FILE, CheckpointError, P2OState
 
@@ -24,8 +24,8 @@ BUFFER_FILE = "p2o_buffer_{process}.pt"
 STAGING_DIR = ".incomplete"
 
 MANIFEST = "p2o_files.json"
-# Files whose length is fixed once they are written; others, such as a model card, may be edited.
-_BINARY = (".pt", ".pth", ".bin", ".safetensors", ".distcp")
+# Files that nobody edits; others, such as a model card or config.json, may be.
+_UNEDITED = ("*.pt", "*.pth", "*.bin", "*.safetensors", "*.distcp", TRAINER_STATE_NAME, STATE_FILE)
 # What transformers, FSDP (folders) and DeepSpeed (`global_step…`) call what a run continues from beside its weights.
 _PARTS = {
     "the optimizer's state": ("optimizer*", "global_step*"),
@@ -53,8 +53,8 @@ class StagedCheckpoint:
     def publish(self) -> None:
         """Renames it to its final path once it is flushed to disk, with a list of its files."""
         files = [path for path in self.path.rglob("*") if path.is_file()]
-        sizes = {str(path.relative_to(self.path)): path.stat().st_size for path in files}
-        write_whole(self.path / MANIFEST, json.dumps(sizes, indent=1, sort_keys=True))
+        listed = {str(path.relative_to(self.path)): [path.stat().st_size, sampled_digest(path)] for path in files}
+        write_whole(self.path / MANIFEST, json.dumps(listed, indent=1, sort_keys=True))
         sync_tree(self.path)
         if self.final.exists():
             os.replace(self.final, self.path.parent / "replaced")
@@ -183,7 +183,7 @@ def check_parts(checkpoint: Path) -> None:
 
     Raises:
         CheckpointError: it lacks the state of the optimizer, the scheduler, the random generators or the trainer, or a
-            file is missing or cut; each is named.
+            file is missing, cut, or not the one that was written with it; each is named.
     """
     if not checkpoint.is_dir():
         raise CheckpointError(f"{checkpoint} is not there.")
@@ -191,12 +191,16 @@ def check_parts(checkpoint: Path) -> None:
     if not any(checkpoint.glob("rng_state*.pth")):
         here.append("the random generators' states")
     problems = [f"it has no file with {', '.join(here)}"] if here else []
-    for name, size in _sizes(checkpoint).items():
+    for name, (size, digest) in _listed(checkpoint).items():
         path = checkpoint / name
         if not path.exists():
             problems.append(f"{name} is missing")
-        elif path.suffix in _BINARY and path.stat().st_size != size:
+        elif not any(path.match(pattern) for pattern in _UNEDITED):
+            continue
+        elif path.stat().st_size != size:
             problems.append(f"{name} has {path.stat().st_size:,} of {size:,} bytes")
+        elif sampled_digest(path) != digest:
+            problems.append(f"{name} is damaged, or of another checkpoint")
     if problems:
         raise CheckpointError(
             f"{checkpoint} cannot be continued exactly: {'; '.join(problems)}. Resume from another checkpoint; or take "
@@ -204,18 +208,20 @@ def check_parts(checkpoint: Path) -> None:
         )
 
 
-def _sizes(checkpoint: Path) -> dict[str, int]:
-    """Of the files that it was written with, but for documents; empty where an earlier release wrote it.
+def _listed(checkpoint: Path) -> dict[str, tuple[int, str]]:
+    """Lengths and digests of the files that it was written with, but for documents; empty where there is no list.
 
     Raises:
         CheckpointError: the list is damaged.
     """
     path = checkpoint / MANIFEST
+    if not path.exists():
+        return {}
     try:
-        sizes = dict(json.loads(path.read_text())) if path.exists() else {}
-    except (ValueError, TypeError) as error:
+        listed = {str(name): (int(size), str(digest)) for name, (size, digest) in json.loads(path.read_text()).items()}
+    except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); resume from another checkpoint.") from None
-    return {name: size for name, size in sizes.items() if not name.endswith(".md")}
+    return {name: entry for name, entry in listed.items() if not name.endswith(".md")}
 
 
 def scale_learning_rates(optimizer: Any, scheduler: Any, factor: float) -> None:
