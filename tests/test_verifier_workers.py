@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-
 from hostile import GOLD, STUCK, hostile_completions, rows
+
 from p2o.cli import main
 from p2o.verifiers import Limits, Pool, count_reasons, verify
 
@@ -27,7 +27,7 @@ def short():
 @pytest.mark.parametrize("verifier", ["math", "exact"])
 def test_no_hostile_completion_hangs_or_kills_or_is_rewarded(short, verifier):
     completions = hostile_completions()
-    assert len(completions) >= 200
+    assert len(completions) >= 300
     verdicts = verify(completions, rows(GOLD) * len(completions), verifier, pool=short)
     rewarded = [c[:80] for c, v in zip(completions, verdicts, strict=True) if v.reward]
     assert len(verdicts) == len(completions) and not rewarded

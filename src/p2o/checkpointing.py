@@ -196,7 +196,7 @@ def check_parts(checkpoint: Path) -> None:
         if not path.exists():
             problems.append(f"{name} is missing")
         elif not any(path.match(pattern) for pattern in _UNEDITED):
-            continue
+            problems += [f"{name} is not JSON"] if path.suffix == ".json" and not _is_json(path) else []
         elif path.stat().st_size != size:
             problems.append(f"{name} has {path.stat().st_size:,} of {size:,} bytes")
         elif sampled_digest(path) != digest:
@@ -206,6 +206,14 @@ def check_parts(checkpoint: Path) -> None:
             f"{checkpoint} cannot be continued exactly: {'; '.join(problems)}. Resume from another checkpoint; or take "
             "its weights as the model of a new run. (A run with save_only_model=True writes no other kind.)"
         )
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return True
 
 
 def _listed(checkpoint: Path) -> dict[str, tuple[int, str]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from trl import GRPOConfig
 
 from p2o.batch_sizes import BatchSizes
-from p2o.options import check_least
+from p2o.options import RANGES_OF_TRL, check_ranges
 from p2o.prompt_phase.options import EvolutionOptions
 from p2o.reflection.options import ReflectionOptions
 from p2o.thoughts import HELP as THOUGHTS_HELP
@@ -188,15 +188,25 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
             raise
         if problem := replace(sizes, processes=self.world_size).problem():
             raise ValueError(problem)
+        self._check_each_option()
+        self._check_combinations()
+        self.check_evolution()
+        self.check_reflection()
+
+    def _check_each_option(self) -> None:
         choices = {
             "context_mask": ("hard", "soft", "off"),
             "old_logprobs_context": ("bare", "rollout"),
             "thoughts": THOUGHTS,
+            # TRL's own, which it looks at when the first rollouts have been generated
+            "scale_rewards": ("group", "batch", "none"),
+            "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+            "vllm_importance_sampling_mode": ("sequence_mask", "sequence_truncate", "token_mask", "token_truncate"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(allowed)}.")
-        least = {
+        ranges: dict[str, float | str] = {
             "prompt_phase_batch_size": 1,
             "bare_rollouts_per_group": 0,
             "reused_rollouts_per_group": 0,
@@ -204,8 +214,14 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
             "max_prompt_length": 1,
             "max_rollouts": 1,
             "max_prompt_phases": 1,
+            "length_change_factor": "(1, inf)",
+            "regression_margin": 0,
         }
-        check_least(self, least)
+        check_ranges(self, {**RANGES_OF_TRL, **ranges})
+        if not isinstance(self.chat_template_kwargs or {}, dict):
+            raise ValueError(f"chat_template_kwargs={self.chat_template_kwargs!r} is no mapping of options to values.")
+
+    def _check_combinations(self) -> None:
         if self.bare_rollouts_per_group >= self.num_generations:
             raise ValueError(
                 f"bare_rollouts_per_group={self.bare_rollouts_per_group} must be smaller than "
@@ -228,12 +244,6 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
                 f"The context ratio's range [{self.context_ratio_min}, {self.context_ratio_max}] must satisfy "
                 "0 < context_ratio_min < context_ratio_max."
             )
-        if not self.length_change_factor > 1:
-            raise ValueError(f"length_change_factor={self.length_change_factor} must be greater than 1.")
-        if self.regression_margin < 0:
-            raise ValueError(f"regression_margin={self.regression_margin} must not be negative.")
-        self.check_evolution()
-        self.check_reflection()
 
     def steps_within_budget(self, planned: int) -> int:
         """At most how many optimizer steps, of those planned, `max_rollouts` allows.

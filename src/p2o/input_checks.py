@@ -26,8 +26,6 @@ def check_arguments(
     for option, value in (("tools", tools), ("environment_factory", environment_factory)):
         if value is not None:
             raise ValueError(f"P2OTrainer does not support `{option}`: templates are defined for single turns.")
-    if not isinstance(args.chat_template_kwargs or {}, dict):
-        raise ValueError(f"chat_template_kwargs={args.chat_template_kwargs!r} is no mapping of options to values.")
     if not reward_funcs:
         raise ValueError("P2OTrainer needs reward_funcs: which questions are hard shows in the rewards.")
     if args.reused_rollouts_per_group and rollout_func is not None:

@@ -161,8 +161,8 @@ def prepare(argv: list[str], output_dir: str) -> Run:
         train_dataset, report, final_datasets = load_questions(arguments, training, model)
         eval_datasets = final_datasets
     if report is None or not report.stops:
-        for data in (train_dataset, *final_datasets.values()):
-            refuse_missing_columns(rewards, names, data.column_names)
+        for where, data in {str(arguments.dataset_name): train_dataset, **final_datasets}.items():
+            refuse_missing_columns(rewards, names, data.column_names, where)
         if training.eval_strategy != "no" and not eval_datasets:
             raise InputError(
                 f"eval_strategy is {training.eval_strategy}, but there are no evaluation questions: set "

@@ -22,7 +22,7 @@ from p2o.evaluation.evaluate import evaluate
 from p2o.evaluation.results import by_question, default_ks, question_key, summarise
 from p2o.evaluation.types import QuestionSet, Sample
 from p2o.ledger import Ledger
-from p2o.options import check_least
+from p2o.options import check_ranges
 from p2o.ranks import Ranks
 from p2o.state import write_json
 
@@ -51,7 +51,7 @@ class EvalArguments(FrozenArguments):
 
     def check(self) -> None:
         super().check()
-        check_least(self, {"n": 1, "questions_per_batch": 1})
+        check_ranges(self, {"n": 1, "questions_per_batch": 1})
         if self.n > 1 and not self.temperature:
             raise ValueError("At --temperature 0 all answers to a question are the same: evaluate with --n 1.")
 
@@ -189,7 +189,7 @@ def _compare(argv: list[str], console: Console, ranks: Ranks) -> int:
         (arguments,) = parser.parse_args_into_dataclasses(
             args=[normalized_option(word) for word in argv], look_for_args_file=False
         )
-        check_least(arguments, {"resamples": 100, "questions": 0})
+        check_ranges(arguments, {"resamples": 100, "questions": 0})
         if len(arguments.compare) != 2:
             raise ValueError(f"--compare takes two evaluations, not {len(arguments.compare)}.")
         first, second = (_read(Path(name)) for name in arguments.compare)

@@ -23,7 +23,7 @@ from p2o.evaluation.types import RIGHT, QuestionSet
 from p2o.files import write_whole
 from p2o.ledger import Ledger
 from p2o.models import NAMED_MODELS
-from p2o.options import check_least
+from p2o.options import check_ranges
 from p2o.prompt_phase.evolve import evolve
 from p2o.prompt_phase.frozen_policy import FrozenPolicy, Groups, gains, hard_questions
 from p2o.prompt_phase.options import EvolutionOptions
@@ -52,7 +52,7 @@ class EvolveArguments(FrozenArguments, EvolutionOptions, ReflectionOptions, Func
 
     def check(self) -> None:
         super().check()
-        check_least(self, {"num_generations": 1, "confirm_samples": 0})
+        check_ranges(self, {"num_generations": 1, "confirm_samples": 0})
         self.check_evolution()
         self.check_reflection()
 

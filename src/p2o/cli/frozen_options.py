@@ -13,7 +13,7 @@ from p2o.cli.words import normalized_option, take_option
 from p2o.completions import Sampling
 from p2o.engines.endpoint import check_base_url
 from p2o.models import NAMED_MODELS
-from p2o.options import check_least
+from p2o.options import check_ranges
 from p2o.thoughts import HELP, THOUGHTS
 from p2o.verifiers import VERIFIERS
 
@@ -119,13 +119,13 @@ class FrozenArguments(ModelArguments, SamplingArguments, QuestionArguments):
         Raises:
             ValueError: an option out of its range, or options that do not go together.
         """
-        least = {"max_completion_length": 1, "temperature": 0, "top_k": 0, "batch_size": 1, "concurrency": 1}
-        least |= {"vllm_tensor_parallel_size": 1, "vllm_data_parallel_size": 1}
-        check_least(self, {**least, "max_retries": 0, "limit": 1})
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} must be greater than 0 and at most 1.")
-        if not self.timeout > 0:
-            raise ValueError(f"timeout={self.timeout} must be greater than 0.")
+        ranges: dict[str, float | str] = {
+            **dict.fromkeys(("temperature", "top_k", "max_retries"), 0),
+            **dict.fromkeys(("max_completion_length", "batch_size", "concurrency", "limit"), 1),
+            **dict.fromkeys(("vllm_tensor_parallel_size", "vllm_data_parallel_size", "vllm_max_model_length"), 1),
+            **{"top_p": "(0, 1]", "timeout": "(0, inf)", "vllm_gpu_memory_utilization": "(0, 1]"},
+        }
+        check_ranges(self, ranges)
         if bool(self.tasks) == bool(self.dataset_name):
             raise ValueError("Name the questions: either --tasks, such as math500,aime24, or --dataset with your own.")
         if self.verifier is not None and self.verifier not in VERIFIERS:

@@ -55,12 +55,13 @@ def _like(name: str) -> str:
     return f"{hint}; known are {', '.join(known)}, and module:function for a custom one."
 
 
-def refuse_missing_columns(functions: Sequence[Any], names: Sequence[str], columns: Sequence[str]) -> None:
+def refuse_missing_columns(functions: Sequence[Any], names: Sequence[str], columns: Sequence[str], where: str) -> None:
     """
     Args:
         functions: the rewards.
         names: their names as given in the options.
         columns: of the mapped data.
+        where: the data's name, for messages.
 
     Raises:
         InputError: a reward that needs a missing column, and would fail on its first batch.
@@ -72,10 +73,10 @@ def refuse_missing_columns(functions: Sequence[Any], names: Sequence[str], colum
         has = ", ".join(columns)
         if missing == ["solution"]:
             raise InputError(
-                f"The reward {name} needs gold answers, but the data has none; its columns are {has}. Name the column "
-                "of the gold answers with --solution_column, or another reward with --reward_funcs."
+                f"The reward {name} needs gold answers, but {where} has none; its columns are {has}. Name the "
+                "column of the gold answers with --solution_column, or another reward with --reward_funcs."
             )
-        raise InputError(f"The reward {name} needs the column {', '.join(missing)}; the data has the columns {has}.")
+        raise InputError(f"The reward {name} needs the column {', '.join(missing)}; {where} has {has}.")
 
 
 def needed_columns(function: Any, name: str) -> list[str]:

@@ -6,7 +6,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 from trl import get_peft_config, get_quantization_config
 
 from p2o.checkpointing import check_parts
@@ -30,6 +31,7 @@ def make_trainer(run: Run, **parts: Any) -> P2OTrainer:
     Raises:
         InputError: options, data or packages that it refuses.
     """
+    _check_trackers(run.training)
     try:
         arguments = {
             "model": run.model.model_name_or_path,
@@ -45,6 +47,18 @@ def make_trainer(run: Run, **parts: Any) -> P2OTrainer:
         return P2OTrainer(**{**arguments, **parts})
     except (ValueError, OSError, ImportError) as error:
         raise InputError(str(error)) from error
+
+
+def _check_trackers(training: TrainingArguments) -> None:
+    """
+    Raises:
+        InputError: a tracker that transformers does not know, or whose package is missing.
+    """
+    try:
+        for callback in get_reporting_integration_callbacks(training.report_to):
+            callback()
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise InputError(f"report_to: {error}") from error
 
 
 def check_trainer_builds(run: Run, checkpoint: Path | None) -> None:

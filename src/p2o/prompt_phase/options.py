@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from p2o.options import check_least
+from p2o.options import check_ranges
 from p2o.prompt_phase.budget import parse_budget
 from p2o.prompt_phase.types import EvolutionConfig
 
@@ -76,17 +76,16 @@ class EvolutionOptions:
         """
         parse_budget("evolution_budget", self.evolution_budget)
         self.evolution_budget = str(self.evolution_budget)  # YAML has it as a number
-        least = {
+        ranges: dict[str, float | str] = {
             "min_hard_questions": 2,
             "max_dev_questions": 1,
             "parents_per_iteration": 1,
             "feedback_minibatch_size": 1,
             "max_template_length": 1,
             "selection_rollouts": 1,
+            "selection_margin": "[0, 1)",
         }
-        check_least(self, least)
-        if self.selection_margin is not None and not 0 <= self.selection_margin < 1:
-            raise ValueError(f"selection_margin={self.selection_margin} must be in [0, 1).")
+        check_ranges(self, ranges)
 
     @property
     def evolution_calls(self) -> str | int:

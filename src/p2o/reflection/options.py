@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from p2o.engines.endpoint import check_base_url
-from p2o.options import check_least
+from p2o.options import check_ranges
 
 OWN_MODELS = ("reference", "policy")
 PLACEHOLDERS = ("<curr_param>", "<side_info>")
@@ -90,20 +90,17 @@ class ReflectionOptions:
         Raises:
             ValueError: an option out of its range, or one about an endpoint where there is none.
         """
-        least = {
+        ranges: dict[str, float | str] = {
             "reflection_max_tokens": 1,
             "reflection_max_prompt_tokens": 1,
             "reflection_concurrency": 1,
             "reflection_max_retries": 0,
             "reflection_token_limit": 1,
+            "reflection_temperature": 0,
+            "reflection_timeout": "(0, inf)",
+            "reflection_cost_limit": "(0, inf)",
         }
-        check_least(self, least)
-        if not self.reflection_temperature >= 0:
-            raise ValueError(f"reflection_temperature={self.reflection_temperature} must not be negative.")
-        for name in ("reflection_timeout", "reflection_cost_limit"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}={value} must be greater than 0.")
+        check_ranges(self, ranges)
         if not self.reflection_endpoint:
             for name in ("reflection_base_url", "reflection_token_limit", "reflection_cost_limit"):
                 if getattr(self, name) is not None:

@@ -12,8 +12,12 @@ def boxed(answer: str) -> str:
     return rf"So the answer is \boxed{{{answer}}}"
 
 
+def tagged(answer: str) -> str:
+    return f"<answer>{answer}</answer>"
+
+
 def hostile_completions() -> list[str]:
-    """At least 200, all different, the same on every call."""
+    """At least 300, all different, the same on every call."""
     towers = ["^".join(["9"] * 1), *("9" + "".join("^{9" for _ in range(n)) + "}" * n for n in range(2, 12))]
     towers += [
         rf"{base}^{{{base}^{{{base}^{{{base}}}}}}}" for base in ("2", "10", "99", "x", r"\pi", "e", "-3", "0.1", "i")
@@ -161,7 +165,7 @@ def hostile_completions() -> list[str]:
         "<answer>" * 10_000,
         "Answer:" * 10_000,
     ]
-    return list(dict.fromkeys([*map(boxed, inside), *whole]))
+    return list(dict.fromkeys([*map(boxed, inside), *map(tagged, [*towers, *code, *nothing]), *whole]))
 
 
 NESTINGS = (
