@@ -4,23 +4,33 @@ bit, and the ledger of every rollout and token.
     python benchmarks/kill_and_resume.py --kills 50
     python benchmarks/kill_and_resume.py --kills 30 --processes 2          # one of them, whichever, is killed
     python benchmarks/kill_and_resume.py --kills 30 --during checkpoint    # while one is being written
+    VLLM_CPU_KVCACHE_SPACE=1 python benchmarks/kill_and_resume.py --kills 30 --vllm_server
+
+A server of vLLM samples with a generator of its own, so that no two runs are alike. What is compared then are the
+rollouts of the policy phase and of evaluation, and that those of prompt phases stay within their budget; and every
+epoch has to have asked each question once, whenever it was interrupted.
 
 The runs are the embedded world in small: three epochs with two prompt phases, in float32 on one thread. The reward is a
 hash of the completion, so that whatever the model can do there are successes, hard questions and templates.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
 import random
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +62,23 @@ def chance(completions: list[Any], **kwargs: Any) -> list[float]:
     return [float(zlib.crc32(c[-1]["content"].encode()) % 5 == 0) for c in completions]
 
 
-def run_to_the_end(directory: str, resume: bool) -> None:
-    """Trains in `directory`; leaves a hash of weights and ledger in `end` and the phase under way in `phase`."""
+def run_to_the_end(directory: str, resume: bool, server: str | None = None) -> None:
+    """Trains in `directory`; leaves what it ended with in `end` and the phase under way in `phase`.
+
+    Args:
+        server: URL of vLLM's, which samples; transformers does when None.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from p2o import P2OCallback, P2OConfig, P2OTrainer
     from p2o.checkpointing import newest_checkpoint
     from p2o.pico import model_path, world
+    from p2o.templates import question_text
 
     torch.set_num_threads(1)
     path, processes = Path(directory), int(os.environ.get("WORLD_SIZE", 1))
+    engine = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": server} if server else {}
 
     class Tell(P2OCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -71,13 +87,20 @@ def run_to_the_end(directory: str, resume: bool) -> None:
         def on_prompt_phase_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             (path / "phase").write_text("prompt")
 
+        def on_rollouts(self, args: Any, state: Any, control: Any, *, rollouts: Any, **kwargs: Any) -> None:
+            if state.is_world_process_zero:
+                asked = [question_text(rollout.prompt) for rollout in rollouts[:: args.num_generations]]
+                with open(path / "asked", "a") as file:
+                    file.write(json.dumps([state.global_step, asked]) + "\n")
+
     trainer = P2OTrainer(
         model=AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32),
         reward_funcs=chance,
         args=P2OConfig(
             output_dir=directory,
             num_generations=4,
-            reused_rollouts_per_group=1,
+            reused_rollouts_per_group=0 if server else 1,
+            **engine,
             per_device_train_batch_size=16 // processes,
             num_train_epochs=3,
             learning_rate=1e-3,
@@ -109,13 +132,37 @@ def run_to_the_end(directory: str, resume: bool) -> None:
     )
     checkpoint = newest_checkpoint(path) if resume else None
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    assert trainer.p2o.templates and trainer.p2o.kept, "a run without templates would show nothing"
+    if trainer.is_world_process_zero():
+        end = counts(trainer, path / "asked") if server else digest(trainer)
+        (path / "end").write_text(end)
+
+
+def digest(trainer: Any) -> str:
+    """Of the weights, bit for bit, and of the ledger."""
     digest = hashlib.sha256()
     for name, tensor in sorted(trainer.model.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
     digest.update(json.dumps(asdict(trainer.p2o.ledger)).encode())
-    assert trainer.p2o.templates and trainer.p2o.kept, "a run without templates would show nothing"
-    if trainer.is_world_process_zero():
-        (path / "end").write_text(digest.hexdigest())
+    return digest.hexdigest()
+
+
+def counts(trainer: Any, asked: Path) -> str:
+    """Of rollouts, by what they were for, and whether every epoch asked each question once.
+
+    Args:
+        asked: lines of a step and the questions of its batch; of a step that was repeated the last one is what counts.
+    """
+    from p2o.templates import question_text
+
+    batches = dict(json.loads(line) for line in asked.read_text().splitlines())
+    epochs, steps = int(trainer.args.num_train_epochs), trainer.state.max_steps // int(trainer.args.num_train_epochs)
+    every = sorted(question_text(row["prompt"]) for row in trainer.train_dataset)
+    of_epochs = [range(epoch * steps, (epoch + 1) * steps) for epoch in range(epochs)]
+    once = [sorted(chain.from_iterable(batches[step] for step in epoch)) == every for epoch in of_epochs]
+    spent, budget = trainer.p2o.ledger.rollouts, (epochs - 1) * int(trainer.args.evolution_budget)
+    within = spent["evolution_feedback"] + spent["evolution_dev"] <= budget
+    return json.dumps([spent["policy"], spent["evaluation"], within, once])
 
 
 @dataclass(frozen=True)
@@ -126,9 +173,9 @@ class Job:
     processes: list[Any]
 
     @classmethod
-    def start(cls, directory: Path, count: int, *, resume: bool = False) -> "Job":
+    def start(cls, directory: Path, count: int, server: str | None = None, *, resume: bool = False) -> "Job":
         given = {"logs": directory, "processes": count, "launched": count > 1}
-        return cls(directory, forked.start(run_to_the_end, str(directory), resume, **given))
+        return cls(directory, forked.start(run_to_the_end, str(directory), resume, server, **given))
 
     def is_alive(self) -> bool:
         return all(process.is_alive() for process in self.processes)
@@ -170,7 +217,12 @@ class Job:
 
 
 def kill_and_resume(
-    kills: int, seed: int, work: Path, processes: int = 1, moments: Sequence[str] = ("policy", "prompt")
+    kills: int,
+    seed: int,
+    work: Path,
+    processes: int = 1,
+    moments: Sequence[str] = ("policy", "prompt"),
+    server: str | None = None,
 ) -> list[Kill]:
     """Kills `kills` runs, each at one of the `moments` in turn, and resumes each to its end."""
     straight = work / "straight"
@@ -178,7 +230,7 @@ def kill_and_resume(
     for process in forked.start(_nothing, logs=straight):  # the first one waits for the imports
         process.join()
     began = time.monotonic()
-    expected = Job.start(straight, processes).end()
+    expected = Job.start(straight, processes, server).end()
     seconds = time.monotonic() - began
 
     rng = random.Random(derive_seed(seed, "kills"))
@@ -187,16 +239,41 @@ def kill_and_resume(
         directory = work / f"killed-{len(results)}"
         directory.mkdir()
         began = time.monotonic()
-        job = Job.start(directory, processes)
+        job = Job.start(directory, processes, server)
         phase = job.wait_for(moments[len(results) % len(moments)], rng, seconds)
         second = time.monotonic() - began
         if job.kill(rng.randrange(processes)):  # else it was over already; another moment is drawn
             checkpoints = sorted(directory.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]))
             kept = checkpoints[-1].name if checkpoints else "the start"
-            identical = Job.start(directory, processes, resume=True).end() == expected
+            identical = Job.start(directory, processes, server, resume=True).end() == expected
             results.append(Kill(round(second, 2), phase, kept, identical))
         shutil.rmtree(directory)
     return results
+
+
+@contextlib.contextmanager
+def vllm_server(wanted: bool, work: Path) -> Iterator[str | None]:
+    """Its URL, with the embedded model; None where none is wanted."""
+    if not wanted:
+        yield None
+        return
+    from p2o.pico import model_path
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model_path()]
+    command += ["--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1", "--dtype", "float32"]
+    command += ["--worker-extension-cls", "p2o.engines.vllm_worker.TakesWeights", "--no-enable-chunked-prefill"]
+    command += ["--enforce-eager", "--max-model-len", "1536", "--host", "127.0.0.1", "--port", str(port)]
+    with open(work / "server.log", "w") as log:
+        environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1"}
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    try:
+        yield f"http://127.0.0.1:{port}"  # the trainer waits for it
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def _nothing() -> None: ...
@@ -212,12 +289,13 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--during", choices=["phases", "checkpoint"], default="phases", help="when they are killed")
+    parser.add_argument("--vllm_server", action="store_true", help="sample with a server of vLLM")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", help="also write the results to this file")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as work:
-        moments = ("checkpoint",) if arguments.during == "checkpoint" else ("policy", "prompt")
-        results = kill_and_resume(arguments.kills, arguments.seed, Path(work), arguments.processes, moments)
+    moments = ("checkpoint",) if arguments.during == "checkpoint" else ("policy", "prompt")
+    with tempfile.TemporaryDirectory() as work, vllm_server(arguments.vllm_server, Path(work)) as server:
+        results = kill_and_resume(arguments.kills, arguments.seed, Path(work), arguments.processes, moments, server)
     for kill in results:
         verdict = "identical" if kill.identical else "DIFFERENT"
         print(f"killed after {kill.second:6.2f} s in {kill.phase:10} · resumed from {kill.checkpoint:14} · {verdict}")
@@ -225,7 +303,8 @@ def main() -> None:
     of_interest = moments[-1]
     died = sum(kill.phase == of_interest for kill in results)
     where = "while a checkpoint was written" if of_interest == "checkpoint" else "in a prompt phase"
-    print(f"{same} of {len(results)} runs ended with identical weights and ledgers; {died} died {where}.")
+    what = "all rollouts and questions accounted for" if arguments.vllm_server else "identical weights and ledgers"
+    print(f"{same} of {len(results)} runs ended with {what}; {died} died {where}.")
     if arguments.json:
         Path(arguments.json).write_text(json.dumps([asdict(kill) for kill in results], indent=1))
     if same < len(results):

@@ -1,0 +1,155 @@
+"""A long run of the embedded world, watched from outside: memory, open files and the time of a step have to stay flat.
+
+    python benchmarks/soak.py --json soak.json                 # 2,000 steps, half an hour
+    python benchmarks/soak.py --steps 240                      # does it work?
+
+It is `p2o train` with a small batch, a reward that is a hash of the completion, so that every prompt phase has hard
+questions and finds templates, and a learning rate that leaves the lengths of completions as they are. Of the process
+and its children are read, twice a second, the resident memory and the number of open files; of its metrics, what each
+step took. Compared are medians: of the second tenth of the run, when all has been loaded, and of the last.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from p2o.pico import world
+
+STEPS_OF_AN_EPOCH = 12
+QUESTIONS = 4
+"""Of a batch."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the process and its children hold at a moment.
+
+    Args:
+        step: optimizer steps taken by then.
+        memory: resident, in MiB; what processes share counts once, where the system tells.
+        files: open ones, with sockets and pipes.
+    """
+
+    step: int
+    memory: float
+    files: int
+
+
+def chance(completions: list[Any], **kwargs: Any) -> list[float]:
+    """1 for one completion in five, by its text."""
+    return [float(zlib.crc32(c[-1]["content"].encode()) % 5 == 0) for c in completions]
+
+
+def configuration(directory: Path, steps: int) -> Path:
+    rows = directory / "rows.jsonl"
+    world.train_dataset(hard=QUESTIONS * STEPS_OF_AN_EPOCH // 2, easy=QUESTIONS * STEPS_OF_AN_EPOCH // 2).to_json(rows)
+    settings = {
+        **{"model_name_or_path": "pico", "dataset_name": str(rows), "reward_funcs": ["soak:chance"]},
+        **{"num_generations": 4, "per_device_train_batch_size": 4 * QUESTIONS, "max_steps": steps},
+        **{"max_completion_length": 24, "learning_rate": 1e-6, "min_hard_questions": 2, "evolution_budget": 60},
+        **{"parents_per_iteration": 2, "reflection_prompt": world.REFLECTION_PROMPT, "reflection_max_tokens": 48},
+        **{"save_strategy": "steps", "save_steps": 50, "save_total_limit": 2, "logging_steps": 1},
+        **{"bf16": False, "gradient_checkpointing": False, "use_cpu": True, "report_to": "none", "num_threads": 1},
+    }
+    path = directory / "soak.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def held(process: psutil.Process) -> tuple[float, int]:
+    """Memory in MiB and open files of a process and its children."""
+    memory, files = 0.0, 0
+    for one in (process, *process.children(recursive=True)):
+        try:
+            info = one.memory_full_info()
+            memory += getattr(info, "pss", info.rss) / 2**20
+            files += one.num_fds()
+        except psutil.NoSuchProcess:
+            continue
+    return memory, files
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The metrics so far, without a line that is being written."""
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.rpartition("\n")[0].splitlines()]
+
+
+def watch(process: psutil.Popen, metrics: Path) -> list[Sample]:
+    """Samples until the run ends."""
+    samples, step, seen = [], 0, 0
+    while process.poll() is None:
+        time.sleep(0.5)
+        if metrics.exists():
+            with open(metrics, "rb") as file:
+                file.seek(seen)
+                whole = file.read().rpartition(b"\n")[0]
+            seen += len(whole)
+            step = max([step, *(int(json.loads(line)["step"]) for line in whole.splitlines() if line)])
+        try:
+            samples.append(Sample(step, *held(process)))
+        except psutil.NoSuchProcess:
+            break
+    return samples
+
+
+def growth(pairs: Sequence[tuple[int, float]], steps: int) -> tuple[float, float, float]:
+    """Medians of the second tenth of the steps and of the last, and how much the latter is more, as a share."""
+    tenth = steps / 10
+    early = statistics.median(value for step, value in pairs if tenth <= step < 2 * tenth)
+    late = statistics.median(value for step, value in pairs if step >= steps - tenth)
+    return early, late, late / early - 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--limit", type=float, default=0.05, help="growth of memory and files that is no fault")
+    parser.add_argument("--json", help="also write the figures and all samples to this file")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as work:
+        run = Path(work) / "run"
+        config = configuration(Path(work), arguments.steps)
+        path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+        command = [sys.executable, "-m", "p2o", "train", "--config", str(config), "--output_dir", str(run)]
+        with open(Path(work) / "log", "w") as log:
+            process = psutil.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdout=log, stderr=log)
+            samples = watch(process, run / "metrics.jsonl")
+        if process.wait() != 0:
+            raise SystemExit((Path(work) / "log").read_text()[-4000:])
+        metrics = lines(run / "metrics.jsonl")
+        phases = len(list((run / "templates").glob("epoch-*.json")))
+    took = [(int(line["step"]), float(line["step_time"])) for line in metrics if "step_time" in line]
+    figures = {
+        "memory, MiB": growth([(sample.step, sample.memory) for sample in samples], arguments.steps),
+        "open files": growth([(sample.step, float(sample.files)) for sample in samples], arguments.steps),
+        "seconds of a step": growth(took, arguments.steps),
+    }
+    table = Table(f"{arguments.steps} steps, {phases} prompt phases", "second tenth", "last tenth", "growth")
+    for name, (early, late, more) in figures.items():
+        table.add_row(name, f"{early:.3g}", f"{late:.3g}", f"{more:+.1%}")
+    Console().print(table)
+    if arguments.json:
+        content = {"steps": arguments.steps, "phases": phases, "growth": figures}
+        content["samples"] = [asdict(sample) for sample in samples[:: max(1, len(samples) // 200)]]
+        Path(arguments.json).write_text(json.dumps(content, indent=1) + "\n")
+    if max(figures["memory, MiB"][2], figures["open files"][2]) > arguments.limit:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
