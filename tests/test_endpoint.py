@@ -233,7 +233,8 @@ def test_a_mistake_of_ours_is_loud(monkeypatch):
 
 def test_nothing_holds_up_the_process_and_nothing_is_fetched():
     script = """
-import socket, sys
+import faulthandler, socket, sys
+faulthandler.dump_traceback_later(300, exit=True)  # where it stands, should it not end
 lookup = socket.getaddrinfo
 def local(host, *args, **kwargs):
     assert host == "127.0.0.1", f"{host} was looked up"
