@@ -223,7 +223,7 @@ def kill_and_resume(
     processes: int = 1,
     moments: Sequence[str] = ("policy", "prompt"),
     server: str | None = None,
-) -> list[Kill]:
+) -> Iterator[Kill]:
     """Kills `kills` runs, each at one of the `moments` in turn, and resumes each to its end."""
     straight = work / "straight"
     straight.mkdir(parents=True)
@@ -234,21 +234,21 @@ def kill_and_resume(
     seconds = time.monotonic() - began
 
     rng = random.Random(derive_seed(seed, "kills"))
-    results: list[Kill] = []
-    while len(results) < kills:
-        directory = work / f"killed-{len(results)}"
+    done = 0
+    while done < kills:
+        directory = work / f"killed-{done}"
         directory.mkdir()
         began = time.monotonic()
         job = Job.start(directory, processes, server)
-        phase = job.wait_for(moments[len(results) % len(moments)], rng, seconds)
+        phase = job.wait_for(moments[done % len(moments)], rng, seconds)
         second = time.monotonic() - began
         if job.kill(rng.randrange(processes)):  # else it was over already; another moment is drawn
             checkpoints = sorted(directory.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]))
             kept = checkpoints[-1].name if checkpoints else "the start"
             identical = Job.start(directory, processes, server, resume=True).end() == expected
-            results.append(Kill(round(second, 2), phase, kept, identical))
+            yield Kill(round(second, 2), phase, kept, identical)
+            done += 1
         shutil.rmtree(directory)
-    return results
 
 
 @contextlib.contextmanager
@@ -295,10 +295,13 @@ def main() -> None:
     arguments = parser.parse_args()
     moments = ("checkpoint",) if arguments.during == "checkpoint" else ("policy", "prompt")
     with tempfile.TemporaryDirectory() as work, vllm_server(arguments.vllm_server, Path(work)) as server:
-        results = kill_and_resume(arguments.kills, arguments.seed, Path(work), arguments.processes, moments, server)
-    for kill in results:
-        verdict = "identical" if kill.identical else "DIFFERENT"
-        print(f"killed after {kill.second:6.2f} s in {kill.phase:10} · resumed from {kill.checkpoint:14} · {verdict}")
+        given = (arguments.kills, arguments.seed, Path(work), arguments.processes, moments, server)
+        results = []
+        for number, kill in enumerate(kill_and_resume(*given), 1):
+            results.append(kill)
+            verdict = "identical" if kill.identical else "DIFFERENT"
+            where = f"{kill.second:6.2f} s in {kill.phase:10} · resumed from {kill.checkpoint:14}"
+            print(f"{number:3} of {arguments.kills} · killed after {where} · {verdict}", flush=True)
     same = sum(kill.identical for kill in results)
     of_interest = moments[-1]
     died = sum(kill.phase == of_interest for kill in results)
