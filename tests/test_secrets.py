@@ -12,6 +12,7 @@ from p2o.cli import compare as command
 from p2o.cli import main
 from p2o.cli.options import RunArguments
 from p2o.cli.secrets import VARIABLES, is_secret
+from trainers import make
 
 SECRET = "hf_verysecret"
 
@@ -46,6 +47,16 @@ def test_compare_gives_its_runs_a_token_in_their_environment_alone(tmp_path, mon
     for file in (tmp_path / "out").rglob("*"):
         assert file.is_dir() or SECRET.encode() not in file.read_bytes()
     assert (tmp_path / "out" / "settings.json").exists()
+
+
+def test_a_scripts_token_is_in_no_file_of_its_checkpoints(tmp_path):
+    trainer = make(tmp_path, hub_token=SECRET, save_strategy="steps", save_steps=1, max_steps=1)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "final"))
+    assert trainer.args.hub_token == SECRET, "uploads still need it"
+    written = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert [file.name for file in written].count("training_args.bin") == 2
+    assert [file for file in written if SECRET.encode() in file.read_bytes()] == []
 
 
 @pytest.mark.parametrize("where", ["file", "command line"])

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from trl import GRPOConfig
 
@@ -244,6 +245,10 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
                 f"The context ratio's range [{self.context_ratio_min}, {self.context_ratio_max}] must satisfy "
                 "0 < context_ratio_min < context_ratio_max."
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # transformers pickles its arguments into every checkpoint, which people upload.
+        return {**self.__dict__, "hub_token": None}
 
     def steps_within_budget(self, planned: int) -> int:
         """At most how many optimizer steps, of those planned, `max_rollouts` allows.
