@@ -27,8 +27,6 @@ from typing import Any
 import yaml
 from bad_files import configurations, data_files
 from hostile import GOLD, hostile_completions
-from rich.console import Console
-from rich.table import Table
 
 from p2o.cli import main as p2o
 from p2o.pico import world
@@ -214,15 +212,13 @@ def main() -> None:
         wrong += [f"{part}: {case}: {outcome}" for case, outcome in found if outcome not in good]
         if arguments.verbose:
             print(*(f"{part}: {case}: {outcome}" for case, outcome in found), sep="\n")
-    table = Table("input", "cases", "what became of them")
-    for part, outcomes in counts.items():
-        table.add_row(
-            part, str(sum(outcomes.values())), ", ".join(f"{count} {name}" for name, count in outcomes.items())
-        )
-    Console().print(table)
-    print(*wrong, sep="\n")
+    said = [
+        f"{part}: {sum(outcomes.values()):,} cases, {', '.join(f'{n:,} {name}' for name, n in outcomes.items())}."
+        for part, outcomes in counts.items()
+    ]
+    print(*said, *wrong, sep="\n")
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(counts, indent=1) + "\n")
+        Path(arguments.json).write_text(json.dumps({"said": said, "counts": counts}, indent=1) + "\n")
     if wrong:
         raise SystemExit(1)
 

@@ -265,12 +265,14 @@ def main() -> None:
     Console().print(table)
     lost, uncounted = (sum(not getattr(r, name) for r in results) for name in ("whole", "counted"))
     gave_up = sum(r.ended_early for r in results if r.when == "once")
-    print(
+    said = (
         f"{len(results)} runs with {len(arguments.faults)} faults: {lost} lost, {uncounted} with a cost uncounted; of "
         f"{len(arguments.faults)} faults that came once {gave_up} ended the prompt phase early."
     )
+    print(said)
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
+        content = {"said": [said], "runs": [asdict(r) for r in results]}
+        Path(arguments.json).write_text(json.dumps(content, indent=1) + "\n")
     if not all(r.sound for r in results):
         raise SystemExit(1)
 

@@ -307,9 +307,11 @@ def main() -> None:
     died = sum(kill.phase == of_interest for kill in results)
     where = "while a checkpoint was written" if of_interest == "checkpoint" else "in a prompt phase"
     what = "all rollouts and questions accounted for" if arguments.vllm_server else "identical weights and ledgers"
-    print(f"{same} of {len(results)} runs ended with {what}; {died} died {where}.")
+    said = f"{same} of {len(results)} runs ended with {what}; {died} died {where}."
+    print(said)
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps([asdict(kill) for kill in results], indent=1))
+        content = {"said": [said], "kills": [asdict(kill) for kill in results]}
+        Path(arguments.json).write_text(json.dumps(content, indent=1) + "\n")
     if same < len(results):
         raise SystemExit(1)
 

@@ -24,8 +24,6 @@ from typing import Any
 
 import psutil
 import yaml
-from rich.console import Console
-from rich.table import Table
 
 from p2o.pico import world
 
@@ -139,13 +137,14 @@ def main() -> None:
         "open files": growth([(sample.step, float(sample.files)) for sample in samples], arguments.steps),
         "seconds of a step": growth(took, arguments.steps),
     }
-    table = Table(f"{arguments.steps} steps, {phases} prompt phases", "second tenth", "last tenth", "growth")
-    for name, (early, late, more) in figures.items():
-        table.add_row(name, f"{early:.3g}", f"{late:.3g}", f"{more:+.1%}")
-    Console().print(table)
+    said = [f"{arguments.steps:,} steps and {phases} prompt phases."]
+    said += [
+        f"{name}: {early:.3g}, at the end {late:.3g} ({more:+.1%})." for name, (early, late, more) in figures.items()
+    ]
+    print(*said, sep="\n")
     if arguments.json:
-        content = {"steps": arguments.steps, "phases": phases, "growth": figures}
-        content["samples"] = [asdict(sample) for sample in samples[:: max(1, len(samples) // 200)]]
+        kept = [asdict(sample) for sample in samples[:: max(1, len(samples) // 200)]]
+        content = {"said": said, "growth": figures, "samples": kept}
         Path(arguments.json).write_text(json.dumps(content, indent=1) + "\n")
     if max(figures["memory, MiB"][2], figures["open files"][2]) > arguments.limit:
         raise SystemExit(1)
