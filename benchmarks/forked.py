@@ -4,6 +4,7 @@ longer than most small runs."""
 import multiprocessing
 import os
 import socket
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ def start(
     """Calls `function(*arguments)` in as many processes.
 
     Args:
-        logs: the directory to whose files `log-RANK` they add what they print.
+        logs: the directory to whose files `out-RANK` and `log-RANK` they add what they print and what errors they tell.
         launched: whether their environment says what a launcher tells the processes of a job.
         environment: what else it says; as here when None.
     """
@@ -37,20 +38,34 @@ def start(
     for rank in range(processes):
         own = {**job, "RANK": str(rank), "LOCAL_RANK": str(rank)} if launched else {}
         variables = {**(os.environ if environment is None else environment), **own}
-        started.append(context.Process(target=_run, args=(str(logs / f"log-{rank}"), variables, function, arguments)))
+        files = (str(logs / f"out-{rank}"), str(logs / f"log-{rank}"))
+        started.append(context.Process(target=_run, args=(files, variables, function, arguments)))
         started[-1].start()
     return started
 
 
+def start_command(*words: str, logs: Path, processes: int = 1, launched: bool = False) -> list[Any]:
+    """`p2o` with these words, in as many processes."""
+    return start(_command, words, logs=logs, processes=processes, launched=launched)
+
+
 def printed(logs: Path) -> str:
     """What the processes printed, one after another."""
-    return "".join(path.read_text(errors="replace") for path in sorted(logs.glob("log-*")))
+    files = sorted(logs.glob("out-*")) + sorted(logs.glob("log-*"))
+    return "".join(path.read_text(errors="replace") for path in files)
 
 
-def _run(log: str, variables: dict[str, str], function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+def _command(words: tuple[str, ...]) -> None:
+    from p2o.cli import main
+
+    sys.exit(main(list(words)))
+
+
+def _run(
+    files: tuple[str, str], variables: dict[str, str], function: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
+    for descriptor, file in enumerate(files, 1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     os.environ.clear()
     os.environ.update(variables)
     function(*arguments)

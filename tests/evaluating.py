@@ -1,4 +1,4 @@
-"""One process of evaluations, for test_evaluation_processes.py: torch.distributed.run … evaluating.py OUT OPTIONS
+"""One process of evaluations, for test_evaluation_processes.py: torchrun … evaluating.py OUT OPTIONS
 
 OPTIONS is a JSON list of evaluations, each {"questions": {set: count}, "settings": {option: value}}. OUT gets a file a
 process, with what each evaluation said.

@@ -4,15 +4,13 @@ import errno
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
 import time
 
+import forked
 import pytest
+from endpoints import completion, serve
 from transformers import AutoTokenizer
 
-from endpoints import completion, serve
 from p2o.cli import main
 from p2o.completions import Completion, Sampling
 from p2o.engines.frozen import FrozenModel, encode, transformers_model, weights_digest
@@ -85,14 +83,13 @@ def test_it_goes_on_after_the_last_whole_batch(tmp_path, finished, cut):
 @pytest.mark.slow
 def test_killed_it_goes_on_to_the_same_numbers(tmp_path, finished):
     directory = tmp_path / "killed"
-    command = [sys.executable, "-m", "p2o", *COMMAND, "--output_dir", str(directory)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    (process,) = forked.start_command(*COMMAND, "--output_dir", str(directory), logs=tmp_path)
     transcripts = directory / "transcripts.jsonl"
     deadline = time.monotonic() + 120
     while not (transcripts.exists() and transcripts.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert run(directory) == finished[1]
     assert transcripts.read_bytes() == (finished[0] / "transcripts.jsonl").read_bytes()
 
@@ -154,7 +151,7 @@ def test_what_cannot_be_compared_is_refused(second, message):
         (["--tasks", "pico:hard", "--temperature", "0"], "evaluate with --n 1"),
         (["--tasks", "pico:hard", "--k", "1,16"], "k is from 1 to --n, which is 8"),
         (["--tasks", "pico:hard", "--k", "two"], "not a list of integers"),
-        (["--tasks", "pico:hard", "--top_p", "0"], "top_p=0.0 must be greater than 0"),
+        (["--tasks", "pico:hard", "--top_p", "0"], "top_p=0.0 must be in (0, 1]"),
         (["--tasks", "pico:hard", "--verifier", "math"], "--verifier is for --dataset"),
         (["--tasks", "pico:hard", "--max_completion_length", "100000"], "100000. Lower it to at most 2006."),
         (["--tasks", "pico:hard", "--base_url", "http://me:secret@host/v1"], "contains a user name or a password"),

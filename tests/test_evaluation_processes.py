@@ -3,12 +3,13 @@
 import importlib.util
 import json
 import math
+import os
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from torchrun import torchrun
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parent / "evaluating.py"
@@ -17,10 +18,7 @@ SCRIPT = Path(__file__).parent / "evaluating.py"
 def evaluated(out, processes, evaluations):
     """What each of the evaluations said, the same in every process but for how many rows each judged."""
     out.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    done = subprocess.run(
-        [*command, str(SCRIPT), str(out), json.dumps(evaluations)], capture_output=True, text=True, timeout=600
-    )
+    done = torchrun(SCRIPT, str(out), json.dumps(evaluations), processes=processes, environment=os.environ)
     assert done.returncode == 0, done.stderr[-6000:]
     ranks = [json.loads((out / f"rank-{rank}.json").read_text()) for rank in range(processes)]
     for number, first in enumerate(ranks[0]):

@@ -2,16 +2,14 @@
 
 import json
 import re
-import signal
-import subprocess
-import sys
 import time
 from typing import get_args, get_type_hints
 
+import forked
 import pytest
+from endpoints import completion, serve
 from trl import ModelConfig
 
-from endpoints import completion, serve
 from p2o import P2OConfig
 from p2o.cli import main
 from p2o.cli.errors import InputError
@@ -91,12 +89,12 @@ def test_templates_are_found_scored_and_saved(found, capsys):
 def test_killed_in_any_phase_it_ends_as_if_it_had_not_been(tmp_path, found, when):
     directory = tmp_path / "killed"
     command = [*COMMAND, "--output_dir", str(directory)]
-    process = subprocess.Popen([sys.executable, "-m", "p2o", *command], stdout=subprocess.DEVNULL)
+    (process,) = forked.start_command(*command, logs=tmp_path)
     deadline = time.monotonic() + 120
     while not ((directory / when).exists() and (directory / when).stat().st_size > 200) and time.monotonic() < deadline:
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert not (directory / "templates.json").exists() or when == "confirmation.jsonl"
     assert main(command) == 0
     for name in ("templates.json", "evolution.json", "templates.txt"):

@@ -178,8 +178,6 @@ def test_p2o_train_over_two_processes(tmp_path, config):
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "p2o"]
     options = ["train", "--config", path, "--ddp_backend", "gloo"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=300)
-    assert done.returncode != 0 and "Several processes need --output_dir" in done.stderr
     done = subprocess.run([*command, *options, "--output_dir", str(out)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-6000:]
     assert done.stdout.count("a new run") == 1, "one process speaks"

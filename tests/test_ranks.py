@@ -3,11 +3,13 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
+import forked
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,24 +43,17 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 def launched(*command):
     """The command in two processes, started as srun or mpirun do: no launcher holds the store."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    words = [sys.executable, "-m", "p2o", *map(str, command)]
-    started = [
-        subprocess.Popen(
-            words,
-            env={**os.environ, **where, "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+    with tempfile.TemporaryDirectory() as directory:
+        logs = Path(directory)
+        started = forked.start_command(*map(str, command), logs=logs, processes=2, launched=True)
+        for process in started:
+            process.join(300)
+            assert process.exitcode is not None
+        (out, others_out), (errors, others_errors) = (
+            [path.read_text() for path in sorted(logs.glob(f"{kind}-*"))] for kind in ("out", "log")
         )
-        for rank in ("0", "1")
-    ]
-    (out, errors), (others_out, others_errors) = (process.communicate(timeout=300) for process in started)
     assert not others_out and "rror" not in others_errors, others_errors
-    return subprocess.CompletedProcess(words, started[0].returncode, out, errors)
+    return subprocess.CompletedProcess(command, started[0].exitcode, out, errors)
 
 
 def contents(directory, *left_out):
@@ -110,6 +105,12 @@ def test_a_killed_evaluation_of_two_processes_goes_on(tmp_path, one_process):
     running.wait()
     assert main([*EVAL, "--output_dir", str(out)]) == 0
     assert contents(out) == contents(one_process)
+
+
+def test_a_run_of_several_processes_needs_a_directory(config, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["train", "--config", config()]) == 2
+    assert "Several processes need --output_dir" in capsys.readouterr().err
 
 
 @pytest.mark.slow
