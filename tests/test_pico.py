@@ -106,7 +106,7 @@ def test_drills_teach_results_only():
 def test_an_interrupted_build_ends_with_the_same_weights(tmp_path, monkeypatch):
     def options(name, *more):
         places = ["--out", str(tmp_path / name / "model"), "--work", str(tmp_path / name)]
-        small = ["--tokens", "12000", "--batch-tokens", "2048", "--threads", "1", "--save-minutes", "0"]
+        small = ["--tokens", "3000", "--batch-tokens", "512", "--threads", "1", "--save-minutes", "0"]
         return build.parse([*places, *small, *more])
 
     real = build.build_tokenizer
@@ -141,7 +141,7 @@ def test_what_is_shipped_is_small_and_plain():
 @pytest.mark.slow
 def test_the_premise_holds_on_the_shipped_weights():
     """What `python -m p2o.pico.premise` prints, as bounds."""
-    result = measure(Premise(model_path(), samples=4))
+    result = measure(Premise(model_path(), samples=2))
     hard = {condition: success["all"] for condition, success in result["hard"].items()}
     assert 0.40 <= result["easy"]["bare"]["all"] <= 0.90
     assert hard["bare"] <= 0.015
