@@ -44,9 +44,9 @@ def start(
     return started
 
 
-def start_command(*words: str, logs: Path, processes: int = 1, launched: bool = False) -> list[Any]:
-    """`p2o` with these words, in as many processes."""
-    return start(_command, words, logs=logs, processes=processes, launched=launched)
+def start_command(*words: str, launched: bool = False, **settings: Any) -> list[Any]:
+    """`p2o` with these words; `settings` are those of [`start`]."""
+    return start(_command, words, launched=launched, **settings)
 
 
 def printed(logs: Path) -> str:

@@ -1,8 +1,12 @@
 """`p2o compare`: every method runs, at the same budget; finished cells are kept; the numbers are right."""
 
 import json
+import sys
+import tempfile
+from pathlib import Path
 from subprocess import CompletedProcess
 
+import forked
 import pytest
 import yaml
 
@@ -58,7 +62,23 @@ def test_curves_pair_values_with_what_was_spent_and_with_epochs():
     assert headline(["gsm8k"]) == "gsm8k" and headline([]) is None
 
 
+@pytest.fixture
+def forked_runs(monkeypatch):
+    """Runs are forked, by the words that start them: importing TRL takes longer than such a small run."""
+
+    def run(words, stdout, stderr, env):
+        assert words[:3] == [sys.executable, "-m", "p2o"] and stdout is stderr
+        with tempfile.TemporaryDirectory() as logs:
+            (process,) = forked.start_command(*words[3:], logs=Path(logs), environment=env)
+            process.join()
+            stdout.write(forked.printed(Path(logs)))
+        return CompletedProcess(words, process.exitcode)
+
+    monkeypatch.setattr("subprocess.run", run)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_runs")
 def test_all_methods_at_one_budget(tmp_path, config, capsys):
     path = config(dataset_test_split=None, max_steps=None, num_train_epochs=None)
     out = tmp_path / "compare"
@@ -85,6 +105,7 @@ def test_all_methods_at_one_budget(tmp_path, config, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_runs")
 def test_a_sweep_chooses_each_methods_value(tmp_path, config):
     path = config(dataset_test_split="train", num_train_epochs=None, learning_rate=None)
     out = tmp_path / "compare"
