@@ -39,7 +39,7 @@ import forked
 from p2o.checkpointing import STAGING_DIR
 from p2o.seeding import derive_seed
 
-WRITING = 0.3
+WRITING = 0.15
 """Seconds within which, from its beginning, the writing of a checkpoint is interrupted, or just over."""
 
 
@@ -224,7 +224,11 @@ def kill_and_resume(
     moments: Sequence[str] = ("policy", "prompt"),
     server: str | None = None,
 ) -> Iterator[Kill]:
-    """Kills `kills` runs, each at one of the `moments` in turn, and resumes each to its end."""
+    """Kills `kills` runs, each at one of the `moments` in turn, and resumes each to its end.
+
+    Yields:
+        what became of them, and of further ones that were to be killed while a checkpoint was written, and were not.
+    """
     straight = work / "straight"
     straight.mkdir(parents=True)
     for process in forked.start(_nothing, logs=straight):  # the first one waits for the imports
@@ -236,7 +240,7 @@ def kill_and_resume(
     rng = random.Random(derive_seed(seed, "kills"))
     done = 0
     while done < kills:
-        directory = work / f"killed-{done}"
+        directory = work / "killed"
         directory.mkdir()
         began = time.monotonic()
         job = Job.start(directory, processes, server)
@@ -247,7 +251,8 @@ def kill_and_resume(
             kept = checkpoints[-1].name if checkpoints else "the start"
             identical = Job.start(directory, processes, server, resume=True).end() == expected
             yield Kill(round(second, 2), phase, kept, identical)
-            done += 1
+            # The writing of a checkpoint is over in a moment; one that it missed is not one of those that were wanted.
+            done += phase == "checkpoint" or moments[done % len(moments)] != "checkpoint"
         shutil.rmtree(directory)
 
 
@@ -301,7 +306,7 @@ def main() -> None:
             results.append(kill)
             verdict = "identical" if kill.identical else "DIFFERENT"
             where = f"{kill.second:6.2f} s in {kill.phase:10} · resumed from {kill.checkpoint:14}"
-            print(f"{number:3} of {arguments.kills} · killed after {where} · {verdict}", flush=True)
+            print(f"{number:3} · killed after {where} · {verdict}", flush=True)
     same = sum(kill.identical for kill in results)
     of_interest = moments[-1]
     died = sum(kill.phase == of_interest for kill in results)
