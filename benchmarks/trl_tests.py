@@ -29,7 +29,6 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -49,7 +48,13 @@ KNOWN_KINDS = {
     TOOLS: "tools and environments are refused: templates are defined for single turns",
     IMAGES: "images are refused: templates are text",
 }
-KNOWN: dict[str, dict[str, str]] = {"p2o": {}, "forced": {}}
+_STREAM = "a streamed training set is refused: P²O comes back to hard questions by row"
+_STREAMS = {
+    "test_train_with_iterable_dataset": _STREAM,
+    "test_iterable_dataset_forces_num_workers_zero": _STREAM,
+    "test_iterable_dataset_requires_dispatch_batches_false": f"{_STREAM}, which it says in place of TRL's reason",
+}
+KNOWN: dict[str, dict[str, str]] = {"p2o": _STREAMS, "forced": dict(_STREAMS)}
 """By mode and by the name of a test, without its class and parameters: why P²O does not pass it."""
 
 
@@ -72,10 +77,14 @@ class Outcome:
     seconds: float = 0.0
     counts: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def function(self) -> str:
+        """Its name without class and parameters."""
+        return self.test.rpartition("::")[2].partition("[")[0]
+
     def reason(self, mode: str) -> str | None:
         """Why P²O is known not to pass it; None where nobody knows."""
-        function = self.test.rpartition("::")[2].partition("[")[0]
-        return KNOWN_KINDS.get(self.kind) or KNOWN.get(mode, {}).get(function)
+        return KNOWN_KINDS.get(self.kind) or KNOWN.get(mode, {}).get(self.function)
 
 
 Outcomes = dict[str, Outcome]
@@ -100,13 +109,12 @@ def swap_names(text: str, mode: str) -> str:
     raise ValueError(f"{TESTS} does not import GRPOConfig and GRPOTrainer from trl.")
 
 
-def run_tests(workplace: Path, checkout: Path, mode: str, selection: str | None, output: Any = None) -> Outcomes:
+def run_tests(workplace: Path, checkout: Path, mode: str, selection: str | None) -> Outcomes:
     """Runs the tests in a copy of their own.
 
     Args:
         workplace: a directory with the stand-ins.
         selection: pytest's -k.
-        output: a file for what pytest prints.
 
     Raises:
         SystemExit: pytest could not run them.
@@ -118,9 +126,9 @@ def run_tests(workplace: Path, checkout: Path, mode: str, selection: str | None,
     text = (checkout / TESTS).read_text()
     (workplace / TESTS).write_text(swap_names(renumber(text), mode))
     record = workplace / "record.jsonl"
-    command = [sys.executable, "-m", "pytest", TESTS, "-p", "trl_plugin", "-p", "no:cacheprovider", "-v"]
+    command = [sys.executable, "-m", "pytest", TESTS, "-p", "trl_plugin", "-p", "no:cacheprovider", "-v", "--tb=short"]
     command += ["--rootdir", ".", "--basetemp", "made", *(["-k", selection] if selection else [])]
-    done = subprocess.run(command, cwd=workplace, env=environment(workplace), stdout=output, stderr=output)
+    done = subprocess.run(command, cwd=workplace, env=environment(workplace))
     if done.returncode not in (0, 1, 5):  # 5: nothing was selected
         raise SystemExit(f"pytest could not run the tests with {mode}: exit code {done.returncode}.")
     return read(record)
@@ -211,6 +219,9 @@ def compare(console: Console, results: Mapping[str, Outcomes]) -> int:
             unknown += reason is None
             console.print(f"[bold]{escape(outcome.test)}[/bold]\n  {escape(outcome.why)}", highlight=False)
             console.print(f"  known: {escape(reason)}" if reason else "  [red]not known[/red]", highlight=False)
+        needless = {o.function for o in ours.values() if o.outcome == "passed"} & KNOWN.get(mode, {}).keys()
+        for function in sorted(needless - {outcome.function for outcome in different}):
+            console.print(f"[yellow]on the list of known differences, but it passes: {function}[/yellow]")
         fewer = sum(o.outcome == "failed" and ours.get(t, o).outcome == "passed" for t, o in results["grpo"].items())
         console.print(f"{fewer} tests fail with GRPO and pass with P²O.")
     return unknown
