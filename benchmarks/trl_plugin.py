@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from trl_stand_ins import NAMES
 
 TEXT, TOOLS, IMAGES = "text", "tools and environments", "images"
@@ -38,6 +39,25 @@ def kind_of(name: str, source: str) -> str:
 
 
 def pytest_configure() -> None:
+    supply_missing_checks()
+    if not torch.cuda.is_available():
+        default_to_float32()
+
+
+def default_to_float32() -> None:
+    """TRL computes in bfloat16 by default. A processor may take seventy times longer for it, and the tests three."""
+    from trl.trainer.base_config import _BaseConfig
+
+    default = _BaseConfig.__post_init__
+
+    def in_float32(self: Any) -> None:
+        self.bf16 = False if self.bf16 is None else self.bf16
+        default(self)
+
+    _BaseConfig.__post_init__ = in_float32
+
+
+def supply_missing_checks() -> None:
     """Gives tests of another release the checks for optional packages that the installed TRL has none of."""
     from trl import import_utils
 
