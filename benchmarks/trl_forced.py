@@ -39,31 +39,31 @@ class CoinRewards(Rewards):
     """Rewards of which a coin says which are successes.
 
     Args:
-        coins: 1 or 0 for each rollout.
+        batch: names the coins.
+        rows: which of its coins belong to these rollouts; the first ones when None.
     """
 
-    coins: Tensor | None = None
+    batch: int = 0
+    rows: tuple[int, ...] | None = None
 
     @property
     def success_scores(self) -> Tensor:
-        assert self.coins is not None
-        return self.coins.to(self.by_function.device).masked_fill(self.total.isnan(), torch.nan)
+        rows = range(len(self.by_function)) if self.rows is None else self.rows
+        coins = [float(random.Random(f"{self.batch} {row}").random() < SUCCESS) for row in rows]
+        return torch.tensor(coins, device=self.by_function.device).masked_fill(self.total.isnan(), torch.nan)
 
     def of(self, rows: Any) -> "CoinRewards":
-        assert self.coins is not None
-        few = super().of(rows)
-        coins = self.coins[rows.cpu() if isinstance(rows, Tensor) else rows]
-        return CoinRewards(few.by_function, few.weights, few.threshold, few.success_function, coins)
+        own = torch.arange(len(self.by_function)) if self.rows is None else torch.tensor(self.rows)
+        kept = own[rows.cpu() if isinstance(rows, Tensor) else rows].tolist()
+        return replace(self, by_function=self.by_function[rows], rows=tuple(kept))
 
 
 class CoinScoring(Scoring):
     """Scoring by which every rollout that anybody scores may succeed."""
 
     def rewards(self, by_function: Tensor) -> Rewards:
-        drawn = random.Random(f"coin {COUNTS['scored batches']}")
         COUNTS["scored batches"] += 1
-        coins = torch.tensor([float(drawn.random() < SUCCESS) for _ in range(len(by_function))])
-        return CoinRewards(by_function, self.weights, 0.0, None, coins)
+        return CoinRewards(by_function, self.weights, batch=COUNTS["scored batches"])
 
 
 class Count(P2OCallback):
