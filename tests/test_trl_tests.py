@@ -112,7 +112,7 @@ def test_both_are_run_and_the_difference_is_told(checkout, tmp_path, capfd):
     tool = printed[printed.rindex("TestSmall::test_a_tool_is_taken") :]
     assert "does not support `tools`" in tool and "known: tools and environments are refused" in tool
     name = printed[printed.rindex("TestSmall::test_the_name_is_grpos") :]
-    assert "ForcedTrainer" in name[: name.index("not known")]
+    assert "ForcedConfig" in name[: name.index("not known")]
     assert "fails with GRPO: TestSmall::test_both_fail: AssertionError: on [purpose]" in printed
     # That the prompt phase was forced shows in what was sampled.
     (forced,) = [row for row in results["forced"] if row["counts"].get("trainings")]
