@@ -1,6 +1,8 @@
 """Where the trainer's rows come from, and a user's own `rollout_func`."""
 
 import zlib
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from datasets import concatenate_datasets
@@ -101,3 +103,20 @@ def test_a_rollout_func_that_returns_too_few_completions_is_told_in_the_prompt_p
 
     with pytest.raises(ValueError, match=r"1 completions for \d+ prompts"):
         alternate(tmp_path, reward=lambda completions, **kwargs: coin(completions), rollout_func=rollout)
+
+
+def test_a_rollout_func_is_tested_without_a_model():
+    """As TRL's own tests do it, and a user's may: a trainer without `__init__`, whose model is a stand-in."""
+    trainer = object.__new__(P2OTrainer)
+    trainer.model, trainer.state = SimpleNamespace(training=True), SimpleNamespace(global_step=2)
+    trainer.accelerator, trainer.args = (
+        SimpleNamespace(device="cpu", is_main_process=True),
+        SimpleNamespace(report_to=[]),
+    )
+    trainer._last_loaded_step, trainer.use_vllm = 1, True
+    trainer.vllm_generation = Mock(has_other_weights=False)
+    trainer.rollout_func = Mock(return_value={"prompt_ids": [[1]]})
+    with pytest.raises(ValueError, match="rollout_func must return keys"):
+        trainer._generate(["prompt"])
+    trainer.vllm_generation.sync_weights.assert_called_once()
+    assert trainer._last_loaded_step == 2

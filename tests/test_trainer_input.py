@@ -24,7 +24,7 @@ def test_the_signature_is_grpo_trainers_and_ours():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (None, "needs a train_dataset"),
+        (None, "^`train_dataset` is required"),
         (Dataset.from_dict({"question": ["a"]}), "no `prompt` column; it has question"),
         (Dataset.from_dict({"prompt": []}), "is empty"),
         (Dataset.from_dict({"prompt": ["a", "  "]}), "row 1, field `prompt`: empty"),
@@ -45,9 +45,28 @@ def test_bad_questions_are_refused_before_training(tmp_path, data, message):
         )
 
 
-def test_a_streamed_dataset_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="streaming"):
-        make(tmp_path, data=questions().to_iterable_dataset())
+@pytest.mark.parametrize("split", [False, True])
+def test_a_streamed_dataset_is_refused(tmp_path, split):
+    """With why, and what to do; not with what TRL would ask of it next."""
+    data = questions().to_iterable_dataset()
+    changes = {"accelerator_config": {"dispatch_batches": True}} if split else {}
+    with pytest.raises(ValueError, match=r"is an IterableDataset; .* by row, .*without streaming=True"):
+        make(tmp_path, data=data, **changes)
+
+
+@pytest.mark.parametrize("none", [None, []])
+def test_without_a_reward_nothing_is_mined(tmp_path, none):
+    with pytest.raises(ValueError, match=r"^No reward source provided: .*reward_funcs"):
+        make(tmp_path, reward=none)
+
+
+def test_streams_are_evaluated_on(tmp_path):
+    """As in TRL, given to the trainer or to `evaluate`."""
+    stream = questions(4).to_iterable_dataset()
+    sizes = {"num_generations_eval": 2, "per_device_eval_batch_size": 4}
+    trainer = make(tmp_path, eval_dataset={"stream": stream}, **sizes)
+    assert 0 <= trainer.evaluate()["eval_stream_accuracy"] <= 1
+    assert 0 <= trainer.evaluate(stream)["eval_accuracy"] <= 1
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from p2o.batch_sizes import BatchSizes
 from p2o.config import P2OConfig
@@ -27,7 +27,7 @@ def check_arguments(
         if value is not None:
             raise ValueError(f"P2OTrainer does not support `{option}`: templates are defined for single turns.")
     if not reward_funcs:
-        raise ValueError("P2OTrainer needs reward_funcs: which questions are hard shows in the rewards.")
+        raise ValueError("No reward source provided: P2OTrainer needs `reward_funcs`, which show what is hard.")
     if args.reused_rollouts_per_group and rollout_func is not None:
         raise ValueError("reused_rollouts_per_group does not go together with a rollout_func of your own.")
     check_questions(train_dataset, args)
@@ -61,12 +61,14 @@ def check_questions(dataset: Any, args: P2OConfig) -> None:
         ValueError: not a dataset of known length, no or empty prompts, images; rows are named.
     """
     if dataset is None:
-        raise ValueError("P2OTrainer needs a train_dataset.")
-    if not hasattr(dataset, "__len__") or not hasattr(dataset, "column_names"):
+        raise ValueError("`train_dataset` is required: a `datasets.Dataset` with a column `prompt`.")
+    if isinstance(dataset, IterableDataset):
         raise ValueError(
-            f"train_dataset is a {type(dataset).__name__}; P²O comes back to questions by row and needs a "
-            "`datasets.Dataset` (load it without streaming=True)."
+            "train_dataset is an IterableDataset; P²O comes back to hard questions by row, which a stream has none of. "
+            "Load it without streaming=True, or take a part of it: `Dataset.from_list(list(train_dataset.take(5000)))`."
         )
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "column_names"):
+        raise ValueError(f"train_dataset is of type {type(dataset).__name__}; P2OTrainer needs a `datasets.Dataset`.")
     if "prompt" not in dataset.column_names:
         raise ValueError(f"train_dataset has no `prompt` column; it has {', '.join(dataset.column_names) or 'none'}.")
     if len(dataset) == 0:
