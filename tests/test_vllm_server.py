@@ -9,6 +9,7 @@ import urllib.request
 
 import pytest
 import torch
+from kill_and_resume import kill_and_resume
 
 from either_engine import (  # noqa: F401 - tests that are run here, too
     assert_two_processes_are_told_what_they_asked,
@@ -86,6 +87,11 @@ def test_a_server_trains_with_a_prompt_phase(tmp_path, server):
 @pytest.mark.parametrize("shards", [None, fsdp2, zero3])
 def test_two_processes_are_told_what_they_asked(tmp_path, server, shards):
     assert_two_processes_are_told_what_they_asked(tmp_path, server, shards)
+
+
+def test_a_run_killed_in_a_prompt_phase_asks_every_question_once(tmp_path, server):
+    (kill,) = kill_and_resume(1, 0, tmp_path, moments=("prompt",), server=server["vllm_server_base_url"])
+    assert kill.phase == "prompt" and kill.identical
 
 
 def test_vllms_server_reflects(server, tmp_path):
