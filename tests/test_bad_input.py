@@ -42,13 +42,13 @@ def test_trls_options_have_their_ranges_in_a_script_too(tmp_path, name):
         P2OConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **{name: -2})
 
 
-def test_damaged_configurations_one_in_eight(tmp_path, monkeypatch):
-    monkeypatch.setattr(bad_input, "configurations", lambda path: list(configurations(path))[::8])
+def test_damaged_configurations_one_in_sixteen(tmp_path, monkeypatch):
+    monkeypatch.setattr(bad_input, "configurations", lambda path: list(configurations(path))[::16])
     found = list(bad_input.configs(tmp_path))
-    assert len(found) > 20 and {outcome for _, outcome in found} <= {bad_input.TRAINED, bad_input.REFUSED}, found
+    assert len(found) >= 10 and {outcome for _, outcome in found} <= {bad_input.TRAINED, bad_input.REFUSED}, found
 
 
-def test_damaged_data_files_one_in_eight(tmp_path, monkeypatch):
-    monkeypatch.setattr(bad_input, "data_files", lambda: list(data_files())[::8])
+def test_damaged_data_files_one_in_sixteen(tmp_path, monkeypatch):
+    monkeypatch.setattr(bad_input, "data_files", lambda: list(data_files())[::16])
     found = list(bad_input.data(tmp_path))
-    assert len(found) > 20 and {outcome for _, outcome in found} == {bad_input.READ, bad_input.REFUSED}, found
+    assert len(found) >= 10 and {outcome for _, outcome in found} == {bad_input.READ, bad_input.REFUSED}, found

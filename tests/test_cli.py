@@ -4,11 +4,10 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import forked
 import pytest
 import yaml
 from rich.console import Console
@@ -18,6 +17,7 @@ from p2o.cli import main
 from p2o.cli.console import Pace, Watch, bare_accuracies, clock
 from p2o.cli.run_directory import check_writable
 from p2o.prompt_phase.types import EvolutionProgress
+from small_run import write_config, write_data
 
 
 def lines(path):
@@ -111,40 +111,42 @@ def test_own_data_own_rewards_and_evaluation(tmp_path, config, monkeypatch):
     assert len(evaluated) == 3, "before, at step 1, after"
 
 
-@pytest.mark.parametrize(
-    ("awaited", "count"),
-    [("metrics.jsonl", 2), ("evolution/epoch-001/journal.jsonl", 2)],
-    ids=["policy phase", "prompt phase"],
-)
-def test_interrupted_by_the_user_and_resumed(tmp_path, config, capsys, awaited, count):
-    path, straight, run = config(num_train_epochs=3), tmp_path / "straight", tmp_path / "run"
-    assert main(["train", "--config", path, "--output_dir", str(straight)]) == 0
-    command = [sys.executable, "-c", "import sys; from p2o.cli import main; sys.exit(main())", "train"]
-    process = subprocess.Popen(
-        [*command, "--config", path, "--output_dir", str(run)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A small run that nobody interrupts, and the configuration of it."""
+    place = tmp_path_factory.mktemp("straight")
+    write_data(place)
+    path = write_config(place, num_train_epochs=3)
+    assert main(["train", "--config", path, "--output_dir", str(place / "run")]) == 0
+    return path, place / "run"
+
+
+@pytest.mark.parametrize("awaited", ["metrics.jsonl", "evolution/epoch-001/journal.jsonl"])
+def test_interrupted_by_the_user_and_resumed(tmp_path, straight, capsys, awaited):
+    path, whole = straight
+    run, logs = tmp_path / "run", tmp_path / "logs"
+    logs.mkdir()
+    (process,) = forked.start_command("train", "--config", path, "--output_dir", str(run), logs=logs)
     deadline = time.monotonic() + 300
-    while not ((run / awaited).exists() and (run / awaited).read_bytes().count(b"\n") >= count):
-        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+    while not ((run / awaited).exists() and (run / awaited).read_bytes().count(b"\n") >= 2):
+        assert process.is_alive() and time.monotonic() < deadline, forked.printed(logs)
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
-    said = process.communicate(timeout=120)[0]
-    assert process.returncode == 130, said
+    process.join(120)
+    said = forked.printed(logs)
+    assert process.exitcode == 130, said
     assert f"p2o train --resume --output_dir {run}" in said
     assert list(run.glob("checkpoint-*")), "what was done is saved"
 
     assert main(["train", "--resume", "--output_dir", str(run)]) == 0
     assert "resumed from step" in capsys.readouterr().out
-    weights = [(d / "model" / "model.safetensors").read_bytes() for d in (straight, run)]
+    weights = [(d / "model" / "model.safetensors").read_bytes() for d in (whole, run)]
     assert weights[0] == weights[1]
-    steps = [[m["step"] for m in lines(d / "metrics.jsonl") if "loss" in m] for d in (straight, run)]
+    steps = [[m["step"] for m in lines(d / "metrics.jsonl") if "loss" in m] for d in (whole, run)]
     assert steps[0] == steps[1], "nothing is written twice"
-    summaries = [json.loads((d / "summary.json").read_text()) for d in (straight, run)]
+    summaries = [json.loads((d / "summary.json").read_text()) for d in (whole, run)]
     assert summaries[0]["rollouts"] == summaries[1]["rollouts"], "nothing is counted twice"
-    sampled = [[s["completion"] for s in lines(d / "samples.jsonl")] for d in (straight, run)]
+    sampled = [[s["completion"] for s in lines(d / "samples.jsonl")] for d in (whole, run)]
     assert sampled[0] == sampled[1]
 
 
