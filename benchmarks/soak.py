@@ -38,7 +38,7 @@ class Sample:
 
     Args:
         step: optimizer steps taken by then.
-        memory: resident, in MiB; what processes share counts once, where the system tells.
+        memory: resident and not of a file, in MiB. Libraries are left out: their share depends on who else uses them.
         files: open ones, with sockets and pipes.
     """
 
@@ -73,8 +73,8 @@ def held(process: psutil.Process) -> tuple[float, int]:
     memory, files = 0.0, 0
     for one in (process, *process.children(recursive=True)):
         try:
-            info = one.memory_full_info()
-            memory += getattr(info, "pss", info.rss) / 2**20
+            info = one.memory_info()
+            memory += (info.rss - info.shared) / 2**20
             files += one.num_fds()
         except psutil.NoSuchProcess:
             continue
