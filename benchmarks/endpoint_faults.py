@@ -19,13 +19,13 @@ import subprocess
 import tempfile
 import threading
 import time
-import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from chance import chance
 from endpoints import USAGE, Server, completion, cut, drip, hang, raw, serve, status
 from rich.console import Console
 from rich.table import Table
@@ -117,10 +117,6 @@ class Result:
         return self.whole and self.counted and not (self.when == "once" and self.ended_early)
 
 
-def coin(completions: list[Any], **kwargs: Any) -> list[float]:
-    return [float(zlib.crc32(c[-1]["content"].encode()) % 5 == 0) for c in completions]
-
-
 def train(directory: Path, url: str) -> P2OTrainer:
     torch.set_num_threads(1)
     options: dict[str, Any] = {
@@ -132,7 +128,7 @@ def train(directory: Path, url: str) -> P2OTrainer:
     }
     trainer = P2OTrainer(
         model=AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32),
-        reward_funcs=coin,
+        reward_funcs=chance,
         args=P2OConfig(output_dir=str(directory), **options),
         train_dataset=world.train_dataset(hard=24, easy=0),
         processing_class=AutoTokenizer.from_pretrained(model_path()),

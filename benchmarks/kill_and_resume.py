@@ -22,12 +22,8 @@ import os
 import random
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -35,6 +31,8 @@ from pathlib import Path
 from typing import Any
 
 import forked
+from chance import chance
+from vllm_server import vllm_server
 
 from p2o.checkpointing import STAGING_DIR
 from p2o.seeding import derive_seed
@@ -55,11 +53,6 @@ class Kill:
     phase: str
     checkpoint: str
     identical: bool
-
-
-def chance(completions: list[Any], **kwargs: Any) -> list[float]:
-    """1 for one completion in five, by its text."""
-    return [float(zlib.crc32(c[-1]["content"].encode()) % 5 == 0) for c in completions]
 
 
 def run_to_the_end(directory: str, resume: bool, server: str | None = None) -> None:
@@ -256,31 +249,6 @@ def kill_and_resume(
         shutil.rmtree(directory)
 
 
-@contextlib.contextmanager
-def vllm_server(wanted: bool, work: Path) -> Iterator[str | None]:
-    """Its URL, with the embedded model; None where none is wanted."""
-    if not wanted:
-        yield None
-        return
-    from p2o.pico import model_path
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model_path()]
-    command += ["--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1", "--dtype", "float32"]
-    command += ["--worker-extension-cls", "p2o.engines.vllm_worker.TakesWeights", "--no-enable-chunked-prefill"]
-    command += ["--enforce-eager", "--max-model-len", "1536", "--host", "127.0.0.1", "--port", str(port)]
-    with open(work / "server.log", "w") as log:
-        environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1"}
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-    try:
-        yield f"http://127.0.0.1:{port}"  # the trainer waits for it
-    finally:
-        process.terminate()
-        process.wait()
-
-
 def _nothing() -> None: ...
 
 
@@ -299,7 +267,8 @@ def main() -> None:
     parser.add_argument("--json", help="also write the results to this file")
     arguments = parser.parse_args()
     moments = ("checkpoint",) if arguments.during == "checkpoint" else ("policy", "prompt")
-    with tempfile.TemporaryDirectory() as work, vllm_server(arguments.vllm_server, Path(work)) as server:
+    with tempfile.TemporaryDirectory() as work, contextlib.ExitStack() as stack:
+        server = stack.enter_context(vllm_server(Path(work) / "server.log")) if arguments.vllm_server else None
         given = (arguments.kills, arguments.seed, Path(work), arguments.processes, moments, server)
         results = []
         for number, kill in enumerate(kill_and_resume(*given), 1):

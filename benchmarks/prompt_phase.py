@@ -14,12 +14,12 @@ import random
 import statistics
 import tempfile
 import time
-import zlib
 from pathlib import Path
 from typing import Any
 
 import gepa
 import torch
+from chance import chance
 from gepa.core.adapter import EvaluationBatch
 from rich.console import Console
 from rich.table import Table
@@ -35,11 +35,6 @@ from p2o.prompt_phase.types import EvolutionConfig, Question, Reflection, Rollou
 
 PHASE = "prompt phase"
 WORDS = "count carry total sign digit column check order product sum part line slowly twice first last".split()
-
-
-def chance(completions: list[Any], **kwargs: Any) -> list[float]:
-    """1 for one completion in five, by its text."""
-    return [float(zlib.crc32(c[-1]["content"].encode()) % 5 == 0) for c in completions]
 
 
 def instruction(number: int) -> str:

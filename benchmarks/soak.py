@@ -16,7 +16,6 @@ import statistics
 import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,16 +46,11 @@ class Sample:
     files: int
 
 
-def chance(completions: list[Any], **kwargs: Any) -> list[float]:
-    """1 for one completion in five, by its text."""
-    return [float(zlib.crc32(c[-1]["content"].encode()) % 5 == 0) for c in completions]
-
-
 def configuration(directory: Path, steps: int) -> Path:
     rows = directory / "rows.jsonl"
     world.train_dataset(hard=QUESTIONS * STEPS_OF_AN_EPOCH // 2, easy=QUESTIONS * STEPS_OF_AN_EPOCH // 2).to_json(rows)
     settings = {
-        **{"model_name_or_path": "pico", "dataset_name": str(rows), "reward_funcs": ["soak:chance"]},
+        **{"model_name_or_path": "pico", "dataset_name": str(rows), "reward_funcs": ["chance:chance"]},
         **{"num_generations": 4, "per_device_train_batch_size": 4 * QUESTIONS, "max_steps": steps},
         **{"max_completion_length": 24, "learning_rate": 1e-6, "min_hard_questions": 2, "evolution_budget": 60},
         **{"parents_per_iteration": 2, "reflection_prompt": world.REFLECTION_PROMPT, "reflection_max_tokens": 48},

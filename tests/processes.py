@@ -23,7 +23,7 @@ from p2o import P2OCallback, P2OConfig, P2OTrainer
 from p2o.pico import model_path, world
 from p2o.prompt_phase.types import Reflection
 from p2o.templates import question_text
-from trainers import brute_force_logps
+from trainers import brute_force_logps, coin
 
 torch.set_num_threads(1)
 out = Path(sys.argv[1])
@@ -51,14 +51,13 @@ def two_contexts():
 
 def reward(prompts, completions, completion_ids, **kwargs):
     global policy_tokens
-    texts = [completion[0]["content"] for completion in completions]
     if phase == "policy" and not two_contexts():
         policy_tokens += sum(map(len, completion_ids))
     if trainer.p2o.epoch == 0:
         return [float(zlib.crc32(question_text(prompt).encode()) % 3 == 0) for prompt in prompts]
     if phase == fail and rank == processes - 1 and fail_at in (None, trainer.state.global_step):
         raise RuntimeError(f"the {phase} phase is too much for rank {rank}")
-    return [float(zlib.crc32(text.encode()) % 3 == 0) for text in texts]
+    return coin(completions)
 
 
 def feedback(completion, row):

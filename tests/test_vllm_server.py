@@ -1,15 +1,12 @@
 """P²O on vLLM's own server."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 import urllib.request
 
 import pytest
 import torch
 from kill_and_resume import kill_and_resume
+from vllm_server import vllm_server
 
 from either_engine import (  # noqa: F401 - tests that are run here, too
     assert_two_processes_are_told_what_they_asked,
@@ -38,35 +35,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """vLLM's own server with the embedded model, as README says to start it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "log"
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model_path()]
-    command += ["--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1", "--dtype", "float32"]
-    command += ["--worker-extension-cls", "p2o.engines.vllm_worker.TakesWeights", "--no-enable-chunked-prefill"]
-    # Half a minute less than compiled, as the colocated one is.
-    command += ["--enforce-eager"]
-    command += ["--max-model-len", "1536", "--host", "127.0.0.1", "--port", str(port)]
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, "VLLM_SERVER_DEV_MODE": "1"}
-        )
-    try:
-        # The trainer waits for it.
-        yield {
-            "use_vllm": True,
-            "vllm_mode": "server",
-            "vllm_server_base_url": f"http://127.0.0.1:{port}",
-            "vllm_server_timeout": 600,
-        }
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
+    """Options for a server that all tests share."""
+    with vllm_server(tmp_path_factory.mktemp("server") / "log") as url:
+        yield {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": url, "vllm_server_timeout": 600}
 
 
 @pytest.fixture
