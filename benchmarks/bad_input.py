@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from bad_files import configurations, data_files
 from hostile import GOLD, hostile_completions
-
 from p2o.cli import main as p2o
 from p2o.pico import world
 from p2o.verifiers import Limits, Pool, verify

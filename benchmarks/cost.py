@@ -129,12 +129,12 @@ def evolution(questions: int, budget: int) -> Measured:
 
 def trainer_of(output: str, questions: int, **changes: Any) -> Any:
     import torch
-    from policy_step import TEMPLATE
-    from prompt_phase import chance
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
     from p2o import P2OConfig, P2OTrainer
     from p2o.pico import model_path, world
+    from policy_step import TEMPLATE
+    from prompt_phase import chance
 
     torch.set_num_threads(1)
     trainer = P2OTrainer(

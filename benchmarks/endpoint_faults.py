@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from chance import chance
-from endpoints import USAGE, Server, completion, cut, drip, hang, raw, serve, status
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
+from chance import chance
+from endpoints import USAGE, Server, completion, cut, drip, hang, raw, serve, status
 from p2o import P2OCallback, P2OConfig, P2OTrainer
 from p2o.pico import model_path, world
 

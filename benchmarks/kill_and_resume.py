@@ -32,10 +32,9 @@ from typing import Any
 
 import forked
 from chance import chance
-from vllm_server import vllm_server
-
 from p2o.checkpointing import STAGING_DIR
 from p2o.seeding import derive_seed
+from vllm_server import vllm_server
 
 WRITING = 0.15
 """Seconds within which, from its beginning, the writing of a checkpoint is interrupted, or just over."""

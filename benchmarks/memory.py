@@ -22,13 +22,13 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from policy_step import TEMPLATE, model
 from rich.console import Console
 from rich.table import Table
 from trl import GRPOConfig, GRPOTrainer
 
 from p2o import P2OCallback, P2OConfig, P2OTrainer
 from p2o.pico import world
+from policy_step import TEMPLATE, model
 
 K = 4
 # P²O's options, None for GRPO, and whether an adapter is trained; the unit is GRPO with or without one.

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from random_model import save_random_model
 from rich.console import Console
 from rich.table import Table
 from transformers import PrinterCallback, TrainerCallback
@@ -29,6 +28,7 @@ from p2o.engines.vllm import generation_backend
 from p2o.models import model_path
 from p2o.pico import world
 from p2o.templates import Template
+from random_model import save_random_model
 
 TEMPLATE = Template("If only + and - occur, carry the total along. Do not skip a step, and write every line.", 1.0)
 

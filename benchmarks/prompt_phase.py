@@ -19,12 +19,12 @@ from typing import Any
 
 import gepa
 import torch
-from chance import chance
 from gepa.core.adapter import EvaluationBatch
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from chance import chance
 from p2o import P2OConfig, P2OTrainer
 from p2o.models import model_path
 from p2o.pico import world

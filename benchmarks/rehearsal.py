@@ -33,8 +33,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import rehearsal_worker
 import yaml
+
+import rehearsal_worker
 from random_model import save_random_model
 from rehearsal_worker import THEIRS, problem
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from trl_stand_ins import NAMES
 
 TEXT, TOOLS, IMAGES = "text", "tools and environments", "images"

@@ -33,6 +33,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
 from trl_plugin import IMAGES, TEXT, TOOLS
 from trl_stand_ins import ORGANIZATION, make_stand_ins, renumber
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from random_model import save_random_model
 
 from p2o.tasks import NAMED_SETS
+from random_model import save_random_model
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -3,12 +3,12 @@
 import contextlib
 import dataclasses
 
-import bad_input
 import pytest
-from bad_files import configurations, data_files
 from hypothesis import given
 from hypothesis import strategies as st
 
+import bad_input
+from bad_files import configurations, data_files
 from p2o import P2OConfig
 from p2o.options import RANGES_OF_TRL, check_ranges
 

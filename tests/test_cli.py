@@ -7,12 +7,12 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import forked
 import pytest
 import yaml
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import forked
 from p2o.cli import main
 from p2o.cli.console import Pace, Watch, bare_accuracies, clock
 from p2o.cli.run_directory import check_writable

@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 from subprocess import CompletedProcess
 
-import forked
 import pytest
 import yaml
 
+import forked
 from p2o.cli import main
 from p2o.methods import METHODS, with_method
 from p2o.pico import teacher, world

@@ -10,8 +10,8 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
-from endpoints import KEY, TEXT, answer, completion, cut, drip, hang, raw, reflection, serve, status, well
 
+from endpoints import KEY, TEXT, answer, completion, cut, drip, hang, raw, reflection, serve, status, well
 from p2o import P2OConfig
 from p2o.engines import endpoint as module
 from p2o.engines.endpoint import retry_after

@@ -1,7 +1,8 @@
 """What a run makes of faults of a connection, some of them; `benchmarks/endpoint_faults.py` has all faults."""
 
-import endpoint_faults
 import pytest
+
+import endpoint_faults
 
 pytestmark = [pytest.mark.usefixtures("no_keys"), pytest.mark.slow]
 

@@ -6,11 +6,11 @@ import os
 import re
 import time
 
-import forked
 import pytest
-from endpoints import completion, serve
 from transformers import AutoTokenizer
 
+import forked
+from endpoints import completion, serve
 from p2o.cli import main
 from p2o.completions import Completion, Sampling
 from p2o.engines.frozen import FrozenModel, encode, transformers_model, weights_digest

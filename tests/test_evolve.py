@@ -5,11 +5,11 @@ import re
 import time
 from typing import get_args, get_type_hints
 
-import forked
 import pytest
-from endpoints import completion, serve
 from trl import ModelConfig
 
+import forked
+from endpoints import completion, serve
 from p2o import P2OConfig
 from p2o.cli import main
 from p2o.cli.errors import InputError

@@ -9,11 +9,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import forked
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import forked
 from p2o.cli import main
 from p2o.completions import Call, Sampling
 from p2o.engines.shared import parts_of

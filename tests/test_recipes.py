@@ -12,11 +12,11 @@ import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
 from datasets import Dataset
-from random_model import save_random_model
 
 from endpoints import serve, well
 from p2o.cli import main
 from p2o.tasks import NAMED_SETS
+from random_model import save_random_model
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

@@ -10,12 +10,12 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
-import gpu
 import pytest
-import rehearsal
-import rehearsal_worker as worker
 import yaml
 
+import gpu
+import rehearsal
+import rehearsal_worker as worker
 from documents import run_to_its_parser
 from p2o.cli import main
 from p2o.verifiers.rewards import math

@@ -1,6 +1,7 @@
 """Runs killed at random moments (SIGKILL) end, once resumed, with the same weights bit for bit."""
 
 import pytest
+
 from kill_and_resume import kill_and_resume
 
 

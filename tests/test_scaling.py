@@ -4,11 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
-import estimates
 import pytest
-import scaling
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
+
+import estimates
+import scaling
 
 ROOT = Path(__file__).parent.parent
 

@@ -3,8 +3,9 @@
 import json
 
 import pytest
-import trl_tests
 from rich.console import Console
+
+import trl_tests
 from trl_plugin import IMAGES, TEXT, TOOLS, kind_of
 from trl_stand_ins import ORGANIZATION, make_stand_ins, renumber, zen
 from trl_tests import Outcome, compare, differences, swap_names

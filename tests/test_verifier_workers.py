@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from hostile import GOLD, STUCK, hostile_completions, rows
 
+from hostile import GOLD, STUCK, hostile_completions, rows
 from p2o.cli import main
 from p2o.verifiers import Limits, Pool, count_reasons, verify
 

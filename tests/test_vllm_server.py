@@ -5,8 +5,6 @@ import urllib.request
 
 import pytest
 import torch
-from kill_and_resume import kill_and_resume
-from vllm_server import vllm_server
 
 from either_engine import (  # noqa: F401 - tests that are run here, too
     assert_two_processes_are_told_what_they_asked,
@@ -17,6 +15,7 @@ from either_engine import (  # noqa: F401 - tests that are run here, too
     test_the_engine_reflects_with_the_weights_of_who_reflects,
     world_trainer,
 )
+from kill_and_resume import kill_and_resume
 from p2o.cli import main
 from p2o.engines import vllm as engine
 from p2o.pico import model_path, world
@@ -26,6 +25,7 @@ from trainers import (
     make,
     questions,
 )
+from vllm_server import vllm_server
 
 pytest.importorskip("vllm", reason="vLLM is not installed; README says how to install its CPU build")
 if torch.cuda.is_available():
