@@ -38,7 +38,7 @@ def test_no_hostile_completion_hangs_or_kills_or_is_rewarded(short, verifier):
 @pytest.mark.slow
 def test_score_survives_the_hostile_ones_too(tmp_path, capsys):
     path = tmp_path / "hostile.jsonl"
-    completions = hostile_completions()
+    completions = hostile_completions()[::4]
     path.write_text("".join(json.dumps({"completion": c, "solution": GOLD}) + "\n" for c in completions))
     assert main(["score", str(path), "--timeout", "0.3", "--memory", "256"]) == 0
     scored = [json.loads(line) for line in (tmp_path / "hostile.scored.jsonl").read_text().splitlines()]
@@ -125,7 +125,8 @@ def test_workers_killed_from_outside_are_replaced():
 
 
 @pytest.mark.slow
-def test_a_worker_that_gets_no_core_is_no_completions_fault():
+def test_a_worker_that_gets_no_core_is_no_completions_fault(monkeypatch):
+    monkeypatch.setattr("p2o.verifiers.blame.LEAST_RETRY_SECONDS", 1)
     pool = Pool(Limits(seconds=1, workers=1))
     assert verify([r"\boxed{1}"], rows("1"), pool=pool)[0].reason == "right"
     (first,) = workers_of(pool)
