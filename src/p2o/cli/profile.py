@@ -74,8 +74,8 @@ def _profile(argv: list[str], console: Console, ranks: Ranks) -> int:
     draw(made, summary, directory / PICTURE)
     _print(made, summary, console)
     files = " · ".join(str(directory / name) for name in (SUMMARY, PICTURE, TRANSCRIPTS))
-    console.print(files, markup=False)
-    console.print(f"Train on a part: p2o train --difficulty_profile {directory / PROFILE} --difficulty {MEDIUM}")
+    advice = f"Train on a part: p2o train --difficulty_profile {directory / PROFILE} --difficulty {MEDIUM}"
+    console.print(f"{files}\n{advice}", markup=False, soft_wrap=True)
     return 0
 
 

@@ -20,8 +20,8 @@ from p2o.prompt_phase.hard_samples import Outcome
 
 SIZES = (4, 8, 16, 32)
 """`num_generations` that a profile reports."""
-WORTH = 0.05
-"""Doubling a group has to save this share of groups from collapse, or it is not recommended."""
+WORTH = 0.1
+"""Twice the rollouts have to save this share of all groups from collapse, or they are not recommended."""
 # α and β of the fitted distribution lie between these.
 LEAST, MOST = 0.01, 100.0
 

@@ -195,9 +195,7 @@ def read_profile(path: str | Path) -> Profile:
     except ValueError as error:
         raise ProfileError(f"The difficulty profile {file} is damaged: {error}. {again}") from None
     if not isinstance(data, dict) or data.get("kind") != KIND:
-        raise ProfileError(
-            f"{file} is not a difficulty profile. `p2o profile MODEL --dataset …` writes one, {PROFILE}."
-        )
+        raise ProfileError(f"{file} is not a difficulty profile. `p2o profile MODEL --dataset …` writes {PROFILE}.")
     if data.get("version") != VERSION:
         raise ProfileError(f"{file} is of version {data.get('version')}, this release reads {VERSION}. {again}")
     try:

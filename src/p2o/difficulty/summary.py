@@ -12,8 +12,8 @@ from p2o.difficulty.profile import Profile, Question
 from p2o.prompt_phase.options import BudgetOptions
 
 RULE = (
-    f"the smallest of {', '.join(map(str, SIZES))} rollouts a question whose doubling would save less than {WORTH:.0%} "
-    "of the groups from collapse"
+    f"the smallest of {', '.join(map(str, SIZES))} whose doubling would save less than {WORTH:.0%} of the groups from "
+    f"collapse, or else {SIZES[-1]}"
 )
 
 
