@@ -17,19 +17,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from p2o.difficulty.buckets import BUCKETS, EASY, HARD, MEDIUM, UNSCORED, Cutoffs
 from p2o.difficulty.charge import epoch_charge
-from p2o.difficulty.groups import (
-    LEAST,
-    MOST,
-    SIZES,
-    WORTH,
-    GroupForecast,
-    fitted_prior,
-    forecast,
-    recommended_size,
-)
+from p2o.difficulty.groups import GRID, SIZES, WORTH, GroupForecast, fitted_rates, forecast, recommended_size
 from p2o.difficulty.profile import Profile, ProfileError, RewardIdentity, profiled, read_profile, reward_identity
 from p2o.difficulty.selection import parse_selection
 from p2o.difficulty.summary import summarise
@@ -120,13 +112,17 @@ def test_an_unbiased_estimate_has_the_right_mean():
     assert np.mean(estimates) == pytest.approx(truth, abs=4 * np.std(estimates) / math.sqrt(len(estimates)))
 
 
-@pytest.mark.parametrize(("alpha", "beta"), [(0.3, 0.9), (2.0, 3.0), (0.05, 0.2)])
-def test_beyond_the_rollouts_the_model_finds_what_its_own_kind_of_questions_do(alpha, beta):
-    generator = np.random.default_rng(derive_seed(1, "test", "beta", str(alpha)))
-    rates = generator.beta(alpha, beta, 4000)
+@pytest.mark.parametrize("kind", ["beta", "u-shaped", "hopeless or even"])
+def test_beyond_the_rollouts_a_model_estimates_what_will_collapse(kind):
+    generator = np.random.default_rng(derive_seed(1, "test", kind))
+    rates = {
+        "beta": generator.beta(2.0, 3.0, 2000),
+        "u-shaped": generator.beta(0.3, 0.9, 2000),
+        "hopeless or even": np.where(np.arange(2000) % 2, 0.5, 0.0),
+    }[kind]
     found = forecast([Outcome(int(s), 8) for s in generator.binomial(8, rates)], [16, 32])
     for size, group in found.items():
-        assert group.collapsed == pytest.approx(np.mean(rates**size + (1 - rates) ** size), abs=0.03)
+        assert group.collapsed == pytest.approx(np.mean(rates**size + (1 - rates) ** size), abs=0.04)
         assert not group.is_unbiased
 
 
@@ -138,21 +134,14 @@ def test_hopeless_questions_are_expected_to_stay_hopeless():
 
 
 @given(st.dictionaries(scored, st.integers(1, 50), min_size=1, max_size=6))
-@settings(max_examples=30, deadline=None)
-def test_the_fitted_distribution_is_no_less_likely_than_its_neighbours(counts):
-    def likelihood(alpha, beta):
-        total = 0.0
-        for outcome, count in Counter(counts | {Outcome(1, 2): counts.get(Outcome(1, 2), 0) + 1}).items():
-            right, wrong = outcome.successes, outcome.rollouts - outcome.successes
-            b = math.lgamma(alpha + right) + math.lgamma(beta + wrong) - math.lgamma(alpha + beta + right + wrong)
-            total += count * (b - math.lgamma(alpha) - math.lgamma(beta) + math.lgamma(alpha + beta))
-        return total
+def test_the_fitted_distribution_explains_the_outcomes_better_than_none_does(counts):
+    def likelihood(weights):
+        rates = [stats.binom.pmf(outcome.successes, outcome.rollouts, GRID) @ weights for outcome in counts]
+        return np.dot(list(counts.values()), np.log(rates))
 
-    prior = fitted_prior(counts)
-    best = likelihood(prior.alpha, prior.beta)
-    for up, along in itertools.product((0.8, 1.0, 1.25), repeat=2):
-        alpha, beta = (min(max(value, LEAST), MOST) for value in (prior.alpha * up, prior.beta * along))
-        assert likelihood(alpha, beta) <= best + 1e-3
+    weights = fitted_rates(counts)
+    assert weights.sum() == pytest.approx(1) and (weights >= 0).all()
+    assert likelihood(weights) >= likelihood(np.full(len(GRID), 1 / len(GRID))) - 1e-9
 
 
 def test_a_group_of_one_is_refused():
@@ -369,7 +358,7 @@ def test_a_reward_is_recognised_by_its_name_and_its_lines():
 # -- the layout --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["buckets", "groups", "charge", "profile", "selection", "summary"])
+@pytest.mark.parametrize("name", ["buckets", "groups", "charge", "profile", "selection", "summary", "rewrites"])
 def test_what_is_pure_imports_neither_trl_nor_transformers(name):
     assert " Pure." in (SOURCE / f"{name}.py").read_text().split("\n\n")[0]
     code = f"import sys, p2o.difficulty.{name}; print(*sorted({{'trl', 'transformers'}} & sys.modules.keys()))"

@@ -110,4 +110,6 @@ def _print(made: Profile, summary: dict[str, Any], console: Console) -> None:
     console.print(groups_table(summary))
     console.print(f"Recommended num_generations: {summary['recommended_num_generations']}, {RULE}.")
     if any(not group["is_unbiased"] for group in summary["groups"].values()):
-        console.print(f"≈: of groups larger than the {made.k} rollouts made; a beta-binomial model's estimate.")
+        console.print(
+            f"≈: of groups larger than the {made.k} rollouts made; an estimate by a fitted distribution of pass rates."
+        )

@@ -3,9 +3,11 @@
 A group of K rollouts collapses if all of them succeed or all fail: its advantages are zero, and GRPO learns nothing
 from it. With s successes in n rollouts of a question, the chance that a group of K ≤ n has j of them is estimated
 without bias by drawing K of the n: C(s, j) C(n − s, K − j) / C(n, K). (For j = 0 this is 1 − pass@k of Chen et al.
-2021, arXiv 2107.03374.) For K > n there is no unbiased estimate; we use the posterior predictive distribution of a
-beta-binomial model: pass rates are Beta(α, β) over the questions, with α and β fitted to all of them, so that a set of
-hopeless questions is expected to stay hopeless. It is a model's estimate, and reported as one.
+2021, arXiv 2107.03374.) For K > n there is no unbiased estimate. There we fit the distribution of
+pass rates over the questions, without assuming its form (a mixture over a grid of rates, by expectation maximisation),
+and take each question's posterior under it: a set of hopeless questions is expected to stay hopeless. It is a model's
+estimate, and reported as one. A beta distribution in its place is better where rates are beta distributed, and much
+worse where many questions are hopeless and others are not.
 """
 
 import math
@@ -14,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, special
+from jaxtyping import Float
+from scipy import stats
 
 from p2o.prompt_phase.hard_samples import Outcome
 
@@ -22,16 +25,11 @@ SIZES = (4, 8, 16, 32)
 """`num_generations` that a profile reports."""
 WORTH = 0.1
 """Twice the rollouts have to save this share of all groups from collapse, or they are not recommended."""
-# α and β of the fitted distribution lie between these.
-LEAST, MOST = 0.01, 100.0
-
-
-@dataclass(frozen=True)
-class Prior:
-    """A beta distribution of pass rates over questions."""
-
-    alpha: float
-    beta: float
+# Pass rates of the fitted distribution: 0, 1, and towards both as close as a thousandth.
+_LOW = np.geomspace(1e-3, 0.5, 60)
+GRID: Float[np.ndarray, " rates"] = np.concatenate([[0.0], _LOW, 1 - _LOW[-2::-1], [1.0]])
+ROUNDS_PER_QUESTION, MOST_ROUNDS = 3, 300
+"""Of the fit. It begins with all rates of the grid alike, and sharpens with every round: few questions prove little."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class GroupForecast:
         size: rollouts in a group, K.
         none, one, every: share of groups with no, exactly one, K successes.
         collapsed: share of groups without variance, at most that of smaller groups.
-        is_unbiased: whether all questions have K scored rollouts; otherwise a model was fitted.
+        is_unbiased: whether all questions have K scored rollouts; otherwise a distribution of pass rates was fitted.
     """
 
     size: int
@@ -76,10 +74,10 @@ def forecast(outcomes: Sequence[Outcome], sizes: Sequence[int]) -> dict[int, Gro
     if not counts or not sizes:
         return {}
     total, shortest = sum(counts.values()), min(outcome.rollouts for outcome in counts)
-    prior = fitted_prior(counts) if max(sizes) > shortest else None
+    weights = fitted_rates(counts) if max(sizes) > shortest else None
     found, least = {}, 1.0
     for size in range(2, max(sizes) + 1):
-        weighted = [(count, _chances(outcome, size, prior)) for outcome, count in counts.items()]
+        weighted = [(count, _chances(outcome, size, weights)) for outcome, count in counts.items()]
         none, one, every = (math.fsum(count * chances[i] for count, chances in weighted) / total for i in range(3))
         # Larger groups never collapse more often; where a model takes over from counting, the estimate could.
         least = min(least, none + every)
@@ -88,44 +86,42 @@ def forecast(outcomes: Sequence[Outcome], sizes: Sequence[int]) -> dict[int, Gro
     return found
 
 
-def _chances(outcome: Outcome, size: int, prior: Prior | None) -> tuple[float, float, float]:
-    """Of no, exactly one, and only successes in a group of this size."""
+def _chances(outcome: Outcome, size: int, weights: Float[np.ndarray, " rates"] | None) -> tuple[float, float, float]:
+    """Of no, exactly one, and only successes in a group of this size.
+
+    Args:
+        weights: of the rates in [`GRID`]; None where the group is no larger than the scored rollouts.
+    """
     right, scored = outcome.successes, outcome.rollouts
     wrong = scored - right
     if size <= scored:
         ways = math.comb(scored, size)
         return math.comb(wrong, size) / ways, right * math.comb(wrong, size - 1) / ways, math.comb(right, size) / ways
-    assert prior is not None
-    alpha, beta = prior.alpha + right, prior.beta + wrong
-    start = special.betaln(alpha, beta)
-    none, one, every = (float(np.exp(special.betaln(alpha + j, beta + size - j) - start)) for j in (0, 1, size))
-    return none, size * one, every
+    assert weights is not None
+    posterior = weights * stats.binom.pmf(right, scored, GRID)
+    posterior /= posterior.sum()
+    none, one, every = (float(posterior @ stats.binom.pmf(j, size, GRID)) for j in (0, 1, size))
+    return none, one, every
 
 
-def fitted_prior(counts: Mapping[Outcome, int]) -> Prior:
-    """The beta distribution of pass rates under which these outcomes are most likely (beta-binomial).
-
-    One imaginary question, solved once in two rollouts, is counted with them: it keeps a few questions that all ended
-    the same way from being taken for certainty. α and β are kept within [0.01, 100].
+def fitted_rates(counts: Mapping[Outcome, int]) -> Float[np.ndarray, " rates"]:
+    """The distribution of pass rates under which these outcomes are likely.
 
     Args:
-        counts: questions by outcome.
+        counts: questions by outcome, each with scored rollouts.
+
+    Returns:
+        Weights of the rates in [`GRID`], with the sum 1.
     """
-    weighed = Counter(counts)
-    weighed[Outcome(1, 2)] += 1
-    right = np.array([outcome.successes for outcome in weighed])
-    wrong = np.array([outcome.rollouts - outcome.successes for outcome in weighed])
-    weights = np.array(list(weighed.values()))
-
-    def surprise(logs: np.ndarray) -> float:
-        alpha, beta = np.exp(logs)
-        return -float(np.sum(weights * (special.betaln(alpha + right, beta + wrong) - special.betaln(alpha, beta))))
-
-    bounds = [(math.log(LEAST), math.log(MOST))] * 2
-    starts = ([0.0, 0.0], [-2.0, -2.0], [-2.0, 0.0], [0.0, -2.0], [1.0, 1.0])
-    best = min((optimize.minimize(surprise, start, bounds=bounds) for start in starts), key=lambda found: found.fun)
-    alpha, beta = np.exp(best.x)
-    return Prior(float(alpha), float(beta))
+    questions = sum(counts.values())
+    shares = np.array(list(counts.values())) / questions
+    right, scored = (np.array([getattr(o, name) for o in counts])[:, None] for name in ("successes", "rollouts"))
+    likelihood: Float[np.ndarray, "outcomes rates"] = stats.binom.pmf(right, scored, GRID)
+    weights = np.full(len(GRID), 1 / len(GRID))
+    for _ in range(min(ROUNDS_PER_QUESTION * questions, MOST_ROUNDS)):
+        posterior = weights * likelihood
+        weights = shares @ (posterior / posterior.sum(axis=1, keepdims=True))
+    return weights / weights.sum()
 
 
 def recommended_size(outcomes: Sequence[Outcome]) -> int | None:
