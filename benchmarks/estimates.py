@@ -6,13 +6,12 @@ is handed over, as `scaling.py` has it in its options; everything else follows.
 
 import argparse
 import math
-import random
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from p2o.cli.arguments import parse
-from p2o.prompt_phase.budget import metric_call_budget, split_hard_set
+from p2o.prompt_phase.budget import dev_size, metric_call_budget
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 GIB = 2**30
@@ -286,7 +285,7 @@ class Estimate:
     @property
     def dev_questions(self) -> int:
         hard = int(self.assumed.hard * self.questions)
-        return len(split_hard_set(range(hard), max_dev=self.training.max_dev_questions, rng=random.Random(0))[1])
+        return dev_size(hard, self.training.max_dev_questions)
 
     @property
     def prompt_rollouts(self) -> int:

@@ -12,6 +12,11 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
+from p2o.difficulty.buckets import Cutoffs
+from p2o.difficulty.profile import PROFILE, Profile, profiled, reward_identity
+from p2o.evaluation.results import questions_digest
+from p2o.evaluation.types import Sample
+from p2o.pico import world
 from p2o.tasks import NAMED_SETS
 from random_model import save_random_model
 
@@ -100,7 +105,7 @@ ROWS = {
     },
     "my.jsonl": lambda i: {"question": f"What is {i} + 1?", "answer": str(i + 1)},
 }
-MODELS = re.compile(r"(?:model(?:_name_or_path)?\s*[=:]\s*\"?|p2o (?:eval|evolve) )([\w.-]+/[\w./-]+)")
+MODELS = re.compile(r"(?:model(?:_name_or_path)?\s*[=:]\s*\"?|p2o (?:eval|evolve|profile) )([\w.-]+/[\w./-]+)")
 # What `my.yaml` stands for: a user's own configuration, which fits whatever number of processes.
 MY_YAML = (
     "model_name_or_path: my/model\ndataset_name: my.jsonl\nprompt_column: question\nsolution_column: answer\n"
@@ -137,6 +142,21 @@ def make_stand_ins(directory, blocks):
         if not name.startswith("openai/"):
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copytree(directory / "tiny", directory / name)
+
+
+def save_profile(directory):
+    """A profile of the embedded training questions with all pass rates from 0 of 8 to 8 of 8, in turns."""
+    rows = list(world.train_dataset())
+    samples = [
+        [Sample("pico", row, i, "", None, float(i < row % 9), "", 9, 9, False) for i in range(8)]
+        for row in range(len(rows))
+    ]
+    questions = profiled("pico", rows, samples, 0.0, 0)
+    settings = {"n": 8, "sampling": {}, "questions": {"pico": questions_digest([q.key for q in questions])}}
+    rewards = {"pico": reward_identity(world.accuracy_reward)}
+    directory.mkdir(parents=True, exist_ok=True)
+    profile = Profile("pico", settings, 0.0, rewards, Cutoffs(), tuple(questions))
+    (directory / PROFILE).write_text(json.dumps(profile.to_dict()))
 
 
 def run_to_its_parser(words, monkeypatch):

@@ -17,7 +17,17 @@ from packaging.requirements import Requirement
 from transformers import TrainingArguments
 
 import p2o
-from documents import PAGES, PROGRAMS, ROOT, all_blocks, blocks_of, commands, make_stand_ins, run_to_its_parser
+from documents import (
+    PAGES,
+    PROGRAMS,
+    ROOT,
+    all_blocks,
+    blocks_of,
+    commands,
+    make_stand_ins,
+    run_to_its_parser,
+    save_profile,
+)
 from endpoints import serve, well
 from p2o.cli import main
 from p2o.cli.arguments import parse
@@ -25,6 +35,7 @@ from p2o.cli.compare import Comparison
 from p2o.cli.eval import EvalArguments
 from p2o.cli.evolve import EvolveArguments
 from p2o.cli.options import option_types
+from p2o.cli.profile import ProfileArguments
 from p2o.cli.train import run_directory
 from p2o.cli.words import normalized_option
 from p2o.engines.vllm import server_command
@@ -41,6 +52,8 @@ SHORT = {"max_completion_length": 8, "reflection_max_tokens": 8, "max_steps": 1,
 FROZEN = "--use_vllm false --limit 3 --max_completion_length 4".split()
 EVOLVE = "--evolution_budget 4 --num_generations 2 --min_hard_questions 2 --confirm_samples 1 --reflection_max_tokens 4"
 
+SMALL = {"eval": "--n 1", "evolve": EVOLVE, "profile": "--n 2"}
+
 
 @pytest.fixture(scope="module")
 def stand_ins(tmp_path_factory):
@@ -49,6 +62,8 @@ def stand_ins(tmp_path_factory):
     with contextlib.chdir(directory):
         for word in sorted({word for block in BLOCKS for word in re.findall(r"runs/eval/[\w-]+", block.text)}):
             assert main(f"eval pico --tasks pico:hard --n 1 --output_dir {word} {' '.join(FROZEN)}".split()) == 0
+        for word in sorted({word for block in BLOCKS for word in re.findall(r"runs/profile/[\w-]+", block.text)}):
+            save_profile(directory / word)
     return directory
 
 
@@ -104,9 +119,9 @@ def test_a_command_in_the_text_is_one(here, monkeypatch, block):
     """What it is about may be left out there; its options are ones."""
     (words,) = commands(block.text)
     if words[0] == "p2o":
-        kinds = {"eval": EvalArguments, "evolve": EvolveArguments}
+        kinds = {"eval": EvalArguments, "evolve": EvolveArguments, "profile": ProfileArguments}
         known = {"train": set(option_types())} | {name: set(kind.__dataclass_fields__) for name, kind in kinds.items()}
-        assert words[1] in ("train", "eval", "evolve", "score", "report", "compare")
+        assert words[1] in ("train", "eval", "profile", "evolve", "score", "report", "compare")
         if words[1] in known:
             options = {word.partition("=")[0][2:].replace("-", "_") for word in words if word.startswith("--")}
             assert options <= known[words[1]] | {"help", "config", "resume", "check_only", "compare", "dataset"}
@@ -181,8 +196,10 @@ def run_p2o(words, monkeypatch, capfd):
             wanted = {1}
         else:
             wanted = {0, 1} if command == "evolve" else {0}  # 1: no template was found
-        if command in ("eval", "evolve") and "--compare" not in words:
-            words = [*words, *FROZEN, *(EVOLVE.split() if command == "evolve" else ["--n", "1"])]
+        if command in SMALL and "--compare" not in words:
+            words = [*words, *FROZEN, *SMALL[command].split()]
+            # A profile is written beside the one that stands in for it.
+            words = [word.replace("runs/profile/", "runs/profiled/") for word in words]
             words += ["--base_url", server.url] * ("--base_url" in words)
         assert main([command, *words]) in wanted, capfd.readouterr().err
 
@@ -213,7 +230,7 @@ CHECKED = set()
 def aspects(parsed):
     """What making a trainer, which takes seconds, depends on in these documents."""
     reflection = "endpoint" if parsed.training.reflection_endpoint else parsed.training.reflection_model
-    return {parsed.arguments.dataset_name, reflection, *parsed.arguments.reward_funcs}
+    return {parsed.arguments.dataset_name, reflection, *parsed.arguments.reward_funcs, parsed.training.difficulty}
 
 
 def test_a_block_that_a_page_gains_is_found(tmp_path):

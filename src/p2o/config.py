@@ -7,6 +7,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from p2o.batch_sizes import BatchSizes
+from p2o.difficulty.selection import parse_selection
 from p2o.options import RANGES_OF_TRL, check_ranges
 from p2o.prompt_phase.options import EvolutionOptions
 from p2o.reflection.options import ReflectionOptions
@@ -40,6 +41,20 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
     )
 
     thoughts: str = field(default="auto", metadata={"help": THOUGHTS_HELP, "choices": THOUGHTS})
+
+    # -- which questions are trained on ------------------------------------------------------------------------------
+    difficulty_profile: str | None = field(
+        default=None,
+        metadata={"help": "Profile of the training questions that `p2o profile` wrote: the file, or its directory."},
+    )
+    difficulty: str | None = field(
+        default=None,
+        metadata={
+            "help": "Which of its questions to train on: a bucket ('hard', 'medium', 'easy'), a range of pass rates "
+            "such as '0.1-0.6', a row such as 'row:17', or several of these, separated by commas. Evaluation sets are "
+            "not concerned."
+        },
+    )
 
     # -- prompt phase ------------------------------------------------------------------------------------------------
     prompt_phase: bool = field(
@@ -223,6 +238,10 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
             raise ValueError(f"chat_template_kwargs={self.chat_template_kwargs!r} is no mapping of options to values.")
 
     def _check_combinations(self) -> None:
+        if (self.difficulty is None) != (self.difficulty_profile is None):
+            raise ValueError("difficulty and difficulty_profile, the file of `p2o profile`, go together: give both.")
+        if self.difficulty is not None:
+            parse_selection(self.difficulty)
         if self.bare_rollouts_per_group >= self.num_generations:
             raise ValueError(
                 f"bare_rollouts_per_group={self.bare_rollouts_per_group} must be smaller than "

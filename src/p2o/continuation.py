@@ -19,7 +19,7 @@ REQUIRED = frozenset(
     "average_tokens_across_devices neftune_noise_alpha router_aux_loss_coef disable_dropout cast_lm_head_to_fp32 "
     # which questions come in which order, with which columns
     "seed data_seed shuffle_dataset ignore_data_skip accelerator_config dataloader_drop_last dataloader_in_order "
-    "remove_unused_columns solution_column "
+    "remove_unused_columns solution_column difficulty "
     # sampling
     "num_generations generation_batch_size max_completion_length temperature top_p top_k min_p generation_kwargs "
     "chat_template_kwargs repetition_penalty vllm_structured_outputs_regex max_tool_calling_iterations thoughts "
@@ -101,6 +101,8 @@ WITHOUT_INFLUENCE = frozenset(
     "vllm_server_port vllm_server_timeout vllm_group_port log_completions log_multimodal num_completions_to_print "
     "log_unique_prompts log_completions_hub_repo reflection_base_url reflection_concurrency reflection_timeout "
     "reflection_max_retries regression_margin length_change_factor "
+    # where the profile lies; what it selects shows in the questions of the run, see `Facts`
+    "difficulty_profile "
     # what is in force of these two is a fact of the run, see `Facts`
     "reward_weights max_prompt_length".split()
 )
@@ -156,8 +158,8 @@ NAMED = 8  # of settings that cannot be compared, so many are named
 
 # What to do where more than the old value helps.
 _ADVICE = {
-    "prompts": "resume with the training set that the run began with",
-    "questions": "resume with the training set that the run began with",
+    "prompts": "resume with the training set, and its difficulty profile, that the run began with",
+    "questions": "resume with the training set, and its difficulty profile, that the run began with",
     "gold_answers": "resume with the answers that the run began with",
     "start_weights": "resume with the model that the run began with, not with a checkpoint of it",
     "architecture": "resume with the model that the run began with",

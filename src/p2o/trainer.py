@@ -41,6 +41,7 @@ from trl.trainer.grpo_trainer import EnvironmentFactory, RewardFunc, RolloutFunc
 from p2o import checkpointing, input_checks, model_card, thoughts
 from p2o.callbacks import Alternation, notify, report_rollouts
 from p2o.config import P2OConfig
+from p2o.difficulty.training import selected_questions
 from p2o.engines import generation, mismatch, processes, vllm
 from p2o.engines.sampled_logprobs import SampledLogprobs
 from p2o.identity import RunIdentity
@@ -122,6 +123,7 @@ class P2OTrainer(GRPOTrainer):
     ) -> None:
         args = args or P2OConfig(f"{(model if isinstance(model, str) else model.name_or_path).split('/')[-1]}-P2O")
         input_checks.check_arguments(args, train_dataset, reward_funcs, rollout_func, tools, environment_factory)
+        train_dataset = selected_questions(train_dataset, args, reward_funcs, model)
         self.p2o = P2OState()
         if reflect is None and args.prompt_phase and args.reflection_endpoint:  # checked before a model is loaded
             reflect = make_reflection(args, function=None, own=self._own_reflection, spent=lambda: self.p2o.ledgers)

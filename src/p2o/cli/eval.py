@@ -1,8 +1,7 @@
 """`p2o eval`: n answers to every question; avg@n, pass@k, maj@k; comparison of two evaluations."""
 
-import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from p2o.cli.console import Meter, share
+from p2o.cli.console import share
 from p2o.cli.errors import InputError
-from p2o.cli.frozen import charge, load_model, model_settings, open_directory, refuse_long_questions, run
-from p2o.cli.frozen_options import FrozenArguments, parse
-from p2o.cli.frozen_questions import load_questions, reading_thoughts
+from p2o.cli.frozen import charge, run
+from p2o.cli.frozen_answers import TRANSCRIPTS, AnswerArguments, answer_all
+from p2o.cli.frozen_options import parse
 from p2o.cli.options import Parser
 from p2o.cli.words import normalized_option
 from p2o.evaluation.comparison import compare
-from p2o.evaluation.evaluate import evaluate
-from p2o.evaluation.results import by_question, default_ks, question_key, summarise
+from p2o.evaluation.results import by_question, default_ks, summarise
 from p2o.evaluation.types import QuestionSet, Sample
 from p2o.ledger import Ledger
 from p2o.options import check_ranges
@@ -27,7 +25,6 @@ from p2o.ranks import Ranks
 from p2o.state import write_json
 
 RESULT = "eval.json"
-TRANSCRIPTS = "transcripts.jsonl"
 
 
 def evaluation(argv: list[str]) -> int:
@@ -36,24 +33,13 @@ def evaluation(argv: list[str]) -> int:
 
 
 @dataclass
-class EvalArguments(FrozenArguments):
+class EvalArguments(AnswerArguments):
     """Options of `p2o eval`."""
 
-    n: int = field(default=8, metadata={"help": "Answers to each question.", "aliases": ["--answers"]})
     k: str | None = field(
         default=None,
         metadata={"help": "For pass@k and maj@k, such as 1,4,8; powers of two up to n, and n, when not set."},
     )
-    questions_per_batch: int = field(
-        default=16,
-        metadata={"help": "Results are saved every this many questions; at most so many are lost when killed."},
-    )
-
-    def check(self) -> None:
-        super().check()
-        check_ranges(self, {"n": 1, "questions_per_batch": 1})
-        if self.n > 1 and not self.temperature:
-            raise ValueError("At --temperature 0 all answers to a question are the same: evaluate with --n 1.")
 
 
 def _evaluate(argv: list[str], console: Console, ranks: Ranks) -> int:
@@ -64,38 +50,11 @@ def _evaluate(argv: list[str], console: Console, ranks: Ranks) -> int:
         description="Evaluates a model: n answers to every question. p2o eval --compare A B compares two evaluations.",
     )
     ks = _ks(arguments.k, arguments.n)
-    tasks = load_questions(arguments, console.print)
-    settings = {
-        **model_settings(arguments),
-        "sampling": asdict(arguments.sampling()),
-        "n": arguments.n,
-        "seed": arguments.seed,
-        "questions_per_batch": arguments.questions_per_batch,
-        "verifier": arguments.verifier,
-        "reward_func": arguments.reward_func,
-        "questions": {task.name: _digest([question_key(row) for row in task.rows]) for task in tasks},
-    }
-    directory = open_directory(arguments.output_dir, "eval", arguments.model, settings)
-    model = load_model(arguments, ranks)
-    tasks, _ = reading_thoughts(tasks, arguments, model)
-    refuse_long_questions(tasks, model, arguments.sampling())
-    count = sum(len(task.rows) for task in tasks)
-    console.print(f"{count} questions × {arguments.n} answers by {arguments.model} · {directory}", markup=False)
-    with Meter(console) as meter:
-        samples = evaluate(
-            tasks,
-            model,
-            arguments.sampling(),
-            n=arguments.n,
-            seed=arguments.seed,
-            transcripts=directory / TRANSCRIPTS,
-            questions_per_batch=arguments.questions_per_batch,
-            on_progress=lambda done, total: meter.update("answers", done, total),
-        )
-    result = _result(settings, tasks, samples, ks)
-    write_json(directory / RESULT, result)
+    found = answer_all(arguments, console, ranks, "eval")
+    result = _result(found.settings, found.tasks, found.samples, ks)
+    write_json(found.directory / RESULT, result)
     console.print(as_table(result, ks))
-    console.print(f"{directory / RESULT} · every answer: {directory / TRANSCRIPTS}", markup=False)
+    console.print(f"{found.directory / RESULT} · every answer: {found.directory / TRANSCRIPTS}", markup=False)
     return 0
 
 
@@ -131,10 +90,6 @@ def _ks(listed: str | None, n: int) -> list[int]:
     if not 1 <= ks[0] <= ks[-1] <= n:
         raise InputError(f"--k {listed}: k is from 1 to --n, which is {n}.")
     return ks
-
-
-def _digest(keys: list[str]) -> str:
-    return f"{len(keys)} questions {hashlib.sha256(' '.join(keys).encode()).hexdigest()[:16]}"
 
 
 def as_table(result: dict[str, Any], ks: list[int]) -> Table:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
+from datasets import Dataset
+
 from p2o.cli.arguments import limit_verifiers
 from p2o.cli.data import gold_checks, split_of
 from p2o.cli.defaults import EMBEDDED
@@ -14,7 +16,7 @@ from p2o.engines.frozen import FrozenModel
 from p2o.evaluation.scorers import reward_scorer, scorer
 from p2o.evaluation.types import QuestionSet, ScoreFn
 from p2o.pico import world
-from p2o.tasks import DataError, load_splits, load_task, questions
+from p2o.tasks import DataError, is_task, load_splits, load_task, questions
 from p2o.tasks.named import Verifier
 from p2o.thoughts import ThoughtReading, thought_reading
 from p2o.verifiers import check_solutions
@@ -69,23 +71,19 @@ def _format(custom: ScoreFn | None, verifier: Verifier) -> str:
 
 
 def _custom_questions(arguments: FrozenArguments, custom: ScoreFn | None, say: Any) -> QuestionSet:
-    """The questions of `--dataset`."""
+    """The questions of `--dataset`, as `p2o train` would have them."""
     name = str(arguments.dataset_name)
     if name == EMBEDDED:
         rows = list(world.train_dataset(arguments.data_seed))
         return QuestionSet(EMBEDDED, rows[: arguments.limit], custom or scorer("pico"))
-    verifier = cast(Verifier, arguments.verifier or "math")
-    splits = load_splits(name, arguments.dataset_config, arguments.dataset_revision)
+    source, verifier, conflicts, mapping = _source(arguments, name)
     dataset, report = questions(
-        split_of(splits, arguments.dataset_split, name),
-        prompt_column=arguments.prompt_column,
-        solution_column=arguments.solution_column,
+        source,
         system_prompt=arguments.system_prompt,
-        answer_format=arguments.answer_format,
         as_chat=arguments.prompts_as_chats,
-        cut_last_answer=arguments.cut_last_answer,
-        conflicts=arguments.conflicts or "stop",
+        conflicts=arguments.conflicts or conflicts,
         name=name,
+        **mapping,
         **gold_checks([verifier] if custom is None else [], name),
     )
     if problem := report.error_message():
@@ -95,6 +93,37 @@ def _custom_questions(arguments: FrozenArguments, custom: ScoreFn | None, say: A
     if custom is None and "solution" not in dataset.column_names:
         raise InputError(f"{name} has no gold answers; name their column with --solution_column.")
     return QuestionSet(name, list(dataset)[: arguments.limit], custom or scorer(verifier), _format(custom, verifier))
+
+
+def _source(arguments: FrozenArguments, name: str) -> tuple[Dataset, Verifier, str, dict[str, Any]]:
+    """The rows of `--dataset`, their verifier, what to do about conflicts, and how columns are mapped.
+
+    A named set is what `p2o train` trains on under that name: of reasoning-gym its training split, which `--tasks`,
+    for evaluation, does not have.
+
+    Raises:
+        InputError: `--verifier` for a named set, which brings its own; no such split.
+        DataError: no such data.
+    """
+    if is_task(name):
+        if arguments.verifier:
+            raise InputError(f"--verifier is for data of your own; {name} brings its own.")
+        drawn: dict[str, Any] = {
+            "seed": arguments.data_seed,
+            "limit": arguments.limit,
+            "answer_format": arguments.answer_format,
+        }
+        task = load_task(name, split="train", **drawn)
+        return task.dataset, task.verifier, "drop", {}
+    splits = load_splits(name, arguments.dataset_config, arguments.dataset_revision)
+    mapping = {
+        "prompt_column": arguments.prompt_column,
+        "solution_column": arguments.solution_column,
+        "answer_format": arguments.answer_format,
+        "cut_last_answer": arguments.cut_last_answer,
+    }
+    verifier = cast(Verifier, arguments.verifier or "math")
+    return split_of(splits, arguments.dataset_split, name), verifier, "stop", mapping
 
 
 def _readable(name: str, rows: list[dict[str, Any]], say: Any) -> list[dict[str, Any]]:

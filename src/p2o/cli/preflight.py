@@ -84,6 +84,7 @@ def check_trainer_builds(run: Run, checkpoint: Path | None) -> None:
             config = AutoConfig.from_pretrained(name, **known).get_text_config()
             # so that prompt lengths are checked against the real model's context
             model.config.max_position_embeddings = getattr(config, "max_position_embeddings", None)
+            model.name_or_path = name  # which a difficulty profile's is compared with
             tokenizer = AutoTokenizer.from_pretrained(name, **known)
             get_peft_config(run.model)
         except (ValueError, OSError, ImportError) as error:

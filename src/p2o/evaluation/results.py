@@ -25,6 +25,11 @@ def question_key(row: Mapping[str, Any]) -> str:
     return hashlib.sha256(question.encode()).hexdigest()[:16]
 
 
+def questions_digest(keys: Sequence[str]) -> str:
+    """How many questions and a digest of their keys, in order: what a set of questions is recognised by."""
+    return f"{len(keys)} questions {hashlib.sha256(' '.join(keys).encode()).hexdigest()[:16]}"
+
+
 def summarise(samples: Sequence[Sequence[Sample]], ks: Sequence[int]) -> dict[str, Any]:
     """The numbers of one task, over its questions' scored samples; `unscored` counts the others.
 

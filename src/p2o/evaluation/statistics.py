@@ -113,7 +113,8 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     z = float(stats.norm.ppf(0.975))
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(middle - half, 0.0), min(middle + half, 1.0)
+    # At 0 and 1 an end is the share itself, but for rounding.
+    return max(min(middle - half, share), 0.0), min(max(middle + half, share), 1.0)
 
 
 @dataclass(frozen=True)

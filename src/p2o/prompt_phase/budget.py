@@ -41,12 +41,17 @@ def metric_call_budget(budget: str | int, dev_questions: int) -> int:
     return v + 5 * n + 35 * trials + ((trials + 1) // 5 + 1) * v
 
 
+def dev_size(hard: int, max_dev: int) -> int:
+    """Dev questions of a hard set of this size: `max_dev`, or half when there are under 1.5 × that."""
+    return max_dev if hard >= 1.5 * max_dev else hard // 2
+
+
 def split_hard_set(questions: Sequence[int], *, max_dev: int, rng: random.Random) -> tuple[list[int], list[int]]:
-    """Splits at random into feedback and dev questions: `max_dev` for dev, or half when there are under 1.5 × that.
+    """Splits at random into feedback and dev questions, [`dev_size`] of them for dev.
 
     Both in ascending order. With two questions or more neither is empty.
     """
     shuffled = sorted(questions)
     rng.shuffle(shuffled)
-    dev = max_dev if len(shuffled) >= 1.5 * max_dev else len(shuffled) // 2
+    dev = dev_size(len(shuffled), max_dev)
     return sorted(shuffled[dev:]), sorted(shuffled[:dev])

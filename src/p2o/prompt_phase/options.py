@@ -8,8 +8,8 @@ from p2o.prompt_phase.types import EvolutionConfig
 
 
 @dataclass
-class EvolutionOptions:
-    """Which questions are hard, and how templates for them are evolved."""
+class BudgetOptions:
+    """Which questions are hard, and what a prompt phase for them may spend."""
 
     near_hard: bool = field(
         default=True,
@@ -40,13 +40,33 @@ class EvolutionOptions:
             "already included."
         },
     )
-    parents_per_iteration: int = field(
-        default=16,
-        metadata={"help": "Distinct parents drawn from the Pareto front in one iteration of evolution."},
-    )
     feedback_minibatch_size: int = field(
         default=3,
         metadata={"help": "Feedback questions a parent is tried on before and after reflection."},
+    )
+
+    def check_budget(self) -> None:
+        """
+        Raises:
+            ValueError: an option out of its range, naming it and what it may be.
+        """
+        parse_budget("evolution_budget", self.evolution_budget)
+        self.evolution_budget = str(self.evolution_budget)  # YAML has it as a number
+        check_ranges(self, {"min_hard_questions": 2, "max_dev_questions": 1, "feedback_minibatch_size": 1})
+
+    @property
+    def evolution_calls(self) -> str | int:
+        """The budget as evolution takes it: a preset's name or a number of rollouts."""
+        return parse_budget("evolution_budget", self.evolution_budget)
+
+
+@dataclass
+class EvolutionOptions(BudgetOptions):
+    """Which questions are hard, and how templates for them are evolved."""
+
+    parents_per_iteration: int = field(
+        default=16,
+        metadata={"help": "Distinct parents drawn from the Pareto front in one iteration of evolution."},
     )
     max_template_length: int = field(
         default=2000,
@@ -74,23 +94,14 @@ class EvolutionOptions:
         Raises:
             ValueError: an option out of its range, naming it and what it may be.
         """
-        parse_budget("evolution_budget", self.evolution_budget)
-        self.evolution_budget = str(self.evolution_budget)  # YAML has it as a number
+        self.check_budget()
         ranges: dict[str, float | str] = {
-            "min_hard_questions": 2,
-            "max_dev_questions": 1,
             "parents_per_iteration": 1,
-            "feedback_minibatch_size": 1,
             "max_template_length": 1,
             "selection_rollouts": 1,
             "selection_margin": "[0, 1)",
         }
         check_ranges(self, ranges)
-
-    @property
-    def evolution_calls(self) -> str | int:
-        """The budget as evolution takes it: a preset's name or a number of rollouts."""
-        return parse_budget("evolution_budget", self.evolution_budget)
 
     def evolution_config(self, *, wording: str | None, max_metric_calls: int | None = None) -> EvolutionConfig:
         """The settings of one prompt phase.
