@@ -23,13 +23,18 @@ def check_arguments(
     """
     if not isinstance(args, P2OConfig):
         raise ValueError(f"args must be a P2OConfig, not {type(args).__name__}: the names swap in pairs.")
-    for option, value in (("tools", tools), ("environment_factory", environment_factory)):
-        if value is not None:
-            raise ValueError(f"P2OTrainer does not support `{option}`: templates are defined for single turns.")
+    if environment_factory is not None:
+        raise ValueError("P2OTrainer does not support `environment_factory` yet; `tools` are functions that it calls.")
     if not reward_funcs:
         raise ValueError("No reward source provided: P2OTrainer needs `reward_funcs`, which show what is hard.")
     if args.reused_rollouts_per_group and rollout_func is not None:
         raise ValueError("reused_rollouts_per_group does not go together with a rollout_func of your own.")
+    if args.reused_rollouts_per_group and tools:
+        raise ValueError(
+            "reused_rollouts_per_group does not go together with tools: what a kept one calls would be called again."
+        )
+    if rollout_func is not None and tools:
+        raise ValueError("Give either `tools`, which TRL calls, or a `rollout_func`, which calls its own.")
     check_questions(train_dataset, args)
 
 
