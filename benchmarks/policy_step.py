@@ -141,7 +141,7 @@ def steps(arguments: argparse.Namespace, kind: str, collapsed: bool) -> list[tup
         }
         if kind == "GRPO":
             args = GRPOConfig(**settings)
-            with generation_backend(args.device):  # TRL's own cannot send weights to vLLM on a CPU
+            with generation_backend(args):  # TRL's own cannot send weights to vLLM on a CPU
                 trainer = GRPOTrainer(args=args, **shared)
         else:
             trainer = P2OTrainer(args=P2OConfig(prompt_phase=False, **settings), **shared)

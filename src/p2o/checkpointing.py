@@ -108,31 +108,35 @@ def _publish(checkpoint: StagedCheckpoint, args: TrainingArguments, state: Train
     )
 
 
-def rescue(
-    error: Exception,
+@contextlib.contextmanager
+def rescued(
     accelerator: Accelerator,
     args: TrainingArguments,
     state: TrainerState,
     passes: int,
     rng_states: dict[str, Any],
     save: Callable[[], None],
-) -> None:
-    """After a failed batch: saves the finished work, and adds to the error from where to resume.
+) -> Iterator[None]:
+    """Inside is a batch. Where it fails the finished work is saved, and the error says from where to resume.
 
     Args:
         passes: of the loss so far; within a step nothing can be saved.
         rng_states: from before the batch, which will be repeated.
         save: writes a checkpoint of this step.
     """
-    if state.global_step == 0 or args.save_strategy == "no" or not failed_together(accelerator, error):
-        return
-    path = checkpoint_path(args.output_dir, state.global_step)
-    missing = not all_reduce_max(accelerator, int(path.exists()))
-    if missing and passes % args.gradient_accumulation_steps == 0:
-        set_rng_states(rng_states)
-        save()
-    if path.exists():
-        error.add_note(f"Everything up to step {state.global_step} is saved; resume from {path}.")
+    try:
+        yield
+    except Exception as error:
+        if state.global_step == 0 or args.save_strategy == "no" or not failed_together(accelerator, error):
+            raise
+        path = checkpoint_path(args.output_dir, state.global_step)
+        missing = not all_reduce_max(accelerator, int(path.exists()))
+        if missing and passes % args.gradient_accumulation_steps == 0:
+            set_rng_states(rng_states)
+            save()
+        if path.exists():
+            error.add_note(f"Everything up to step {state.global_step} is saved; resume from {path}.")
+        raise
 
 
 def checkpoint_path(directory: str | Path, step: int) -> Path:

@@ -1,6 +1,7 @@
 """Completions and how they are sampled, whatever the engine. Pure: neither models nor servers."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -28,8 +29,9 @@ class Decoded(NamedTuple):
     """A completion as reward functions and feedback read it.
 
     Args:
-        completion: as TRL hands it to reward functions: a text, or a list of one message.
-        text: all of it, without special tokens.
+        completion: as TRL hands it to reward functions: a text, or a list of messages, more than one where tools were
+            called.
+        text: all of it, without special tokens; of several messages see [`conversation_text`].
         answer: what feedback is about: without a thought that the tokenizer tells from the answer, or with its marks.
         thought_taken_out: whether such a thought was taken out of it.
         ids: its tokens; None where a server returned a text.
@@ -43,8 +45,45 @@ class Decoded(NamedTuple):
 
     @property
     def content(self) -> str:
-        """The text of the message."""
-        return self.completion if isinstance(self.completion, str) else self.completion[-1]["content"] or ""
+        """What is said last."""
+        return final_text(self.completion)
+
+
+def final_text(completion: Any) -> str:
+    """What a completion as TRL has it says last: a text itself, the content of the last message of several.
+
+    "" where the model has not said anything after what a tool returned.
+    """
+    if isinstance(completion, str):
+        return completion
+    last = completion[-1]
+    return (last.get("content") or "") if last.get("role") != "tool" else ""
+
+
+def conversation_text(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Messages of the model and of its tools as a text: what was said, each call with its arguments, each result."""
+    lines = []
+    for message in messages:
+        content = message.get("content") or ""
+        if message.get("role") == "tool":
+            lines.append(f"[{message.get('name', 'tool')} returned] {_as_text(content)}")
+            continue
+        lines += [content] if content else []
+        for call in message.get("tool_calls") or ():
+            function = call.get("function", {})
+            lines.append(f"[calls {function.get('name')}] {_as_text(function.get('arguments', {}))}")
+    return "\n".join(lines)
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def in_conversation(decoded: Decoded, messages: list[dict[str, Any]]) -> Decoded:
+    """A completion whose tokens were `decoded`, as these messages: of several the last one is the answer."""
+    if len(messages) == 1 and not messages[0].get("tool_calls"):
+        return decoded._replace(completion=messages)
+    return decoded._replace(completion=messages, text=conversation_text(messages), answer=final_text(messages))
 
 
 def as_message(text: str, *, chat: bool, answer: str | None = None, ids: Sequence[int] | None = None) -> Decoded:

@@ -8,29 +8,43 @@ from datasets import Dataset, IterableDataset
 
 from p2o.batch_sizes import BatchSizes
 from p2o.config import P2OConfig
+from p2o.difficulty.training import selected_questions
 from p2o.tasks import refused_by
 from p2o.templates import Tokenize, question_text
 
 logger = logging.getLogger(__name__)
 
 
-def check_arguments(
-    args: Any, train_dataset: Any, reward_funcs: Any, rollout_func: Any, tools: Any, environment_factory: Any
-) -> None:
-    """
+def training_questions(
+    args: Any,
+    model: Any,
+    train_dataset: Any,
+    reward_funcs: Any,
+    rollout_func: Any,
+    tools: Any,
+    environment_factory: Any,
+) -> Dataset:
+    """The questions of the data set that are trained on, after all arguments are checked.
+
     Raises:
         ValueError: what P²O cannot work with.
     """
     if not isinstance(args, P2OConfig):
         raise ValueError(f"args must be a P2OConfig, not {type(args).__name__}: the names swap in pairs.")
-    for option, value in (("tools", tools), ("environment_factory", environment_factory)):
-        if value is not None:
-            raise ValueError(f"P2OTrainer does not support `{option}`: templates are defined for single turns.")
+    if environment_factory is not None:
+        raise ValueError("P2OTrainer does not support `environment_factory` yet; `tools` are functions that it calls.")
     if not reward_funcs:
         raise ValueError("No reward source provided: P2OTrainer needs `reward_funcs`, which show what is hard.")
     if args.reused_rollouts_per_group and rollout_func is not None:
         raise ValueError("reused_rollouts_per_group does not go together with a rollout_func of your own.")
+    if args.reused_rollouts_per_group and tools:
+        raise ValueError(
+            "reused_rollouts_per_group does not go together with tools: what a kept one calls would be called again."
+        )
+    if rollout_func is not None and tools:
+        raise ValueError("Give either `tools`, which TRL calls, or a `rollout_func`, which calls its own.")
     check_questions(train_dataset, args)
+    return selected_questions(train_dataset, args, reward_funcs, model)
 
 
 def check_evaluation(args: P2OConfig) -> None:

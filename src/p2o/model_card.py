@@ -9,6 +9,8 @@ from transformers import TrainerState
 from p2o import __version__
 from p2o.config import P2OConfig
 from p2o.ledger import PURPOSES, Ledger
+from p2o.prompt_phase.phase import reflector
+from p2o.prompt_phase.types import ReflectionFn
 from p2o.state import P2OState
 from p2o.templates import Template
 
@@ -43,20 +45,18 @@ def without_none(card: str, name: str) -> str:
 
 
 def add_section(
-    args: P2OConfig, model_name: str | None, p2o: P2OState, state: TrainerState, reflector: str | None
+    args: P2OConfig, model_name: str | None, p2o: P2OState, state: TrainerState, reflect: ReflectionFn
 ) -> None:
-    """Adds P²O's section to the card that TRL has written into `output_dir`.
-
-    Args:
-        reflector: as `reflection` of [`p2o_section`].
-    """
+    """Adds P²O's section to the card that TRL has written into `output_dir`, in the process that writes it."""
+    if not state.is_world_process_zero:
+        return
     path = Path(args.output_dir) / "README.md"
     card = ModelCard.load(path)
     section = p2o_section(
         p2o,
         epochs=round(state.epoch or 0.0, 2),
         steps=state.global_step,
-        reflection=reflector,
+        reflection=reflector(args, reflect),
         distilled=args.context_distillation,
     )
     card.text = with_section(without_none(card.text, args.hub_model_id or model_name or ""), section)

@@ -30,6 +30,7 @@ PRIVATE_NAMES = [
     # Hooks that `P2OTrainer` overrides.
     PrivateName(GRPO, "_generate", "generates from T(x, z) and hands back the tokens of x"),
     PrivateName(GRPO, "_generate_single_turn", "one completion a row: a group has several prompts"),
+    PrivateName(GRPO, "_tool_call_loop", "turns that all processes take together; conversations of the prompt phase"),
     PrivateName(GRPO, "_generate_and_score_completions", "where a batch begins, is mined and distilled"),
     PrivateName(GRPO, "_calculate_rewards", "rewards by function, for mining; failures that all processes share"),
     PrivateName(GRPO, "_compute_loss", "leaves rollouts without advantage out of its pass"),
@@ -52,6 +53,9 @@ PRIVATE_NAMES = [
     PrivateName(GRPO, "_buffered_inputs", "rollouts still to be trained on, for a checkpoint", set_by_code=True),
     PrivateName(GRPO, "_entropy_bonus_enabled", "whether rollouts without advantage matter", set_by_code=True),
     PrivateName(GRPO, "_last_loaded_step", "weights that change without a step reach vLLM, too", set_by_code=True),
+    PrivateName(GRPO, "_standalone_tools", "tools of the prompt phase", set_by_code=True),
+    PrivateName(GRPO, "_sync_tool_dicts", "tools of each row of the prompt phase", set_by_code=True),
+    PrivateName(GRPO, "_async_tool_dicts", "tools of each row of the prompt phase", set_by_code=True),
     # vLLM as TRL drives it.
     PrivateName("trl.trainer.grpo_trainer", "VLLMGeneration", "replaced by a backend that works on a CPU"),
     PrivateName(GENERATION, "_init_vllm", "a server whose weights travel in a file"),

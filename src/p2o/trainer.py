@@ -17,7 +17,7 @@ TRL's hooks, which are overridden in this file only, in the order in which they 
     _generate_and_score_completions             once for a generation batch, and for each batch of an evaluation
         _sample                                 once, and again in each round of dynamic sampling
             _generate                           the two contexts meet: T(x, z) in, tokens of x out
-                _generate_single_turn
+                _generate_single_turn           and again after calls of tools, from _tool_call_loop
             _get_per_token_logps_and_entropies  without gradient: log π_old(y|x), only where TRL needs it
             _calculate_rewards                  then mining and context distillation
     _compute_loss                               once for a batch of the dataloader; TRL has shuffled the rows by now
@@ -41,9 +41,9 @@ from trl.trainer.grpo_trainer import EnvironmentFactory, RewardFunc, RolloutFunc
 from p2o import checkpointing, input_checks, model_card, thoughts
 from p2o.callbacks import Alternation, notify, report_rollouts
 from p2o.config import P2OConfig
-from p2o.difficulty.training import selected_questions
-from p2o.engines import generation, mismatch, processes, vllm
+from p2o.engines import generation, processes, vllm
 from p2o.engines.sampled_logprobs import SampledLogprobs
+from p2o.engines.tools import ToolTurns, converse, tools_by_row
 from p2o.identity import RunIdentity
 from p2o.policy_phase.context_distillation import TEMPLATED
 from p2o.policy_phase.evaluation import EvaluationSet, completing_real_rows, next_stream
@@ -76,9 +76,8 @@ class P2OTrainer(GRPOTrainer):
         args: a [`P2OConfig`].
         train_dataset: a `datasets.Dataset` with a column `prompt`, not streamed; images are not supported.
         callbacks: transformers', and [`P2OCallback`]s with the events of P²O.
-        tools, environment_factory: not supported.
-        rollout_func: generates in TRL's place in both phases, and is given T(x, z). Further fields that it returns
-            reach the reward functions in both.
+        tools: called in both phases; what they return is not learnt. An `environment_factory` is not supported.
+        rollout_func: generates in TRL's place in both phases, from T(x, z); reward functions get its further fields.
         feedback_func: feedback on one rollout for the reflection model. By default: wrong or right, the gold answer
             of `args.solution_column`, the reward.
         reflect: reflection model as a function of a batch of prompts, in place of `args.reflection_model`. It may raise
@@ -122,18 +121,18 @@ class P2OTrainer(GRPOTrainer):
         reflect: ReflectionFn | None = None,
     ) -> None:
         args = args or P2OConfig(f"{(model if isinstance(model, str) else model.name_or_path).split('/')[-1]}-P2O")
-        input_checks.check_arguments(args, train_dataset, reward_funcs, rollout_func, tools, environment_factory)
-        train_dataset = selected_questions(train_dataset, args, reward_funcs, model)
+        given = (reward_funcs, rollout_func, tools, environment_factory)
+        train_dataset = input_checks.training_questions(args, model, train_dataset, *given)
         self.p2o = P2OState()
         if reflect is None and args.prompt_phase and args.reflection_endpoint:  # checked before a model is loaded
             reflect = make_reflection(args, function=None, own=self._own_reflection, spent=lambda: self.p2o.ledgers)
         vllm.check(args, model)
         data = (train_dataset, eval_dataset, processing_class, reward_processing_classes, callbacks)
         rest = (optimizers, quantization_config, peft_config, tools, rollout_func, environment_factory)
-        with vllm.generation_backend(args.device):
+        with vllm.generation_backend(args):
             super().__init__(model, reward_funcs, args, *data, *rest)
         self._vllm = self.vllm_generation if args.use_vllm else None
-        vllm.seed_again(args)
+        self._turns = ToolTurns(self.accelerator, self._complete)
         self.max_prompt_length = input_checks.longest_prompt(args, self.model, vllm.context_length(self._vllm))
         input_checks.check_prompts(train_dataset, eval_dataset, self._tokens, self.max_prompt_length)
         reading = thoughts.thought_reading(args.thoughts, self._tokenizer, args.chat_template_kwargs)
@@ -167,17 +166,14 @@ class P2OTrainer(GRPOTrainer):
         if not self.model.training:
             with next_stream(self._evaluation, len(inputs)):
                 return self._sample(inputs, [])[0]
-        rng_before, global_rows = get_rng_states(), len(inputs) * self.accelerator.num_processes
-        questions = drawn_questions(self._sampler, self._step - self._first_pass_of_epoch, global_rows)
-        try:
-            with uncounted_on_failure(self.p2o, self._metrics["train"]):
-                output, rewards = self._sample(inputs, questions)
-                self._policy_phase.replace_collapsed(output, rewards, self._sample, self.train_dataset, self._step)
-            return output
-        except Exception as error:
-            run = (self.accelerator, self.args, self.state, self._step - self._first_pass_of_epoch, rng_before)
-            checkpointing.rescue(error, *run, save=lambda: self._save_checkpoint(self.model_wrapped, trial=None))
-            raise
+        passes, global_rows = self._step - self._first_pass_of_epoch, len(inputs) * self.accelerator.num_processes
+        questions = drawn_questions(self._sampler, passes, global_rows)
+        run = (self.accelerator, self.args, self.state, passes, get_rng_states())
+        save = partial(self._save_checkpoint, self.model_wrapped, trial=None)
+        with checkpointing.rescued(*run, save), uncounted_on_failure(self.p2o, self._metrics["train"]):
+            output, rewards = self._sample(inputs, questions)
+            self._policy_phase.replace_collapsed(output, rewards, self._sample, self.train_dataset, self._step)
+        return output
 
     def _sample(self, inputs: list[dict[str, Any]], questions: list[int]) -> tuple[dict[str, Any], Rewards]:
         """Rollouts of these rows, scored, mined and distilled. `questions` are all processes'; none in evaluation."""
@@ -192,9 +188,7 @@ class P2OTrainer(GRPOTrainer):
         if questions:
             self._policy_phase.mine(self.p2o, output, plan, rewards, is_sampled)
         if plan.two_contexts and self.args.context_distillation:
-            bare = ~plan.is_templated(self.accelerator.device)
-            mismatch.replace_logged_mismatch(self._metrics["train"], output, bare, self.accelerator.gather)
-            self._policy_phase.prepare_distillation(self.p2o, output, plan, rewards)
+            self._policy_phase.prepare_distillation(self.p2o, output, plan, rewards, self._metrics["train"])
         return output, rewards
 
     def _generate(self, prompts: list[Prompt]) -> tuple[Any, ...]:
@@ -210,6 +204,8 @@ class P2OTrainer(GRPOTrainer):
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Completions:
         """Kept rollouts are not sampled again. Log-probabilities of the others come from the engine or are recorded."""
+        if self._turns.under_way:
+            return self._turns.next(prompt_ids)
         if self._batch is None or not self._batch.plan.two_contexts or self.rollout_func is not None:
             repeats = 0 if self._batch is None or vllm.is_shared(self._vllm) else self._batch.plan.repeats
             with vllm.tensor_parallel_stream(self._vllm), generation.only_asked_settings(self.model):
@@ -217,11 +213,15 @@ class P2OTrainer(GRPOTrainer):
                 return completing_real_rows(lambda ids: turn(ids, *args, **kwargs), prompt_ids, repeats)
         plan = self._batch.plan
         contexts = [prompt_ids[row] for row in plan.sampled_rows()]
-        if self.use_vllm or self.use_transformers_continuous_batching:
+        if self.use_vllm or self.use_transformers_continuous_batching or self.tools:
             return plan.with_kept_rollouts(*self._complete(contexts))
         with SampledLogprobs(self.accelerator.unwrap_model(self.model), self.temperature) as recorded:
             ids, _ = self._complete(contexts)
         return plan.with_kept_rollouts(ids, recorded.of_all_processes(ids, self.accelerator))
+
+    def _tool_call_loop(self, *conversations: Any) -> Any:
+        with self._turns.taken_together():
+            return super()._tool_call_loop(*conversations)
 
     def _complete(self, contexts: list[list[int]]) -> Completions:
         """One completion of each context. Processes that have fewer contexts generate fillers, which are dropped."""
@@ -237,8 +237,11 @@ class P2OTrainer(GRPOTrainer):
         if self._evaluation is not None:
             judge = self._evaluation.judging(judge, self.reward_funcs, self._pending_metrics, self._pending_extra_logs)
         by_function = processes.judge_or_fail_together(self.accelerator, judge, len(prompts), len(self.reward_funcs))
-        if self._batch is not None:  # else the prompt phase asks
+        if self._batch is not None:
             self._batch = replace(self._batch, rewards=self._policy_phase.scoring.rewards(by_function))
+        else:  # the prompt phase asks: what reward functions log would count for a training batch
+            self._pending_extra_logs.clear()
+            self._pending_metrics.clear()
         return by_function
 
     # -- the loss: without zero advantages, and under the context mask -------------------------------------------------
@@ -269,7 +272,7 @@ class P2OTrainer(GRPOTrainer):
         forward = super()._get_per_token_logps_and_entropies
         logps, entropies, auxiliary = forward(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
         if loss_pass is not None:
-            logps, entropies = loss_pass.over_all_rows(logps, entropies, attention_mask[:, -logits_to_keep:])
+            logps, entropies = loss_pass.over_all_rows(logps, entropies)
             if TEMPLATED in loss_pass.batch:
                 # Not masked yet: TRL takes this pass for log π_old(y|x) as well. It reads the advantages after it.
                 self._policy_phase.mask(loss_pass.batch, logps.detach())
@@ -307,20 +310,19 @@ class P2OTrainer(GRPOTrainer):
     def policy_rollouts(self) -> PolicyRollouts:
         """How evolution tries templates: with the present policy, the reward functions and the feedback of this run."""
         given = (self.args, self.accelerator, self.train_dataset, self.processing_class, self.max_prompt_length)
-        hooks = (self._generate_for_evolution, self._score_for_evolution, self.feedback_func, self.p2o.event)
-        return PolicyRollouts(*given, self._tokens, *hooks)
+        hooks = (self._generate_for_evolution, self._calculate_rewards, self._policy_phase.scoring, self.feedback_func)
+        return PolicyRollouts(*given, self._tokens, *hooks, self.p2o.event)
 
     def _generate_for_evolution(self, prompts: list[Prompt], contexts: list[list[int]]) -> list[Generated]:
-        if self.rollout_func is None:
-            return [Generated(c, ids) for c, ids in zip(contexts, self._complete(contexts)[0], strict=True)]
-        self._last_loaded_step = vllm.load(self._vllm, self._last_loaded_step, self.state.global_step)
-        return generated_by(self.rollout_func(prompts, self), len(prompts))
-
-    def _score_for_evolution(self, *columns: Any) -> Rewards:
-        rewards = self._policy_phase.scoring.rewards(self._calculate_rewards(*columns))
-        for logged in (self._pending_extra_logs, self._pending_metrics):  # of reward functions, for a training batch
-            logged.clear()
-        return rewards
+        if self.rollout_func is not None:
+            self._last_loaded_step = vllm.load(self._vllm, self._last_loaded_step, self.state.global_step)
+            return generated_by(self.rollout_func(prompts, self), len(prompts))
+        ids, _ = self._complete(contexts)
+        if not self.tools:
+            return list(map(Generated, contexts, ids))
+        self._sync_tool_dicts, self._async_tool_dicts = tools_by_row(self._standalone_tools, len(prompts))
+        conversation = converse(self._tool_call_loop, self._tokenizer, self.tools, prompts, contexts, ids)
+        return list(map(Generated, *conversation))
 
     # -- evaluation, always bare and from a random stream of its own; what watchers see ------------------------------
 
@@ -353,9 +355,7 @@ class P2OTrainer(GRPOTrainer):
     def create_model_card(self, model_name: str | None = None, *args: Any, **kwargs: Any) -> None:
         """As TRL's, with what P²O did: epochs, prompt phases, templates with their scores, the ledger."""
         super().create_model_card(model_name, *args, **kwargs)
-        if self.is_world_process_zero():
-            reflector = prompt_phase.reflector(self.args, self.reflect)
-            model_card.add_section(self.args, model_name, self.p2o, self.state, reflector)
+        model_card.add_section(self.args, model_name, self.p2o, self.state, self.reflect)
 
     # -- checkpoints, and going on from one --------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from p2o.callbacks import P2OCallback, SampledRollout
+from p2o.completions import conversation_text
 from p2o.files import append_whole, write_whole
 from p2o.prompt_phase.types import EvolutionResult
 from p2o.state import P2OState, write_json
@@ -156,7 +157,7 @@ class RunDirectory(P2OCallback):
 
 def _rollout(prompt: Prompt, completion: Any, reward: float) -> dict[str, Any]:
     """A rollout as recorded; the reward of an unscored one (NaN) is null."""
-    text = completion if isinstance(completion, str) else completion[-1]["content"]
+    text = completion if isinstance(completion, str) else conversation_text(completion)
     return {"question": question_text(prompt), "completion": text, "reward": None if math.isnan(reward) else reward}
 
 

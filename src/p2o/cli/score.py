@@ -291,7 +291,7 @@ def _gold(row: dict[str, Any], column: str) -> Any:
 
 def _text(completion: Any) -> str | None:
     if isinstance(completion, list) and completion and isinstance(completion[-1], dict):
-        completion = completion[-1].get("content")
+        completion = completion[-1].get("content") if completion[-1].get("role") != "tool" else ""
     return completion if isinstance(completion, str) else None
 
 

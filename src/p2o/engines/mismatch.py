@@ -89,18 +89,18 @@ def mismatch_metrics(
 def replace_logged_mismatch(
     metrics: dict[str, list[float]],
     batch: dict[str, Tensor],
-    rows: Bool[Tensor, " batch"],
+    mask: Bool[Tensor, "batch completion"],
     gather: Callable[[Tensor], Tensor],
 ) -> None:
-    """Replaces the mismatch metrics that TRL has just logged by those over rows where both sides share a context, of
-    all processes, which call it together."""
+    """Replaces the mismatch metrics that TRL has just logged by those over the tokens in `mask`, where both sides share
+    a context, of all processes, which call it together."""
     if "importance_sampling_ratio" not in batch:
         return
     measured = mismatch_metrics(
         batch["old_per_token_logps"],
         batch["sampling_per_token_logps"],
         batch["importance_sampling_ratio"],
-        batch["completion_mask"].bool() & rows.unsqueeze(1),
+        mask,
         gather,
     )
     for name, values in measured.items():

@@ -300,20 +300,22 @@ class CpuGeneration(VLLMGeneration):
 
 
 @contextmanager
-def generation_backend(device: torch.device) -> Iterator[None]:
-    """Inside, TRL's trainers are built with the vLLM backend that suits the device; TRL has no argument for it."""
+def generation_backend(args: Any) -> Iterator[None]:
+    """Inside, TRL's trainers are built with the vLLM backend that suits the device; TRL has no argument for it.
+
+    Seeds the process-wide generators per process again: a colocated vLLM samples from them, and when it is built seeds
+    them equally in all processes.
+
+    Args:
+        args: a `GRPOConfig`.
+    """
     original = grpo_trainer.VLLMGeneration
-    if device.type == "cpu":
+    if args.device.type == "cpu":
         grpo_trainer.VLLMGeneration = CpuGeneration
     try:
         yield
     finally:
         grpo_trainer.VLLMGeneration = original
-
-
-def seed_again(args: Any) -> None:
-    """Seeds the process-wide generators per process again: a colocated vLLM samples from them, and has just seeded
-    them equally in all processes."""
     if args.use_vllm:
         set_seed(args.seed, device_specific=True)
 

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from p2o.policy_phase.policy_tokens import policy_tokens
+
 if TYPE_CHECKING:
     from p2o.policy_phase.logprobs import CompletionLogprobs
     from p2o.policy_phase.rollouts import RolloutPlan
@@ -212,4 +214,4 @@ def mask_by_context(
         batch["sampling_per_token_logps"] = torch.where(rows.unsqueeze(1), bare_logps, sampling)
     if mask.old_under_rollout_context and rows.any():
         batch["old_per_token_logps"][rows] = rollout_logps[rows]
-    return ContextStatistics.of(ratio, batch["completion_mask"][rows], mask.minimum, mask.maximum)
+    return ContextStatistics.of(ratio, policy_tokens(batch)[rows], mask.minimum, mask.maximum)

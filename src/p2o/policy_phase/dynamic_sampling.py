@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from p2o.engines.processes import batches_of_all, local_slice
+from p2o.policy_phase.policy_tokens import policy_tokens
 
 
 @dataclass(frozen=True)
@@ -87,5 +88,4 @@ def replace_rows(
             old, new = rows[: len(old)], rows[len(old) :]
         output[name] = old.clone()
         output[name][list(target)] = new[list(source)]
-    in_loss = output["completion_mask"] * output.get("tool_mask", 1)
-    output["num_items_in_batch"] = in_loss.sum()
+    output["num_items_in_batch"] = policy_tokens(output).sum()

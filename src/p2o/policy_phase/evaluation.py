@@ -26,6 +26,7 @@ from trl.trainer.utils import is_async_callable, nanstd
 from p2o.config import P2OConfig
 from p2o.engines.mismatch import Spread, spreads, summaries
 from p2o.engines.processes import all_reduce_sum
+from p2o.policy_phase.policy_tokens import policy_tokens
 from p2o.policy_phase.rewards import Rewards
 from p2o.policy_phase.rollouts import Completions
 from p2o.seeding import derive_seed, random_stream
@@ -134,7 +135,7 @@ class EvaluationSet:
         self.rewards.append(present)
         mask = output["completion_mask"]
         mask[batch.real :] = 0
-        loss_mask = mask * output["tool_mask"] if "tool_mask" in output else mask
+        loss_mask = policy_tokens(output)
         (tokens,) = all_reduce_sum(self.accelerator, int(loss_mask.sum()))
         self.tokens.append(tokens)
         output["num_items_in_batch"] = torch.full_like(output["num_items_in_batch"], int(tokens))
@@ -180,7 +181,7 @@ class EvaluationSet:
         """The loss of this process's part of the batch, in which masked rows are zeros; returns it."""
         batch = self.batches[-1]
         if self.args.loss_type in LOSSES_BY_TOKEN:
-            tokens = float(inputs["completion_mask"].sum())
+            tokens = float(policy_tokens(inputs).sum())
             everyones = self.tokens[-1] / self.accelerator.num_processes
             total, weight = float(loss) * (tokens if self.args.loss_type == "bnpo" else everyones), tokens
         else:

@@ -11,10 +11,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from p2o.config import P2OConfig
+from p2o.engines.mismatch import replace_logged_mismatch
 from p2o.engines.processes import all_reduce_max, all_reduce_sum, local_slice
 from p2o.policy_phase.context_distillation import ContextMask, ContextStatistics, mask_by_context, prepare_distillation
 from p2o.policy_phase.dynamic_sampling import Replacement
 from p2o.policy_phase.logprobs import CompletionLogprobs
+from p2o.policy_phase.policy_tokens import policy_tokens
 from p2o.policy_phase.reuse import Kept, draw_successes, keep
 from p2o.policy_phase.rewards import Rewards, Scoring
 from p2o.policy_phase.rollouts import RolloutPlan
@@ -143,9 +145,20 @@ class PolicyPhase:
         )
 
     def prepare_distillation(
-        self, state: P2OState, output: dict[str, Any], plan: RolloutPlan, rewards: Rewards
+        self,
+        state: P2OState,
+        output: dict[str, Any],
+        plan: RolloutPlan,
+        rewards: Rewards,
+        metrics: dict[str, list[float]],
     ) -> None:
-        """Prepares a batch of two contexts for the loss, and masks it where log π_old(y|x) is known before that."""
+        """Prepares a batch of two contexts for the loss, and masks it where log π_old(y|x) is known before that.
+
+        Args:
+            metrics: TRL's, where the engine's mismatch becomes that of bare rollouts.
+        """
+        bare = policy_tokens(output).bool() & ~plan.is_templated(self.accelerator.device).unsqueeze(1)
+        replace_logged_mismatch(metrics, output, bare, self.accelerator.gather)
         early = bool(state.kept) or self.context_mask.old_under_rollout_context
         prepare_distillation(
             output,

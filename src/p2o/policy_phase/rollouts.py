@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from p2o.policy_phase.policy_tokens import policy_tokens
 from p2o.policy_phase.reuse import Kept, KeptRollout, padded
 from p2o.policy_phase.rewards import Rewards
 from p2o.templates import Prompt, Template, Tokenize, apply_template
@@ -115,7 +116,10 @@ class RolloutPlan:
             logps[rows] = padded(values, logps.size(1)).to(logps)
 
     def tokens_spent(self, batch: dict[str, Tensor]) -> tuple[int, int]:
-        """Prompt and completion tokens of the sampled rows. A kept one was paid for when it was sampled."""
+        """Prompt and completion tokens of the sampled rows. A kept one was paid for when it was sampled.
+
+        What tools returned was read, not written.
+        """
         sampled = self.is_sampled(batch["prompt_mask"].device)
         if self.contexts:
             read = sum(len(self.contexts[row]) for row in self.sampled_rows())
@@ -124,7 +128,8 @@ class RolloutPlan:
         lengths = batch["completion_mask"].sum(1)
         # Truncated completions, whose mask TRL clears on request, have the full length.
         lengths[lengths == 0] = batch["completion_mask"].size(1)
-        return read, int(lengths[sampled].sum())
+        returned = (batch["completion_mask"] - policy_tokens(batch)).sum(1)
+        return read + int(returned[sampled].sum()), int((lengths - returned)[sampled].sum())
 
 
 @dataclass(frozen=True)

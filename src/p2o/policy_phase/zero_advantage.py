@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from p2o.policy_phase.policy_tokens import policy_tokens
+
 COLLAPSED = "collapsed_rows"
 """Name in a batch: rows of groups without variance, where the KL term leaves them out."""
 
@@ -63,7 +65,6 @@ class LossPass:
         self,
         logps: Float[Tensor, "passed completion"],
         entropies: Float[Tensor, "passed completion"],
-        mask: Int[Tensor, "passed completion"],
     ) -> tuple[Float[Tensor, "batch completion"], Float[Tensor, "batch completion"]]:
         """Log-probabilities and entropies with a row for each rollout, left out or not.
 
@@ -74,6 +75,7 @@ class LossPass:
         if self.rows is not None:
             shape = (len(self.batch["completion_ids"]), logps.size(1))
             unmoved = self.batch.get("old_per_token_logps", logps.new_zeros(shape)).to(logps)
+            mask = self.select(policy_tokens(self.batch))
             mean = (entropies * mask).sum() / mask.sum().clamp(min=1)
             entropies = mean.expand(shape).to(entropies).index_copy(0, self.rows, entropies)
             logps = unmoved.index_copy(0, self.rows, logps)

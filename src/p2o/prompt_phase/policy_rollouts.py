@@ -2,20 +2,21 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import Tensor
 from trl.data_utils import is_conversational
 
-from p2o.completions import Decoded
+from p2o.completions import Decoded, in_conversation
 from p2o.config import P2OConfig
 from p2o.engines.decoding import decode
 from p2o.engines.processes import is_sharded, run_in_batches, share
-from p2o.policy_phase.rewards import Rewards
+from p2o.policy_phase.rewards import Rewards, Scoring
 from p2o.policy_phase.rollouts import contexts_within
 from p2o.prompt_phase.feedback import rollout_feedback
 from p2o.prompt_phase.types import Question, Rollout
@@ -23,7 +24,11 @@ from p2o.seeding import derive_seed, random_stream
 from p2o.templates import Prompt, Tokenize, apply_template
 
 FeedbackFn = Callable[[str, dict[str, Any]], str]
-"""`feedback_func(completion, row)`: what to tell the reflection model; `row` is the dataset's plus its `reward`."""
+"""`feedback_func(completion, row)`: what to tell the reflection model.
+
+`completion` is what was said last; `row` is the dataset's plus its `reward` and, of a chat, the `conversation`: the
+completion's messages, with calls of tools and what they returned.
+"""
 
 Request = tuple[Question, str]
 """A question and the template that it is to be tried under."""
@@ -34,12 +39,23 @@ class Generated:
     """One completion.
 
     Args:
+        conversation: its messages, where there are tools.
+        written: tokens of it that the policy wrote, where others are what tools returned; None for all of them.
         fields: what a user's `rollout_func` returned beside it, for reward functions.
     """
 
     prompt_ids: list[int]
     completion_ids: list[int]
+    conversation: list[dict[str, Any]] | None = None
+    written: int | None = None
     fields: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Read, and written by the policy."""
+        length = len(self.completion_ids)
+        written = length if self.written is None else self.written
+        return len(self.prompt_ids) + length - written, written
 
 
 @dataclass(frozen=True)
@@ -54,7 +70,8 @@ class PolicyRollouts:
         max_prompt_length: of T(x, z), in tokens; None for no limit.
         tokenize: prompts, as they are generated from.
         generate: one completion for each prompt; gets T(x, z) and its tokens.
-        score: `score(rows, prompts, completions, completion_ids)`: what the reward functions say, over all processes.
+        judge: `judge(rows, prompts, completions, completion_ids)`: what each reward function says, over all processes.
+        scoring: what that means.
         feedback: `feedback(completion, row)`: what to say about it to the reflection model.
         count: `count(event, times)`: takes note of an incident.
     """
@@ -66,7 +83,8 @@ class PolicyRollouts:
     max_prompt_length: int | None
     tokenize: Tokenize
     generate: Callable[[list[Prompt], list[list[int]]], list[Generated]]
-    score: Callable[..., Rewards]
+    judge: Callable[..., Tensor]
+    scoring: Scoring
     feedback: FeedbackFn
     count: Callable[[str, int], None]
 
@@ -83,7 +101,7 @@ class PolicyRollouts:
         # Each is decoded once, by the process that scores it: of thousands of tokens that takes longer than all else.
         decoded = self._decode([generated[i] for i in mine], chat=is_conversational({"prompt": prompts[0]}))
         rewards = self._score([rows[i] for i in mine], [generated[i] for i in mine], decoded, len(rows), seed)
-        texts = [(one.text, one.answer, {"thought_taken_out": one.thought_taken_out}) for one in decoded]
+        texts = [(one.text, one.answer, _notes(one)) for one in decoded]
         if self.accelerator.num_processes > 1:
             texts = gather_object(texts)
         if not self.accelerator.is_main_process:
@@ -100,8 +118,8 @@ class PolicyRollouts:
                 feedback=""
                 if earned[i] is None
                 else partial(self.feedback, answer, {**rows[i], **note, "reward": earned[i]}),
-                prompt_tokens=len(one.prompt_ids),
-                completion_tokens=len(one.completion_ids),
+                prompt_tokens=one.tokens[0],
+                completion_tokens=one.tokens[1],
                 template=used[i],
                 completion_ids=list(one.completion_ids) if self.args.reused_rollouts_per_group else [],
             )
@@ -124,7 +142,11 @@ class PolicyRollouts:
 
     def _decode(self, generated: list[Generated], *, chat: bool) -> list[Decoded]:
         ids = [one.completion_ids for one in generated]
-        return decode(self.tokenizer, [one.prompt_ids for one in generated], ids, [chat] * len(ids))
+        decoded = decode(self.tokenizer, [one.prompt_ids for one in generated], ids, [chat] * len(ids))
+        return [
+            one if of.conversation is None else in_conversation(one, of.conversation)
+            for one, of in zip(decoded, generated, strict=True)
+        ]
 
     def _score(
         self, rows: list[dict[str, Any]], generated: list[Generated], decoded: list[Decoded], total: int, seed: int
@@ -138,12 +160,18 @@ class PolicyRollouts:
         size = self.args.per_device_train_batch_size * self.args.steps_per_generation
         batches = [slice(start, start + size) for start in range(0, len(rows), size)]
         with random_stream(derive_seed(seed, "rewards")):
-            scored = [self.score(*(column[batch] for column in columns)) for batch in batches]
+            judged = [self.judge(*(column[batch] for column in columns)) for batch in batches]
         # Each has the rows of the first process, then those of the second; in all, a process's rows follow each other.
         processes = self.accelerator.num_processes
-        by_process = [rewards.by_function.chunk(processes) for rewards in scored]
+        by_process = [by_function.chunk(processes) for by_function in judged]
         parts = [chunks[process] for process in range(processes) for chunks in by_process]
-        return replace(scored[0], by_function=torch.cat(parts)[:total])
+        return self.scoring.rewards(torch.cat(parts)[:total])
+
+
+def _notes(decoded: Decoded) -> dict[str, Any]:
+    """What feedback is told of a completion beside its text."""
+    notes: dict[str, Any] = {"thought_taken_out": decoded.thought_taken_out}
+    return notes if isinstance(decoded.completion, str) else {**notes, "conversation": decoded.completion}
 
 
 def generated_by(output: dict[str, Any], count: int) -> list[Generated]:
@@ -167,7 +195,7 @@ def generated_by(output: dict[str, Any], count: int) -> list[Generated]:
         fields = {
             n: v[i] if isinstance(v, list) else v for n, v in further.items() if not isinstance(v, list) or i < len(v)
         }
-        generated.append(Generated(list(output["prompt_ids"][i]), list(ids), fields))
+        generated.append(Generated(list(output["prompt_ids"][i]), list(ids), fields=fields))
     return generated
 
 

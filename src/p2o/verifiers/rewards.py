@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from p2o.completions import final_text
 from p2o.prompt_phase.feedback import rollout_feedback
 from p2o.thoughts import MARKED, ThoughtReading
 from p2o.verifiers import COLUMNS, REASONS, Verdict, count_reasons, verify_stream
@@ -89,10 +90,12 @@ def texts_to_verify(
     Args:
         completion_ids: their tokens; None where they are not known.
     """
-    if reading.decode is not None and completion_ids is not None:
-        # Of a message TRL may have taken the thought out, or its marks.
-        return [reading.decode(ids) for ids in completion_ids]
-    return [c if isinstance(c, str) else c[-1]["content"] or "" for c in completions]
+    texts = [final_text(completion) for completion in completions]
+    if reading.decode is None or completion_ids is None:
+        return texts
+    # Of a message TRL may have taken the thought out, or its marks. Among the tokens of several are results of tools.
+    one = [isinstance(completion, str) or len(completion) == 1 for completion in completions]
+    return [reading.decode(ids) if o else t for ids, t, o in zip(completion_ids, texts, one, strict=True)]
 
 
 def _rewards(

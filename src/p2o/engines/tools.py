@@ -1,0 +1,78 @@
+"""Conversations with tools beside TRL's own loop: turns of several processes, and those of a prompt phase."""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import Accelerator
+from trl.chat_template_utils import parse_response
+
+from p2o.engines.processes import all_reduce_max
+from p2o.templates import Prompt
+
+Tool = Callable[..., Any]
+
+
+@dataclass
+class ToolTurns:
+    """Turns after a tool's result, which all processes take together: engines and sharded weights are shared.
+
+    Args:
+        complete: one completion for each of this process's contexts; all processes call it together.
+        under_way: whether what is generated now is such a turn.
+    """
+
+    accelerator: Accelerator
+    complete: Callable[[list[list[int]]], Any]
+    under_way: bool = False
+
+    @contextmanager
+    def taken_together(self) -> Iterator[None]:
+        """Inside, one process's loop over its tools; leaves it once no process has a result to hand to the model."""
+        self.under_way = True
+        try:
+            yield
+            while all_reduce_max(self.accelerator, 0):
+                self.complete([])
+        finally:
+            self.under_way = False
+
+    def next(self, contexts: list[list[int]]) -> Any:
+        """Completions of conversations that a tool has returned something in."""
+        all_reduce_max(self.accelerator, 1)  # tells those that have no more turns of their own
+        return self.complete(contexts)
+
+
+def tools_by_row(tools: Sequence[Tool], rows: int) -> tuple[list[dict[str, Tool]], list[dict[str, Tool]]]:
+    """What TRL's loop calls for each row: functions by their names, and those that are coroutines."""
+    by_name: tuple[dict[str, Tool], dict[str, Tool]] = ({}, {})
+    for tool in tools:
+        by_name[inspect.iscoroutinefunction(tool)][tool.__name__] = tool
+    return [by_name[0]] * rows, [by_name[1]] * rows
+
+
+def converse(
+    loop: Callable[..., tuple[Any, ...]],
+    tokenizer: Any,
+    tools: Sequence[Tool],
+    prompts: Sequence[Prompt],
+    contexts: list[list[int]],
+    completion_ids: list[list[int]],
+) -> tuple[list[list[int]], list[list[int]], list[list[dict[str, Any]]], list[int]]:
+    """Conversations that begin with these completions.
+
+    Args:
+        loop: TRL's, over calls and further turns.
+        tokenizer: has a response template, or TRL would have refused the tools.
+        contexts: tokens of the prompts.
+
+    Returns:
+        Contexts, the completions' tokens, their messages, and how many of the tokens are not a tool's.
+    """
+    rows = zip(contexts, completion_ids, strict=True)
+    begun = [[parse_response(tokenizer, list(ids), prefix=list(c), tools=list(tools))] for c, ids in rows]
+    masks, conversations, ids, *_ = loop(deepcopy(list(prompts)), contexts, completion_ids, begun, None, None, {})
+    return contexts, ids, conversations, [sum(mask) for mask in masks]
