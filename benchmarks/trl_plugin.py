@@ -21,7 +21,7 @@ import torch
 
 from trl_stand_ins import NAMES
 
-TEXT, TOOLS, IMAGES = "text", "tools and environments", "images"
+TEXT, TOOLS, ENVIRONMENTS, IMAGES = "text", "tools", "environments", "images"
 SECONDS = 600
 
 
@@ -36,7 +36,9 @@ def kind_of(name: str, source: str) -> str:
         return IMAGES
     calls = (node for node in ast.walk(ast.parse(textwrap.dedent(source))) if isinstance(node, ast.Call))
     handed = {keyword.arg for call in calls for keyword in call.keywords}
-    return TOOLS if handed & {"tools", "environment_factory"} else TEXT
+    if "environment_factory" in handed:
+        return ENVIRONMENTS
+    return TOOLS if "tools" in handed else TEXT
 
 
 def pytest_configure() -> None:

@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from trl_plugin import IMAGES, TEXT, TOOLS
+from trl_plugin import ENVIRONMENTS, IMAGES, TEXT, TOOLS
 from trl_stand_ins import ORGANIZATION, make_stand_ins, renumber
 
 HERE = Path(__file__).parent
@@ -46,7 +46,7 @@ NAMES = {
 }
 
 KNOWN_KINDS = {
-    TOOLS: "tools and environments are refused: templates are defined for single turns",
+    ENVIRONMENTS: "environments are refused: a question would have to be the same one whenever it is reset",
     IMAGES: "images are refused: templates are text",
 }
 _STREAM = "a streamed training set is refused: P²O comes back to hard questions by row"
@@ -175,7 +175,7 @@ def print_counts(console: Console, results: Mapping[str, Outcomes]) -> None:
     for column in ("mode", "tests of", "passed", "failed", "skipped", "minutes"):
         table.add_column(column, justify="left" if column in ("mode", "tests of") else "right")
     for mode, outcomes in results.items():
-        for kind in (TEXT, TOOLS, IMAGES):
+        for kind in (TEXT, TOOLS, ENVIRONMENTS, IMAGES):
             of_kind = [outcome for outcome in outcomes.values() if outcome.kind == kind]
             counts = [sum(o.outcome == name for o in of_kind) for name in ("passed", "failed", "skipped")]
             minutes = sum(outcome.seconds for outcome in of_kind) / 60

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 import trl_tests
-from trl_plugin import IMAGES, TEXT, TOOLS, kind_of
+from trl_plugin import ENVIRONMENTS, IMAGES, TEXT, TOOLS, kind_of
 from trl_stand_ins import ORGANIZATION, make_stand_ins, renumber, zen
 from trl_tests import Outcome, compare, differences, swap_names
 
@@ -61,6 +61,27 @@ class TestSmall:
         model = "trl-internal-testing/tiny-Qwen3ForCausalLM"
         GRPOTrainer(model=model, reward_funcs=reward, args=args, train_dataset=data, tools=[double])
 
+    def test_an_environment_is_taken(self, tmp_path):
+        class Shop:
+            def reset(self, **kwargs):
+                return None
+
+            def buy(self, number: int) -> str:
+                """Buys things.
+
+                Args:
+                    number: of them.
+
+                Returns:
+                    What was bought.
+                """
+                return "bread"
+
+        args = GRPOConfig(output_dir=str(tmp_path), **OPTIONS)
+        data = load_dataset("trl-internal-testing/zen", "conversational_prompt_only", split="train")
+        model = "trl-internal-testing/tiny-Qwen3ForCausalLM"
+        GRPOTrainer(model=model, reward_funcs=reward, args=args, train_dataset=data, environment_factory=Shop)
+
     def test_both_fail(self):
         assert GRPOTrainer is None, "on [purpose]"
 
@@ -102,16 +123,17 @@ def test_both_are_run_and_the_difference_is_told(checkout, tmp_path, capfd):
         "TestSmall::test_weights_move[conversational_prompt_only]": "passed",
         "TestSmall::test_the_name_is_grpos": "passed",
         "TestSmall::test_a_tool_is_taken": "passed",
+        "TestSmall::test_an_environment_is_taken": "passed",
         "TestSmall::test_both_fail": "failed",
         "TestSmall::test_unknown_architecture[trl-internal-testing/tiny-MadeUpForCausalLM]": "skipped",
         "TestSmallVLM::test_an_image": "skipped",
     }
-    refused = {"TestSmall::test_the_name_is_grpos": "failed", "TestSmall::test_a_tool_is_taken": "failed"}
+    refused = {"TestSmall::test_the_name_is_grpos": "failed", "TestSmall::test_an_environment_is_taken": "failed"}
     assert outcomes["p2o"] == outcomes["forced"] == outcomes["grpo"] | refused
     # The name is on no list: somebody has to look at it.
     assert code == 1
-    tool = printed[printed.rindex("TestSmall::test_a_tool_is_taken") :]
-    assert "does not support `tools`" in tool and "known: tools and environments are refused" in tool
+    shop = printed[printed.rindex("TestSmall::test_an_environment_is_taken") :]
+    assert "does not support `environment_factory`" in shop and "known: environments are refused" in shop
     name = printed[printed.rindex("TestSmall::test_the_name_is_grpos") :]
     assert "ForcedConfig" in name[: name.index("not known")]
     assert "fails with GRPO: TestSmall::test_both_fail: AssertionError: on [purpose]" in printed
@@ -122,7 +144,7 @@ def test_both_are_run_and_the_difference_is_told(checkout, tmp_path, capfd):
 
 
 def test_known_differences_are_no_failure(checkout, capfd):
-    assert trl_tests.main([str(checkout), "--modes", "p2o", "-k", "tool"]) == 0
+    assert trl_tests.main([str(checkout), "--modes", "p2o", "-k", "environment"]) == 0
     assert "p2o: 1 tests that GRPO passes and P²O does not" in capfd.readouterr().out
 
 
@@ -156,7 +178,8 @@ def test_a_difference_is_a_test_that_grpo_passes(monkeypatch, capsys):
     assert outcome().reason("p2o") == "a reason" and outcome().reason("forced") is None
     assert compare(Console(), {"grpo": {"T::test_x[1]": outcome()}, "p2o": {"T::test_x[1]": outcome()}}) == 0
     assert "on the list of known differences, but it passes: test_x" in capsys.readouterr().out
-    assert "images" in outcome(kind=IMAGES).reason("forced") and "tools" in outcome(kind=TOOLS).reason("p2o")
+    assert "images" in outcome(kind=IMAGES).reason("forced") and outcome(kind=TOOLS).reason("p2o") is None
+    assert "environments" in outcome(kind=ENVIRONMENTS).reason("p2o")
 
 
 def test_a_missing_outcome_is_unknown(capsys):
@@ -169,7 +192,7 @@ def test_a_missing_outcome_is_unknown(capsys):
     [
         ("TestX::test_train", "def test_train(self):\n    GRPOTrainer(model='x', args=GRPOConfig())", TEXT),
         ("TestX::test_train_with_tools", "    def test_t(self):\n        GRPOTrainer(\n            tools=[f])", TOOLS),
-        ("TestX::test_train", "def test_t(self):\n    GRPOTrainer(environment_factory=E)", TOOLS),
+        ("TestX::test_train", "def test_t(self):\n    GRPOTrainer(environment_factory=E)", ENVIRONMENTS),
         ("TestX::test_needs_environment", "def test_t(self):\n    GRPOTrainer(model='x')", TEXT),
         ("TestGRPOTrainerVLM::test_train[x]", "def test_t(self):\n    GRPOTrainer(tools=[f])", IMAGES),
     ],
