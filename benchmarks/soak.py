@@ -5,8 +5,10 @@
 
 It is `p2o train` with a small batch, a reward that is a hash of the completion, so that every prompt phase has hard
 questions and finds templates, and a learning rate that leaves the lengths of completions as they are. Of the process
-and its children are read, twice a second, the resident memory and the number of open files; of its metrics, what each
-step took. Compared are medians: of the second tenth of the run, when all has been loaded, and of the last.
+and its children are read, twice a second, the resident memory, the number of open files and the processor time; of its
+metrics, what each step took. Compared is the second tenth of the run, when all has been loaded, with the last: by
+medians, processor time by its mean, prompt phases and all. A step takes longer on a busy machine; its processor time
+hardly depends on that.
 """
 
 import argparse
@@ -39,11 +41,13 @@ class Sample:
         step: optimizer steps taken by then.
         memory: resident and not of a file, in MiB. Libraries are left out: their share depends on who else uses them.
         files: open ones, with sockets and pipes.
+        seconds: of a processor so far.
     """
 
     step: int
     memory: float
     files: int
+    seconds: float
 
 
 def configuration(directory: Path, steps: int) -> Path:
@@ -62,17 +66,18 @@ def configuration(directory: Path, steps: int) -> Path:
     return path
 
 
-def held(process: psutil.Process) -> tuple[float, int]:
-    """Memory in MiB and open files of a process and its children."""
-    memory, files = 0.0, 0
+def held(process: psutil.Process) -> tuple[float, int, float]:
+    """Memory in MiB, open files and processor seconds of a process and its children."""
+    memory, files, seconds = 0.0, 0, 0.0
     for one in (process, *process.children(recursive=True)):
         try:
             info = one.memory_info()
             memory += (info.rss - info.shared) / 2**20
             files += one.num_fds()
+            seconds += sum(one.cpu_times()[:2])
         except psutil.NoSuchProcess:
             continue
-    return memory, files
+    return memory, files, seconds
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -107,6 +112,15 @@ def growth(pairs: Sequence[tuple[int, float]], steps: int) -> tuple[float, float
     return early, late, late / early - 1
 
 
+def mean_growth(samples: Sequence[Sample], steps: int) -> tuple[float, float, float]:
+    """Processor seconds of a step, over the second tenth of the steps and over the last, and the growth as a share."""
+    found = []
+    for start in (0.1, 0.9):
+        part = [sample for sample in samples if start * steps <= sample.step <= (start + 0.1) * steps]
+        found.append((part[-1].seconds - part[0].seconds) / (part[-1].step - part[0].step))
+    return found[0], found[1], found[1] / found[0] - 1
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2000)
@@ -130,6 +144,7 @@ def main() -> None:
         "memory, MiB": growth([(sample.step, sample.memory) for sample in samples], arguments.steps),
         "open files": growth([(sample.step, float(sample.files)) for sample in samples], arguments.steps),
         "seconds of a step": growth(took, arguments.steps),
+        "processor seconds of a step": mean_growth(samples, arguments.steps),
     }
     said = [f"{arguments.steps:,} steps and {phases} prompt phases."]
     said += [
