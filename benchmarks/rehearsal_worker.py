@@ -92,7 +92,7 @@ PLACES: tuple[tuple[str, str, str, str], ...] = (
     ),
     ("p2o.trainer", "P2OTrainer", "_calculate_rewards", "rewards"),
     ("p2o.trainer", "P2OTrainer", "_compute_loss _get_per_token_logps_and_entropies", "loss"),
-    ("p2o.trainer", "P2OTrainer", "_begin_epoch _generate_for_evolution _score_for_evolution", "evolution"),
+    ("p2o.trainer", "P2OTrainer", "_begin_epoch _generate_for_evolution", "evolution"),
     ("p2o.trainer", "", "report_rollouts", "metrics, panel and run directory"),
     ("p2o.trainer", "P2OTrainer", "_notify log", "metrics, panel and run directory"),
     ("p2o.trainer", "P2OTrainer", "_save_checkpoint", "checkpoints"),
