@@ -178,7 +178,7 @@ def test_a_difference_is_a_test_that_grpo_passes(monkeypatch, capsys):
     assert outcome().reason("p2o") == "a reason" and outcome().reason("forced") is None
     assert compare(Console(), {"grpo": {"T::test_x[1]": outcome()}, "p2o": {"T::test_x[1]": outcome()}}) == 0
     assert "on the list of known differences, but it passes: test_x" in capsys.readouterr().out
-    assert "images" in outcome(kind=IMAGES).reason("forced") and outcome(kind=TOOLS).reason("p2o") is None
+    assert "images" in outcome(kind=IMAGES).reason("forced") and outcome(kind=TOOLS).reason("forced") is None
     assert "environments" in outcome(kind=ENVIRONMENTS).reason("p2o")
 
 
