@@ -154,6 +154,39 @@ def rows_of(output):
         yield prompt, completion
 
 
+def group_advantages(watch):
+    """Of each rollout of the last batch, as GRPO has them."""
+    groups = torch.tensor([reward for *_, reward in watch.rollouts]).view(-1, K)
+    return ((groups - groups.mean(1, True)) / (groups.std(1, keepdim=True) + 1e-4)).flatten()
+
+
+def assert_loss_is(trainer, output, terms, lengths):
+    """The loss of a batch and its gradient are those of these terms, with the denominators of the trainer's loss type.
+
+    Args:
+        terms: of each rollout, of its tokens.
+        lengths: of each rollout, tokens in the loss.
+    """
+    total = sum(term.sum() for term in terms)
+    if trainer.loss_type in ("grpo", "sapo"):
+        expected = sum(term.sum() / n for term, n in zip(terms, lengths, strict=True)) / len(terms)
+    elif trainer.loss_type == "luspo":
+        expected = total / len(terms)
+    elif trainer.loss_type == "dr_grpo":
+        expected = total / (len(terms) * trainer.max_completion_length)
+    else:
+        expected = total / sum(lengths)
+    names, parameters = zip(*trainer.model.named_parameters(), strict=True)
+    expected_gradient = torch.autograd.grad(expected, parameters)
+    trainer.current_gradient_accumulation_steps = 1
+    loss = trainer._compute_loss(trainer.model, output)
+    gradient = torch.autograd.grad(loss, parameters)
+    torch.testing.assert_close(loss, expected, atol=2e-5, rtol=2e-4)
+    assert trainer._compute_loss(trainer.model, output) == loss, "the same rollouts may be learnt from again"
+    for name, actual, wanted in zip(names, gradient, expected_gradient, strict=True):
+        torch.testing.assert_close(actual, wanted, atol=2e-5, rtol=2e-3, msg=lambda m, name=name: f"{name}: {m}")
+
+
 def bare_tokens(trainer, question):
     chat = trainer.train_dataset[question]["prompt"]
     return trainer.processing_class.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]

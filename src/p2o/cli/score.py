@@ -17,6 +17,7 @@ from rich.table import Table
 
 from p2o.cli.errors import InputError
 from p2o.cli.words import normalized_option
+from p2o.completions import final_text
 from p2o.ranks import FINISHED, Ranks
 from p2o.tasks.layouts import gold_of, part_of
 from p2o.thoughts import MARKED, THOUGHTS, thought_reading
@@ -291,7 +292,7 @@ def _gold(row: dict[str, Any], column: str) -> Any:
 
 def _text(completion: Any) -> str | None:
     if isinstance(completion, list) and completion and isinstance(completion[-1], dict):
-        completion = completion[-1].get("content") if completion[-1].get("role") != "tool" else ""
+        return final_text(completion) if isinstance(completion[-1].get("content"), str) else None
     return completion if isinstance(completion, str) else None
 
 
