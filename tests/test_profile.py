@@ -101,7 +101,9 @@ def test_what_nobody_could_score_is_not_hard(there, tmp_path, capsys):
     assert [question["bucket"] for question in above["questions"]] == ["unscored", "hard", "hard"]
     alone = run(tmp_path / "c", "--reward_func", name, "--limit", "1", data=there / "train.jsonl")
     assert [question["bucket"] for question in alone["questions"]] == ["unscored"]
-    assert "No rollout could be scored" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "No rollout could be scored" in said
+    assert "--difficulty medium" not in said, "there are no such questions"
 
 
 @pytest.mark.parametrize(

@@ -74,8 +74,10 @@ def _profile(argv: list[str], console: Console, ranks: Ranks) -> int:
     draw(made, summary, directory / PICTURE)
     _print(made, summary, console)
     files = " · ".join(str(directory / name) for name in (SUMMARY, PICTURE, TRANSCRIPTS))
-    advice = f"Train on a part: p2o train --difficulty_profile {directory / PROFILE} --difficulty {MEDIUM}"
-    console.print(f"{files}\n{advice}", markup=False, soft_wrap=True)
+    console.print(files, markup=False, soft_wrap=True)
+    if MEDIUM in made.buckets:
+        advice = f"Train on a part: p2o train --difficulty_profile {directory / PROFILE} --difficulty {MEDIUM}"
+        console.print(advice, markup=False, soft_wrap=True)
     return 0
 
 
