@@ -1,5 +1,6 @@
 """`p2o profile` on the embedded world, and training on what it selects: whole commands, in small."""
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -22,9 +23,10 @@ def lines(path):
 
 
 def run(directory, *options, data):
-    assert (
-        main([*PROFILE, "--dataset", str(data), "--reward_func", "pico", *options, "--output_dir", str(directory)]) == 0
-    )
+    """Where the data lies, since samples depend on the name of the questions as it is given."""
+    command = [*PROFILE, "--dataset", data.name, "--reward_func", "pico", *options, "--output_dir", str(directory)]
+    with contextlib.chdir(data.parent):
+        assert main(command) == 0
     return json.loads((directory / "profile.json").read_text())
 
 
@@ -213,7 +215,7 @@ def test_a_profile_of_other_questions_is_refused(there, tmp_path):
     args = trainer(there, tmp_path, "hard").args
     others = world.train_dataset(seed=1, hard=8, easy=8)
     with pytest.raises(
-        ValueError, match=r"is a profile of other questions: (\d) of the \1 selected are not in the training"
+        ValueError, match=r"is a profile of other questions: (\d+) of the \1 selected are not in the training"
     ):
         P2OTrainer(model_path(), world.accuracy_reward, args, others)
 
