@@ -7,8 +7,8 @@ bit, and the ledger of every rollout and token.
     VLLM_CPU_KVCACHE_SPACE=1 python benchmarks/kill_and_resume.py --kills 30 --vllm_server
 
 A server of vLLM samples with a generator of its own, so that no two runs are alike. What is compared then are the
-rollouts of the policy phase and of evaluation, and that those of prompt phases stay within their budget; and every
-epoch has to have asked each question once, whenever it was interrupted.
+rollouts of the policy phase and of evaluation; those of prompt phases have to be as many as their journals hold; and
+every epoch has to have asked each question once, whenever it was interrupted.
 
 The runs are the embedded world in small: three epochs with two prompt phases, in float32 on one thread. The reward is a
 hash of the completion, so that whatever the model can do there are successes, hard questions and templates.
@@ -46,12 +46,14 @@ class Kill:
 
     Args:
         phase: the phase under way, or "checkpoint" where one was being written.
+        end: what it ended with, where that differs.
     """
 
     second: float
     phase: str
     checkpoint: str
     identical: bool
+    end: str = ""
 
 
 def run_to_the_end(directory: str, resume: bool, server: str | None = None) -> None:
@@ -126,7 +128,7 @@ def run_to_the_end(directory: str, resume: bool, server: str | None = None) -> N
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     assert server or (trainer.p2o.templates and trainer.p2o.kept), "a run without templates would show nothing"
     if trainer.is_world_process_zero():
-        end = counts(trainer, path / "asked") if server else digest(trainer)
+        end = counts(trainer, path) if server else digest(trainer)
         (path / "end").write_text(end)
 
 
@@ -139,22 +141,38 @@ def digest(trainer: Any) -> str:
     return digest.hexdigest()
 
 
-def counts(trainer: Any, asked: Path) -> str:
+def counts(trainer: Any, directory: Path) -> str:
     """Of rollouts, by what they were for, and whether every epoch asked each question once.
 
     Args:
-        asked: lines of a step and the questions of its batch; of a step that was repeated the last one is what counts.
+        directory: its file `asked` has lines of a step and the questions of its batch; of a step that was repeated the
+            last one is what counts.
     """
     from p2o.templates import question_text
 
-    batches = dict(json.loads(line) for line in asked.read_text().splitlines())
+    batches = dict(json.loads(line) for line in (directory / "asked").read_text().splitlines())
     epochs, steps = int(trainer.args.num_train_epochs), trainer.state.max_steps // int(trainer.args.num_train_epochs)
     every = sorted(question_text(row["prompt"]) for row in trainer.train_dataset)
     of_epochs = [range(epoch * steps, (epoch + 1) * steps) for epoch in range(epochs)]
-    once = [sorted(chain.from_iterable(batches[step] for step in epoch)) == every for epoch in of_epochs]
-    spent, budget = trainer.p2o.ledger.rollouts, (epochs - 1) * int(trainer.args.evolution_budget)
-    within = spent["evolution_feedback"] + spent["evolution_dev"] <= budget
-    return json.dumps([spent["policy"], spent["evaluation"], within, once])
+    spent = trainer.p2o.ledger.rollouts
+    missing = _journaled(directory) - spent["evolution_feedback"] - spent["evolution_dev"]
+    return json.dumps(
+        {
+            "policy": spent["policy"],
+            "evaluation": spent["evaluation"],
+            "of prompt phases, not counted": missing,
+            "epochs with each question once": [
+                sorted(chain.from_iterable(batches[step] for step in epoch)) == every for epoch in of_epochs
+            ],
+        }
+    )
+
+
+def _journaled(directory: Path) -> int:
+    """Rollouts in the journals of a run's prompt phases."""
+    lines = chain.from_iterable(path.read_text().splitlines() for path in directory.glob("evolution/*/journal.jsonl"))
+    records = [record for record in map(json.loads, lines) if record.get("kind") in ("feedback", "dev")]
+    return sum(len(record["result"]) for record in records)
 
 
 @dataclass(frozen=True)
@@ -227,6 +245,8 @@ def kill_and_resume(
         process.join()
     began = time.monotonic()
     expected = Job.start(straight, processes, server).end()
+    if server and json.loads(expected)["of prompt phases, not counted"]:
+        raise RuntimeError(f"The run that nobody killed is wrong already: {expected}")
     seconds = time.monotonic() - began
 
     rng = random.Random(derive_seed(seed, "kills"))
@@ -241,8 +261,8 @@ def kill_and_resume(
         if job.kill(rng.randrange(processes)):  # else it was over already; another moment is drawn
             checkpoints = sorted(directory.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]))
             kept = checkpoints[-1].name if checkpoints else "the start"
-            identical = Job.start(directory, processes, server, resume=True).end() == expected
-            yield Kill(round(second, 2), phase, kept, identical)
+            end = Job.start(directory, processes, server, resume=True).end()
+            yield Kill(round(second, 2), phase, kept, end == expected, "" if end == expected else end)
             # The moment may be over before the kill; a run that was killed after it is not one of those that were wanted.
             done += phase == moments[done % len(moments)]
         shutil.rmtree(directory)
@@ -272,7 +292,7 @@ def main() -> None:
         results = []
         for number, kill in enumerate(kill_and_resume(*given), 1):
             results.append(kill)
-            verdict = "identical" if kill.identical else "DIFFERENT"
+            verdict = "identical" if kill.identical else f"DIFFERENT: {kill.end}"
             where = f"{kill.second:6.2f} s in {kill.phase:10} · resumed from {kill.checkpoint:14}"
             print(f"{number:3} · killed after {where} · {verdict}", flush=True)
     same = sum(kill.identical for kill in results)
