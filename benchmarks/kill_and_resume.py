@@ -237,7 +237,7 @@ def kill_and_resume(
     """Kills `kills` runs, each at one of the `moments` in turn, and resumes each to its end.
 
     Yields:
-        what became of them, and of further ones that were to be killed at one of those moments and were killed after it.
+        what became of them, and of further ones that were to be killed at such a moment and were killed after it.
     """
     straight = work / "straight"
     straight.mkdir(parents=True)
@@ -263,7 +263,7 @@ def kill_and_resume(
             kept = checkpoints[-1].name if checkpoints else "the start"
             end = Job.start(directory, processes, server, resume=True).end()
             yield Kill(round(second, 2), phase, kept, end == expected, "" if end == expected else end)
-            # The moment may be over before the kill; a run that was killed after it is not one of those that were wanted.
+            # The moment may be over before the kill; a run that was killed after it is not one of the wanted ones.
             done += phase == moments[done % len(moments)]
         shutil.rmtree(directory)
 
