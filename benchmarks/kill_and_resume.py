@@ -36,8 +36,10 @@ from p2o.checkpointing import STAGING_DIR
 from p2o.seeding import derive_seed
 from vllm_server import vllm_server
 
-WRITING = 0.15
-"""Seconds within which, from its beginning, the writing of a checkpoint is interrupted, or just over."""
+STEPS, BATCHES_OF_A_PHASE = 12, 8
+"""Of a run, and of rollouts and reflections that its prompt phases have at least, or nearly always."""
+LATER = {"policy": 0.5, "prompt": 0.1, "checkpoint": 0.15}
+"""Seconds within which, from the beginning of what it is in, a run is killed."""
 
 
 @dataclass(frozen=True)
@@ -207,23 +209,28 @@ class Job:
             raise RuntimeError(f"The run failed:\n{forked.printed(self.directory)[-4000:]}")
         return (self.directory / "end").read_text()
 
-    def wait_for(self, moment: str, rng: random.Random, seconds: float) -> str:
-        """Waits for a random moment of this kind in a run of so many seconds; returns what is under way then."""
+    def wait_for(self, moment: str, rng: random.Random) -> str:
+        """Waits for a random moment of this kind, by what the run has done; returns what is under way then."""
         if moment == "checkpoint":
             number, seen, before = rng.randrange(5), set[str](), ""
             while self.is_alive() and len(seen) <= number:
                 before = next((path.name for path in (self.directory / STAGING_DIR).glob("*")), before)
                 seen |= {before} - {""}
                 time.sleep(0.001)
-            time.sleep(rng.uniform(0, WRITING))
-            return moment if any((self.directory / STAGING_DIR).glob("*")) else _phase(self.directory)
-        if moment == "policy":
-            time.sleep(rng.uniform(0.05, 0.95) * seconds)
-        while self.is_alive() and _phase(self.directory) != moment:
-            time.sleep(0.005)
-        if moment == "prompt":
-            time.sleep(rng.uniform(0, 0.15 * seconds))
+        elif moment == "policy":
+            self._wait_for_lines(rng.randrange(STEPS), self.directory / "asked", moment)
+        else:
+            journal = self.directory / "evolution" / f"epoch-{rng.choice((1, 2)):03}" / "journal.jsonl"
+            self._wait_for_lines(1 + rng.randrange(BATCHES_OF_A_PHASE), journal, moment)
+        time.sleep(rng.uniform(0, LATER[moment]))
+        if moment == "checkpoint" and any((self.directory / STAGING_DIR).glob("*")):
+            return moment
         return _phase(self.directory)
+
+    def _wait_for_lines(self, count: int, path: Path, phase: str) -> None:
+        """Until the file has as many, in this phase."""
+        while self.is_alive() and (_phase(self.directory) != phase or _lines(path) < count):
+            time.sleep(0.005)
 
 
 def kill_and_resume(
@@ -243,11 +250,9 @@ def kill_and_resume(
     straight.mkdir(parents=True)
     for process in forked.start(_nothing, logs=straight):  # the first one waits for the imports
         process.join()
-    began = time.monotonic()
     expected = Job.start(straight, processes, server).end()
     if server and json.loads(expected)["of prompt phases, not counted"]:
         raise RuntimeError(f"The run that nobody killed is wrong already: {expected}")
-    seconds = time.monotonic() - began
 
     rng = random.Random(derive_seed(seed, "kills"))
     done = 0
@@ -256,7 +261,7 @@ def kill_and_resume(
         directory.mkdir()
         began = time.monotonic()
         job = Job.start(directory, processes, server)
-        phase = job.wait_for(moments[done % len(moments)], rng, seconds)
+        phase = job.wait_for(moments[done % len(moments)], rng)
         second = time.monotonic() - began
         if job.kill(rng.randrange(processes)):  # else it was over already; another moment is drawn
             checkpoints = sorted(directory.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]))
@@ -274,6 +279,10 @@ def _nothing() -> None: ...
 def _phase(directory: Path) -> str:
     path = directory / "phase"
     return (path.read_text() if path.exists() else "") or "start"
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def main() -> None:

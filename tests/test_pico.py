@@ -106,11 +106,12 @@ def test_drills_teach_results_only():
 def test_an_interrupted_build_ends_with_the_same_weights(tmp_path, monkeypatch):
     def options(name, *more):
         places = ["--out", str(tmp_path / name / "model"), "--work", str(tmp_path / name)]
-        small = ["--tokens", "3000", "--batch-tokens", "512", "--threads", "1", "--save-minutes", "0"]
+        small = ["--tokens", "1300", "--batch-tokens", "256", "--threads", "1", "--save-minutes", "0"]
         return build.parse([*places, *small, *more])
 
     real = build.build_tokenizer
     monkeypatch.setattr(build, "build_tokenizer", lambda seed: real(seed, sample=500))
+    monkeypatch.setattr(build, "CHUNK", 200)
     build.train(options("straight"))
     save, saves = build._save, []
 
@@ -141,10 +142,10 @@ def test_what_is_shipped_is_small_and_plain():
 @pytest.mark.slow
 def test_the_premise_holds_on_the_shipped_weights():
     """What `python -m p2o.pico.premise` prints, as bounds."""
-    result = measure(Premise(model_path(), samples=2))
+    result = measure(Premise(model_path(), samples=1))
     hard = {condition: success["all"] for condition, success in result["hard"].items()}
     assert 0.40 <= result["easy"]["bare"]["all"] <= 0.90
-    assert hard["bare"] <= 0.015
+    assert hard["bare"] <= 0.03
     assert hard["right method, care"] >= 0.65
     assert hard["vague"] <= 0.05, "a vague instruction helps little"
     assert hard["wrong method, care"] <= 0.05, "a wrong method fails"

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -26,6 +25,8 @@ from p2o.seeding import derive_seed
 from p2o.templates import question_text
 
 Instructing = Callable[[str, random.Random], Instruction | None]
+Completed = tuple[dict[str, Any], Instruction | None, str]
+"""A row, the instruction before its question, and what the model answered."""
 
 
 def _other_method(family: str, rng: random.Random) -> Method:
@@ -62,10 +63,10 @@ class Premise:
         self.data = world.eval_dataset(seed=1000 + seed, per_split=per_split)
         self.generate = transformers_reflection(self.model, self.tokenizer, max_new_tokens=112, batch_size=256)
 
-    def completions(self, data: Dataset, condition: str) -> list[tuple[dict[str, Any], Instruction | None, str]]:
+    def completions(self, split: str, condition: str) -> list[Completed]:
         rng = random.Random(derive_seed(self.seed, "premise", condition))
         rows, instructions, prompts = [], [], []
-        for row in data:
+        for row in self.data[split]:
             for _ in range(self.samples):
                 instruction = CONDITIONS[condition](row["family"], rng)
                 question = question_text(row["prompt"])
@@ -75,24 +76,6 @@ class Premise:
         answers = self.generate(prompts, seed=derive_seed(self.seed, "sampling", condition))
         texts = [answer.text for answer in answers]
         return list(zip(rows, instructions, texts, strict=True))
-
-    def success(self, split: str, condition: str) -> dict[str, float]:
-        """Share of right answers, by family and in all."""
-        right: dict[str, list[bool]] = {}
-        for row, _, text in self.completions(self.data[split], condition):
-            correct = world.is_correct(text, row["family"], row["entry"])
-            right.setdefault(row["family"], []).append(correct)
-            right.setdefault("all", []).append(correct)
-        return {family: sum(values) / len(values) for family, values in right.items()}
-
-    def follows(self, condition: str) -> float:
-        """Share of hard completions that work by the method the instruction names."""
-        followed = [
-            text.startswith(f"{WORK}{instruction.method_for(row['family'])}\n")
-            for row, instruction, text in self.completions(self.data["hard"], condition)
-            if instruction is not None
-        ]
-        return sum(followed) / len(followed)
 
     @torch.no_grad()
     def choices(self, questions: int = 24) -> dict[str, tuple[float, float]]:
@@ -161,15 +144,36 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
+def success(completions: list[Completed]) -> dict[str, float]:
+    """Share of right answers, by family and in all."""
+    right: dict[str, list[bool]] = {}
+    for row, _, text in completions:
+        correct = world.is_correct(text, row["family"], row["entry"])
+        right.setdefault(row["family"], []).append(correct)
+        right.setdefault("all", []).append(correct)
+    return {family: sum(values) / len(values) for family, values in right.items()}
+
+
+def follows(completions: list[Completed]) -> float:
+    """Share of completions that work by the method their instruction names."""
+    followed = [
+        text.startswith(f"{WORK}{instruction.method_for(row['family'])}\n")
+        for row, instruction, text in completions
+        if instruction is not None
+    ]
+    return sum(followed) / len(followed)
+
+
 def measure(premise: Premise) -> dict[str, Any]:
+    hard = {condition: premise.completions("hard", condition) for condition in CONDITIONS}
     return {
-        "easy": {"bare": premise.success("easy", "bare")},
-        "hard": {condition: premise.success("hard", condition) for condition in CONDITIONS},
+        "easy": {"bare": success(premise.completions("easy", "bare"))},
+        "hard": {condition: success(completions) for condition, completions in hard.items()},
         **{
-            split: {c: premise.success(split, c) for c in ("bare", "right method, care")}
+            split: {c: success(premise.completions(split, c)) for c in ("bare", "right method, care")}
             for split in ("unseen_levels", "unseen_families")
         },
-        "wrong method followed": premise.follows("wrong method, care"),
+        "wrong method followed": follows(hard["wrong method, care"]),
         "choices": premise.choices(),
         "reflection": premise.reflection(),
     }
