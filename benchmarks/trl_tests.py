@@ -45,10 +45,7 @@ NAMES = {
     "forced": ("trl_forced", "ForcedConfig", "ForcedTrainer"),
 }
 
-KNOWN_KINDS = {
-    ENVIRONMENTS: "environments are refused: a question would have to be the same one whenever it is reset",
-    IMAGES: "images are refused: templates are text",
-}
+KNOWN_KINDS = {IMAGES: "images are refused: templates are text"}
 _STREAM = "a streamed training set is refused: P²O comes back to hard questions by row"
 _STREAMS = {
     "test_train_with_iterable_dataset": _STREAM,

@@ -10,9 +10,11 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 
 from small_run import write_config, write_data
+from tool_model import make_tool_model
 
 torch.set_num_threads(1)
 
@@ -42,3 +44,14 @@ def config(tmp_path):
         return write_config(tmp_path, **changes)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def tool_model(tmp_path_factory, worker_id):
+    """A model that calls a calculator when it is told to."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "tool-model"
+    with FileLock(f"{folder}.lock"):  # made once, by whichever worker is the first
+        if not folder.exists():
+            make_tool_model(folder)
+    return folder

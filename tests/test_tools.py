@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
@@ -19,7 +18,7 @@ from p2o.prompt_phase.types import Reflection
 from p2o.templates import Template
 from p2o.thoughts import MARKED, ThoughtReading
 from p2o.verifiers.rewards import math
-from tool_model import INSTRUCTION, OTHERS, QUESTIONS, make_tool_model, multiply, prompt
+from tool_model import INSTRUCTION, OTHERS, QUESTIONS, multiply, prompt
 from torchrun import torchrun
 from trainers import (
     Watch,
@@ -35,16 +34,6 @@ from trainers import (
 )
 
 CALLS = Template(INSTRUCTION, 1.0, frozenset())
-
-
-@pytest.fixture(scope="session")
-def tool_model(tmp_path_factory, worker_id):
-    base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "tool-model"
-    with FileLock(f"{folder}.lock"):  # made once, by whichever worker is the first
-        if not folder.exists():
-            make_tool_model(folder)
-    return folder
 
 
 def data(count=16, instruction=""):

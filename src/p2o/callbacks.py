@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from p2o.checkpointing import scale_learning_rates
@@ -163,12 +164,13 @@ def report_rollouts(
     Watchers are told nothing of a batch that is larger than what TRL keeps of it.
 
     Args:
+        templates: of this process's rows.
         rewards: of the rollouts, which may be fewer than the templates: a batch of an evaluation may be filled up.
         notify: calls an event of all callbacks.
         evaluation: that the batch belongs to; None in training.
     """
     totals = rewards.total.tolist()
-    templates = templates[: len(totals)]
+    templates = gather_object(list(templates))[: len(totals)]
     table["extra"]["template"].extend(templates)
     prompts, completions = (list(table[column])[-len(templates) :] for column in ("prompt", "completion"))
     if not templates or len(prompts) < len(templates):

@@ -63,6 +63,19 @@ class StagedCheckpoint:
         shutil.rmtree(self.path.parent, ignore_errors=True)
 
 
+def staging(checkpoint: StagedCheckpoint | None) -> str | None:
+    """Where checkpoints are written while this one is; None where none is."""
+    return str(checkpoint.path.parent) if checkpoint and checkpoint.under_way else None
+
+
+def pushed_later(checkpoint: StagedCheckpoint | None) -> bool:
+    """Whether an upload waits for the final folder of this checkpoint, which is being written; notes that it does."""
+    if checkpoint is None or not checkpoint.under_way:
+        return False
+    checkpoint.to_push = True
+    return True
+
+
 @contextlib.contextmanager
 def staged(accelerator: Accelerator, args: TrainingArguments, state: TrainerState) -> Iterator[StagedCheckpoint]:
     """A checkpoint of this step, to be written inside by all processes; complete and the newest one afterwards.

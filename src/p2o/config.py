@@ -66,7 +66,17 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
         metadata={
             "help": "Rollouts or reflections that transformers generates at once in the prompt phase. Several "
             "processes take turns with such batches, so templates depend on this number and not on how many processes "
-            "there are. vLLM is given all rollouts and makes its own batches."
+            "there are. vLLM is given all rollouts and makes its own batches; but never are there more environments at "
+            "once in a process than this."
+        },
+    )
+
+    environment_timeout: float | None = field(
+        default=120.0,
+        metadata={
+            "help": "Seconds that one call of an environment may take in a prompt phase: making it, `reset`, a tool, "
+            "`get_reward`. After it the rollout is unscored, and another instance takes its place. Each instance has a "
+            "thread of its own; without a limit (`None`) it is called as in the policy phase."
         },
     )
 
@@ -224,6 +234,7 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(allowed)}.")
         ranges: dict[str, float | str] = {
             "prompt_phase_batch_size": 1,
+            "environment_timeout": "(0, inf)",
             "bare_rollouts_per_group": 0,
             "reused_rollouts_per_group": 0,
             "dynamic_sampling_rounds": 0,
@@ -264,6 +275,11 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
                 f"The context ratio's range [{self.context_ratio_min}, {self.context_ratio_max}] must satisfy "
                 "0 < context_ratio_min < context_ratio_max."
             )
+
+    @property
+    def may_skip_rollouts(self) -> bool:
+        """Whether rollouts without advantage are left out of the update, where no entropy or router has a term."""
+        return self.skip_zero_advantages and not (self.beta and self.kl_on_collapsed_groups)
 
     def __getstate__(self) -> dict[str, Any]:
         # transformers pickles its arguments into every checkpoint, which people upload.

@@ -1,7 +1,8 @@
 """Checks of arguments and data before any training."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -9,8 +10,9 @@ from datasets import Dataset, IterableDataset
 from p2o.batch_sizes import BatchSizes
 from p2o.config import P2OConfig
 from p2o.difficulty.training import selected_questions
+from p2o.engines.environments import check_tools, names_in, unknown_names
 from p2o.tasks import refused_by
-from p2o.templates import Tokenize, question_text
+from p2o.templates import prompt_of, question_text
 
 logger = logging.getLogger(__name__)
 
@@ -23,28 +25,33 @@ def training_questions(
     rollout_func: Any,
     tools: Any,
     environment_factory: Any,
-) -> Dataset:
+) -> Dataset | None:
     """The questions of the data set that are trained on, after all arguments are checked.
+
+    None where there is no data set, and an environment asks them all.
 
     Raises:
         ValueError: what P²O cannot work with.
     """
     if not isinstance(args, P2OConfig):
         raise ValueError(f"args must be a P2OConfig, not {type(args).__name__}: the names swap in pairs.")
-    if environment_factory is not None:
-        raise ValueError("P2OTrainer does not support `environment_factory` yet; `tools` are functions that it calls.")
-    if not reward_funcs:
+    if not reward_funcs and environment_factory is None:
         raise ValueError("No reward source provided: P2OTrainer needs `reward_funcs`, which show what is hard.")
     if args.reused_rollouts_per_group and rollout_func is not None:
         raise ValueError("reused_rollouts_per_group does not go together with a rollout_func of your own.")
-    if args.reused_rollouts_per_group and tools:
+    called = [name for name, given in (("tools", tools), ("environments", environment_factory)) if given]
+    if args.reused_rollouts_per_group and called:
         raise ValueError(
-            "reused_rollouts_per_group does not go together with tools: what a kept one calls would be called again."
+            f"reused_rollouts_per_group does not go together with {called[0]}: what a kept one calls would be called "
+            "again."
         )
-    if rollout_func is not None and tools:
-        raise ValueError("Give either `tools`, which TRL calls, or a `rollout_func`, which calls its own.")
-    check_questions(train_dataset, args)
-    return selected_questions(train_dataset, args, reward_funcs, model)
+    if rollout_func is not None and called:
+        given = "`tools`" if called[0] == "tools" else "an `environment_factory`"
+        raise ValueError(f"Give either {given}, which TRL calls, or a `rollout_func`, which calls its own.")
+    if train_dataset is None and environment_factory is not None:
+        return None  # TRL makes one, of empty prompts
+    check_questions(train_dataset, args, asks=environment_factory is not None, converses=bool(called))
+    return selected_questions(train_dataset, args, reward_funcs or [], model)
 
 
 def check_evaluation(args: P2OConfig) -> None:
@@ -69,8 +76,12 @@ def longest_prompt(args: P2OConfig, model: Any, engine_length: int | None) -> in
     return int(min(limits)) - args.max_completion_length if limits else None
 
 
-def check_questions(dataset: Any, args: P2OConfig) -> None:
+def check_questions(dataset: Any, args: P2OConfig, *, asks: bool = False, converses: bool = False) -> None:
     """
+    Args:
+        asks: whether an environment may ask the question, or its rest.
+        converses: whether there are tools or environments, for which prompts have to be chats.
+
     Raises:
         ValueError: not a dataset of known length, no or empty prompts, images; rows are named.
     """
@@ -83,7 +94,7 @@ def check_questions(dataset: Any, args: P2OConfig) -> None:
         )
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "column_names"):
         raise ValueError(f"train_dataset is of type {type(dataset).__name__}; P2OTrainer needs a `datasets.Dataset`.")
-    if "prompt" not in dataset.column_names:
+    if "prompt" not in dataset.column_names and not asks:
         raise ValueError(f"train_dataset has no `prompt` column; it has {', '.join(dataset.column_names) or 'none'}.")
     if len(dataset) == 0:
         raise ValueError("train_dataset is empty.")
@@ -96,13 +107,18 @@ def check_questions(dataset: Any, args: P2OConfig) -> None:
             "that name. Rename or remove it."
         )
     _check_size(dataset, args)
-    for row, prompt in enumerate(dataset["prompt"]):
+    for row, prompt in enumerate(dataset["prompt"] if "prompt" in dataset.column_names else ()):
         try:
-            empty = not prompt or not question_text(prompt).strip()
+            empty = not prompt or not (question_text(prompt).strip() or asks)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"train_dataset row {row}, field `prompt`: {error}") from None
         if empty:
             raise ValueError(f"train_dataset row {row}, field `prompt`: empty.")
+        if converses and isinstance(prompt, str):
+            raise ValueError(
+                f"train_dataset row {row}, field `prompt`: a text. With tools or environments prompts are chats: "
+                '[{"role": "user", "content": …}].'
+            )
     if args.prompt_phase and args.solution_column not in dataset.column_names:
         logger.warning(
             "train_dataset has no column %r: reflection gets no gold answers, and templates cannot be checked for "
@@ -121,40 +137,71 @@ def _check_size(dataset: Any, args: P2OConfig) -> None:
         )
 
 
-def check_prompts(train: Any, evaluation: Any, tokenize: Tokenize, limit: int | None) -> None:
+def check_prompts(
+    train: Any,
+    evaluation: Any,
+    tokenize: Callable[..., list[list[int]]],
+    limit: int | None,
+    tools: Any,
+    factories: Any,
+) -> list[int]:
     """
     Args:
         evaluation: one dataset or several by name; None for none. A stream is left alone.
-        tokenize: prompts as they are generated from.
+        tokenize: prompts, of rows of these environments, as they are generated from.
         limit: of a training prompt, in tokens.
+        tools: that prompts describe to the model; None for none.
+        factories: of environments, by name; None where there are none.
+
+    Returns:
+        The first training prompt, as tokens, for a process that has nothing else to generate from.
 
     Raises:
-        ValueError: chats that the model's chat template refuses, or training prompts over the limit; rows are named.
+        ValueError: tools that cannot be described, chats that the model's chat template refuses, or training prompts
+            over the limit; rows are named.
     """
-    by_name = {f"eval_dataset {n!r}": d for n, d in evaluation.items()} if isinstance(evaluation, Mapping) else {}
-    for name, data in {"train_dataset": train, "eval_dataset": evaluation, **by_name}.items():
-        if isinstance(data, Dataset) and "prompt" in data.column_names:
-            refused = refused_by(data["prompt"], lambda chat: tokenize([chat]))
-            for row, why in refused.items():
-                raise ValueError(
-                    f"{name} row {row}, field `prompt`: the model's chat template refuses it ({why}), and so "
-                    f"{len(refused)} of {len(data)} rows. Without a role for it, what a system prompt says belongs in "
-                    "the question."
-                )
-    check_prompt_lengths(train, tokenize, limit)
+    check_tools(tools or [])
+    for name, data in _by_name(train, evaluation).items():
+        if not isinstance(data, Dataset) or "prompt" not in data.column_names:
+            continue
+        names = names_in(data, factories)
+        if unknown_names(names, factories):
+            continue
+        refused = refused_by(data["prompt"], partial(_tokens_of, tokenize, names[:1]))
+        for row, why in refused.items():
+            raise ValueError(
+                f"{name} row {row}, field `prompt`: the model's chat template refuses it ({why}), and so "
+                f"{len(refused)} of {len(data)} rows. Without a role for it, what a system prompt says belongs in "
+                "the question."
+            )
+        if name == "train_dataset":
+            check_prompt_lengths(data["prompt"], names, tokenize, limit)
+    first, known = train.select(range(1)), names_in(train, factories)[:1]
+    return [] if unknown_names(known, factories) else tokenize([prompt_of(first[0])], known)[0]
 
 
-def check_prompt_lengths(dataset: Any, tokenize: Tokenize, limit: int | None) -> None:
+def _tokens_of(tokenize: Callable[..., list[list[int]]], names: list[str | None], chat: Any) -> list[list[int]]:
+    return tokenize([chat], names)
+
+
+def _by_name(train: Any, evaluation: Any) -> dict[str, Any]:
+    several = {f"eval_dataset {n!r}": d for n, d in evaluation.items()} if isinstance(evaluation, Mapping) else {}
+    return {"train_dataset": train, "eval_dataset": evaluation, **several}
+
+
+def check_prompt_lengths(
+    prompts: Any, names: list[str | None], tokenize: Callable[..., list[list[int]]], limit: int | None
+) -> None:
     """
     Raises:
         ValueError: prompts over the limit, in tokens; rows are named.
     """
     if limit is None:
         return
-    prompts = dataset["prompt"]
     too_long = []
     for start in range(0, len(prompts), 1000):
-        ids = tokenize(list(prompts[start : start + 1000]))
+        some = slice(start, start + 1000)
+        ids = tokenize(list(prompts[some]), names[some])
         too_long += [(start + i, len(row)) for i, row in enumerate(ids) if len(row) > limit]
     if too_long:
         rows = ", ".join(f"row {row}: {length} tokens" for row, length in too_long[:5])
@@ -163,3 +210,43 @@ def check_prompt_lengths(dataset: Any, tokenize: Tokenize, limit: int | None) ->
             f"({rows}{', …' if len(too_long) > 5 else ''}). Drop them from the dataset, raise max_prompt_length, "
             "or lower max_completion_length."
         )
+
+
+def check_environments(train: Any, evaluation: Any, factories: Any) -> None:
+    """
+    Args:
+        factories: of environments, by name; None where there are none.
+
+    Raises:
+        ValueError: a row whose environment does not exist, by dataset and number.
+    """
+    for name, data in _by_name(train, evaluation).items() if factories is not None else ():
+        if not isinstance(data, Dataset):
+            continue
+        names = names_in(data, factories)
+        for row in unknown_names(names, factories)[:1]:
+            known = ", ".join(map(repr, factories))
+            what = f"has `environment={names[row]!r}`" if "environment" in data.column_names else "names no environment"
+            raise ValueError(
+                f"{name} row {row} {what}, which is not among the environments passed to `environment_factory`: "
+                f"{known}. With a dictionary of them the column `environment` says which one a row is about."
+            )
+        if name == "train_dataset" and len(data) > 1 and _all_alike(data, set(names)):
+            logger.warning(
+                "The %d rows of train_dataset are all alike: its environment makes up the questions. P²O comes back to "
+                "hard questions by row: what a prompt phase tries is then not what was hard, though it is the same "
+                "every time if reset() draws from Python's, NumPy's or torch's own generator. Give each row what "
+                "reset() makes its question from, such as a column `seed`.",
+                len(data),
+            )
+
+
+def _all_alike(data: Dataset, names: set[str | None]) -> bool:
+    """Whether rows differ by nothing but the name of their environment."""
+    known: list[Any] = []
+    for row in data:
+        if row not in known:
+            known.append(row)
+        if len(known) > len(names):
+            return False
+    return True

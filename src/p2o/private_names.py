@@ -56,6 +56,7 @@ PRIVATE_NAMES = [
     PrivateName(GRPO, "_standalone_tools", "tools of the prompt phase", set_by_code=True),
     PrivateName(GRPO, "_sync_tool_dicts", "tools of each row of the prompt phase", set_by_code=True),
     PrivateName(GRPO, "_async_tool_dicts", "tools of each row of the prompt phase", set_by_code=True),
+    PrivateName(GRPO, "_batch_environments", "environments of each row, for tokens and tools", set_by_code=True),
     # vLLM as TRL drives it.
     PrivateName("trl.trainer.grpo_trainer", "VLLMGeneration", "replaced by a backend that works on a CPU"),
     PrivateName(GENERATION, "_init_vllm", "a server whose weights travel in a file"),

@@ -58,6 +58,11 @@ def last_user_message(prompt: Prompt) -> int | None:
     raise ValueError(f"This chat has no user message to prepend a template to: {prompt!r}")
 
 
+def prompt_of(row: Mapping[str, Any]) -> Prompt:
+    """The prompt of a row of a data set: of one without, whose question an environment asks, an empty message."""
+    return cast(Prompt, row.get("prompt", [{"role": "user", "content": ""}]))
+
+
 def question_text(prompt: Prompt) -> str:
     """The question as text: a plain prompt itself, or the text of a chat's last user message."""
     index = last_user_message(prompt)

@@ -31,7 +31,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from accelerate.utils import gather_object
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from torch import Tensor
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
@@ -42,7 +41,8 @@ from p2o import checkpointing, input_checks, model_card, thoughts
 from p2o.callbacks import Alternation, notify, report_rollouts
 from p2o.config import P2OConfig
 from p2o.engines import generation, processes, vllm
-from p2o.engines.sampled_logprobs import SampledLogprobs
+from p2o.engines.environments import Environments, Episode
+from p2o.engines.sampled_logprobs import recorded
 from p2o.engines.tools import ToolTurns, converse, tools_by_row
 from p2o.identity import RunIdentity
 from p2o.policy_phase.context_distillation import TEMPLATED
@@ -72,20 +72,17 @@ class P2OTrainer(GRPOTrainer):
     Takes what `GRPOTrainer` takes, in the same order and with the same meaning, but for:
 
     Args:
-        reward_funcs: required, since mining needs rewards.
+        reward_funcs: required, since mining needs rewards, unless an environment owns its reward.
         args: a [`P2OConfig`].
         train_dataset: a `datasets.Dataset` with a column `prompt`, not streamed; images are not supported.
         callbacks: transformers', and [`P2OCallback`]s with the events of P²O.
-        tools: called in both phases; what they return is not learnt. An `environment_factory` is not supported.
+        tools, environment_factory: called in both phases; what they return is not learnt.
         rollout_func: generates in TRL's place in both phases, from T(x, z); reward functions get its further fields.
-        feedback_func: feedback on one rollout for the reflection model. By default: wrong or right, the gold answer
-            of `args.solution_column`, the reward.
-        reflect: reflection model as a function of a batch of prompts, in place of `args.reflection_model`. It may raise
-            `ReflectionError` to end a prompt phase early; anything else ends the run.
+        feedback_func: feedback on a rollout, for reflection. By default right or wrong, the gold answer, the reward.
+        reflect: reflection model as a function of prompts. Its `ReflectionError` ends a prompt phase, others the run.
 
     Raises:
-        ValueError: before any training: an option, a column, a prompt or a combination that cannot work.
-        ImportError: a reflection endpoint or vLLM without the package that it needs.
+        ValueError, ImportError: before any training: what cannot work, or needs a package that is not there.
     """
 
     _tag_names: ClassVar = ["trl", "grpo", "p2o"]
@@ -98,7 +95,7 @@ class P2OTrainer(GRPOTrainer):
     _evaluation: EvaluationSet | None = None
     _checkpoint: checkpointing.StagedCheckpoint | None = None
     _sampler: EpochSampler | None = None
-    _first_pass_of_epoch, _resumed = 0, False
+    _first_pass_of_epoch, _resumed, _batch_environments = 0, False, None
 
     def __init__(
         self,
@@ -122,19 +119,19 @@ class P2OTrainer(GRPOTrainer):
     ) -> None:
         args = args or P2OConfig(f"{(model if isinstance(model, str) else model.name_or_path).split('/')[-1]}-P2O")
         given = (reward_funcs, rollout_func, tools, environment_factory)
-        train_dataset = input_checks.training_questions(args, model, train_dataset, *given)
+        questions = input_checks.training_questions(args, model, train_dataset, *given)
         self.p2o = P2OState()
         if reflect is None and args.prompt_phase and args.reflection_endpoint:  # checked before a model is loaded
             reflect = make_reflection(args, function=None, own=self._own_reflection, spent=lambda: self.p2o.ledgers)
         vllm.check(args, model)
-        data = (train_dataset, eval_dataset, processing_class, reward_processing_classes, callbacks)
+        data = (questions, eval_dataset, processing_class, reward_processing_classes, callbacks)
         rest = (optimizers, quantization_config, peft_config, tools, rollout_func, environment_factory)
         with vllm.generation_backend(args):
             super().__init__(model, reward_funcs, args, *data, *rest)
-        self._vllm = self.vllm_generation if args.use_vllm else None
-        self._turns = ToolTurns(self.accelerator, self._complete)
+        self._vllm, self._turns = getattr(self, "vllm_generation", None), ToolTurns(self.accelerator, self._complete)
         self.max_prompt_length = input_checks.longest_prompt(args, self.model, vllm.context_length(self._vllm))
-        input_checks.check_prompts(train_dataset, eval_dataset, self._tokens, self.max_prompt_length)
+        checked = (self.train_dataset, eval_dataset, self._tokens, self.max_prompt_length)
+        self._filler = input_checks.check_prompts(*checked, self.tools, self.environment_factories)
         reading = thoughts.thought_reading(args.thoughts, self._tokenizer, args.chat_template_kwargs)
         self.reward_funcs[:] = reading.given_to(*self.reward_funcs)
         (self.feedback_func,) = reading.given_to(feedback_func or default_feedback(args.solution_column))
@@ -143,9 +140,9 @@ class P2OTrainer(GRPOTrainer):
         forward = partial(self._get_per_token_logps_and_entropies, batch_size=args.per_device_train_batch_size)
         logprobs = CompletionLogprobs(forward, lambda: self.model, self.accelerator, self._tokenizer.pad_token_id)
         parts = (self._tokens, self.max_prompt_length, scoring, logprobs, self._log_metrics)
-        self._policy_phase = PolicyPhase(args, self.accelerator, *parts)
+        self._policy_phase = PolicyPhase(args, self.accelerator, *parts, self.environment_factories is not None)
         self.add_callback(Alternation(self._begin_epoch, self._end_step, lambda: self.p2o.take_rate_factor()))
-        run = (args, self.accelerator, lambda: self.model, train_dataset, self._tokenizer)
+        run = (args, self.accelerator, lambda: self.model, self.train_dataset, self._tokenizer)
         facts = (self.reward_func_names, self.reward_weights, self.max_prompt_length, self.feedback_func)
         self.fingerprint = RunIdentity(*run, *facts, prompt_phase.reflector(args, self.reflect)).fingerprint
 
@@ -177,29 +174,29 @@ class P2OTrainer(GRPOTrainer):
 
     def _sample(self, inputs: list[dict[str, Any]], questions: list[int]) -> tuple[dict[str, Any], Rewards]:
         """Rollouts of these rows, scored, mined and distilled. `questions` are all processes'; none in evaluation."""
-        plan = self._policy_phase.plan(self.p2o, [row["prompt"] for row in inputs], questions)
+        plan = self._policy_phase.plan(self.p2o, len(inputs), questions)
         self._batch = Batch(replace(plan, repeats=self._evaluation.batches[-1].repeats) if self._evaluation else plan)
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         (plan, rewards), self._batch = self._batch.plan_and_rewards(), None
         if self._evaluation is not None:
             rewards = self._evaluation.add(rewards, output, self._logs)
         is_sampled = self._policy_phase.charge(self.p2o, plan, output)
-        report_rollouts(self._logs, gather_object(list(plan.templates)), rewards, self._notify, self._evaluation)
+        report_rollouts(self._logs, plan.templates, rewards, self._notify, self._evaluation)
         if questions:
             self._policy_phase.mine(self.p2o, output, plan, rewards, is_sampled)
-        if plan.two_contexts and self.args.context_distillation:
             self._policy_phase.prepare_distillation(self.p2o, output, plan, rewards, self._metrics["train"])
         return output, rewards
 
     def _generate(self, prompts: list[Prompt]) -> tuple[Any, ...]:
         """TRL generates from T(x, z); what follows gets the tokens of x."""
+        self._batch = self._batch and self._policy_phase.fit(self.p2o, self._batch, prompts)
         if self._batch is None or not self._batch.plan.two_contexts:
             generated = super()._generate(prompts)
             ends = [*self.eos_token_ids, self._tokenizer.pad_token_id]
             return self._evaluation.add_completions(generated, ends) if self._evaluation else generated
         prompt_ids, *others = super()._generate(self._batch.plan.prompts(prompts))
-        if self.rollout_func is not None:  # it may generate from other tokens: the context ratio needs its own
-            self._batch = replace(self._batch, plan=replace(self._batch.plan, contexts=tuple(prompt_ids)))
+        # A `rollout_func` may generate from other tokens than T(x, z) has: the context ratio needs its own.
+        self._batch = replace(self._batch, plan=replace(self._batch.plan, contexts=tuple(prompt_ids)))
         return (self._tokens(prompts) if self.args.context_distillation else prompt_ids), *others
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Completions:
@@ -215,9 +212,8 @@ class P2OTrainer(GRPOTrainer):
         contexts = [prompt_ids[row] for row in plan.sampled_rows()]
         if self.use_vllm or self.use_transformers_continuous_batching or self.tools:
             return plan.with_kept_rollouts(*self._complete(contexts))
-        with SampledLogprobs(self.accelerator.unwrap_model(self.model), self.temperature) as recorded:
-            ids, _ = self._complete(contexts)
-        return plan.with_kept_rollouts(ids, recorded.of_all_processes(ids, self.accelerator))
+        sampling = (self.accelerator, self.model, self.temperature)
+        return plan.with_kept_rollouts(*recorded(*sampling, lambda: self._complete(contexts)[0]))
 
     def _tool_call_loop(self, *conversations: Any) -> Any:
         with self._turns.taken_together():
@@ -225,8 +221,7 @@ class P2OTrainer(GRPOTrainer):
 
     def _complete(self, contexts: list[list[int]]) -> Completions:
         """One completion of each context. Processes that have fewer contexts generate fillers, which are dropped."""
-        filler = contexts[0] if contexts else self._tokens([self.train_dataset[0]["prompt"]])[0]
-        padded = processes.pad_to_longest(self.accelerator, contexts, filler, shared=self.use_vllm)
+        padded = processes.pad_to_longest(self.accelerator, contexts, self._filler, shared=self.use_vllm)
         with vllm.tensor_parallel_stream(self._vllm), generation.only_asked_settings(self.model):
             ids, logprobs = super()._generate_single_turn(padded, None, {}, 1)  # no images; one completion each
         return ids[: len(contexts)], None if logprobs is None else logprobs[: len(contexts)]
@@ -252,8 +247,7 @@ class P2OTrainer(GRPOTrainer):
             loss: Tensor = super()._compute_loss(model, inputs)
             return loss if self._evaluation is None else self._evaluation.add_loss(loss, inputs)
         others = self._entropy_bonus_enabled or self.top_entropy_quantile < 1.0 or self.aux_loss_enabled
-        skips = self.args.skip_zero_advantages and not (self.beta * self.args.kl_on_collapsed_groups or others)
-        self._loss_pass = LossPass.over(inputs, skips=skips)
+        self._loss_pass = LossPass.over(inputs, skips=self.args.may_skip_rollouts and not others)
         self._log_metrics(self._loss_pass.metrics())
         try:
             return super()._compute_loss(model, self._loss_pass.batch)
@@ -311,7 +305,15 @@ class P2OTrainer(GRPOTrainer):
         """How evolution tries templates: with the present policy, the reward functions and the feedback of this run."""
         given = (self.args, self.accelerator, self.train_dataset, self.processing_class, self.max_prompt_length)
         hooks = (self._generate_for_evolution, self._calculate_rewards, self._policy_phase.scoring, self.feedback_func)
-        return PolicyRollouts(*given, self._tokens, *hooks, self.p2o.event)
+        pool = Environments.of(self.environment_factories, self.args, self.reward_funcs)
+        return PolicyRollouts(*given, self._tokens, *hooks, self.p2o.event, bool(self.tools), pool, self._bind)
+
+    def _bind(self, episodes: list[Episode]) -> None:
+        """What TRL's loop and its rewards find of the tools and environments of evolution's next rollouts."""
+        own = (episode.tools() for episode in episodes)
+        self._sync_tool_dicts, self._async_tool_dicts = tools_by_row(self._standalone_tools, own)
+        if self.environment_factories is not None:
+            self.environments, self._batch_environments = [e.instance for e in episodes], [e.name for e in episodes]
 
     def _generate_for_evolution(self, prompts: list[Prompt], contexts: list[list[int]]) -> list[Generated]:
         if self.rollout_func is not None:
@@ -320,9 +322,8 @@ class P2OTrainer(GRPOTrainer):
         ids, _ = self._complete(contexts)
         if not self.tools:
             return list(map(Generated, contexts, ids))
-        self._sync_tool_dicts, self._async_tool_dicts = tools_by_row(self._standalone_tools, len(prompts))
-        conversation = converse(self._tool_call_loop, self._tokenizer, self.tools, prompts, contexts, ids)
-        return list(map(Generated, *conversation))
+        tools = (self._sync_tool_dicts, self._async_tool_dicts)
+        return list(map(Generated, *converse(self._tool_call_loop, self._tokenizer, *tools, prompts, contexts, ids)))
 
     # -- evaluation, always bare and from a random stream of its own; what watchers see ------------------------------
 
@@ -365,6 +366,7 @@ class P2OTrainer(GRPOTrainer):
         Raises:
             CheckpointError: nothing to resume from, or a checkpoint of another configuration or version.
         """
+        input_checks.check_environments(self.train_dataset, self.eval_dataset, self.environment_factories)
         checkpoint = checkpointing.resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
         fingerprint = self.fingerprint()  # of the model before it is trained, and by all processes
         self._last_loaded_step, self._resumed = -1, False  # steps are counted from zero again, with other weights
@@ -387,14 +389,12 @@ class P2OTrainer(GRPOTrainer):
             super()._push_from_checkpoint(str(self._checkpoint.final))
 
     def _get_output_dir(self, trial: Any) -> str:
-        staged = self._checkpoint if self._checkpoint and self._checkpoint.under_way else None
-        return str(staged.path.parent if staged else super()._get_output_dir(trial))
+        return checkpointing.staging(self._checkpoint) or str(super()._get_output_dir(trial))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self._checkpoint and self._checkpoint.under_way:  # an upload in the background needs the final folder
-            self._checkpoint.to_push = True
-        else:
+        if not checkpointing.pushed_later(self._checkpoint):
             super()._push_from_checkpoint(checkpoint_folder)
 
-    def _tokens(self, prompts: list[Prompt]) -> list[list[int]]:
+    def _tokens(self, prompts: list[Prompt], names: list[str | None] | None = None) -> list[list[int]]:
+        self._batch_environments = names or self._batch_environments  # of TRL's, where a batch is under way
         return self._tokenize_prompts(prompts)[0]

@@ -191,13 +191,14 @@ def all_reduce_sum(accelerator: Accelerator, *values: float) -> list[float]:
 
 
 def pad_to_longest(accelerator: Accelerator, items: list[Item], filler: Item, *, shared: bool) -> list[Item]:
-    """The items, and fillers behind them: of all processes as many as of the one with most if `shared`, at least one.
+    """The items, and repeated first ones behind them: in all as many as the process with most has if `shared`, at least
+    one. The `filler` stands where there is no item.
 
     TRL cuts what comes back from a shared engine as if processes had equally many, and sharded weights are gathered by
     all processes or by none.
     """
     wanted = all_reduce_max(accelerator, len(items)) if shared else max(len(items), 1)
-    return items + [filler] * (wanted - len(items))
+    return items + [items[0] if items else filler] * (wanted - len(items))
 
 
 def batches_of_all(accelerator: Accelerator, batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:

@@ -4,6 +4,7 @@
 the model is fed each token one step after it was sampled, when the previous logits are still available.
 """
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -75,3 +76,12 @@ class SampledLogprobs:
         """The same, but for all processes or for none: the forward pass that replaces them is collective."""
         logprobs = self.of(completions)
         return None if all_reduce_max(accelerator, int(logprobs is None)) else logprobs
+
+
+def recorded(
+    accelerator: Accelerator, model: Any, temperature: float, complete: Callable[[], list[list[int]]]
+) -> tuple[list[list[int]], list[list[float]] | None]:
+    """Completions, and the log-probabilities that the model has sampled them with; None where these are not known."""
+    with SampledLogprobs(accelerator.unwrap_model(model), temperature) as logprobs:
+        ids = complete()
+    return ids, logprobs.of_all_processes(ids, accelerator)

@@ -1,7 +1,7 @@
 """Conversations with tools beside TRL's own loop: turns of several processes, and those of a prompt phase."""
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -46,18 +46,24 @@ class ToolTurns:
         return self.complete(contexts)
 
 
-def tools_by_row(tools: Sequence[Tool], rows: int) -> tuple[list[dict[str, Tool]], list[dict[str, Tool]]]:
-    """What TRL's loop calls for each row: functions by their names, and those that are coroutines."""
-    by_name: tuple[dict[str, Tool], dict[str, Tool]] = ({}, {})
-    for tool in tools:
-        by_name[inspect.iscoroutinefunction(tool)][tool.__name__] = tool
-    return [by_name[0]] * rows, [by_name[1]] * rows
+ByName = list[dict[str, Tool]]
+
+
+def tools_by_row(shared: Sequence[Tool], own: Iterable[Sequence[Tool]]) -> tuple[ByName, ByName]:
+    """What TRL's loop calls for each row, beside what all share its own: functions by their names, and coroutines."""
+    dicts: tuple[ByName, ByName] = ([], [])
+    for of_row in own:
+        for by_name, later in zip(dicts, (False, True), strict=True):
+            tools = (tool for tool in (*shared, *of_row) if inspect.iscoroutinefunction(tool) is later)
+            by_name.append({tool.__name__: tool for tool in tools})
+    return dicts
 
 
 def converse(
     loop: Callable[..., tuple[Any, ...]],
     tokenizer: Any,
-    tools: Sequence[Tool],
+    functions: ByName,
+    coroutines: ByName,
     prompts: Sequence[Prompt],
     contexts: list[list[int]],
     completion_ids: list[list[int]],
@@ -67,12 +73,14 @@ def converse(
     Args:
         loop: TRL's, over calls and further turns.
         tokenizer: has a response template, or TRL would have refused the tools.
+        functions, coroutines: tools of each row by their names, see [`tools_by_row`].
         contexts: tokens of the prompts.
 
     Returns:
         Contexts, the completions' tokens, their messages, and how many of the tokens are not a tool's.
     """
-    rows = zip(contexts, completion_ids, strict=True)
-    begun = [[parse_response(tokenizer, list(ids), prefix=list(c), tools=list(tools))] for c, ids in rows]
+    tools = ([*now.values(), *later.values()] for now, later in zip(functions, coroutines, strict=True))
+    rows = zip(contexts, completion_ids, tools, strict=True)
+    begun = [[parse_response(tokenizer, list(ids), prefix=list(c), tools=t)] for c, ids, t in rows]
     masks, conversations, ids, *_ = loop(deepcopy(list(prompts)), contexts, completion_ids, begun, None, None, {})
     return contexts, ids, conversations, [sum(mask) for mask in masks]

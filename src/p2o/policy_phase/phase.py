@@ -1,8 +1,10 @@
 """The policy phase beside TRL: what a batch is sampled under, what it shows, how its two contexts become one loss."""
 
+import logging
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,13 +21,21 @@ from p2o.policy_phase.logprobs import CompletionLogprobs
 from p2o.policy_phase.policy_tokens import policy_tokens
 from p2o.policy_phase.reuse import Kept, draw_successes, keep
 from p2o.policy_phase.rewards import Rewards, Scoring
-from p2o.policy_phase.rollouts import RolloutPlan
+from p2o.policy_phase.rollouts import Batch, RolloutPlan
 from p2o.policy_phase.zero_advantage import COLLAPSED
 from p2o.prompt_phase.hard_samples import HardSamples
 from p2o.prompt_phase.types import Success
 from p2o.seeding import derive_seed
 from p2o.state import P2OState
 from p2o.templates import Prompt, Tokenize
+
+logger = logging.getLogger(__name__)
+
+MADE_UP = (
+    "An environment asks the rollouts of one row different questions: its reset() makes up data of its own. Then a "
+    "group is not about one question, and what was hard is not what evolution tries. Have reset() make its question "
+    "from the row, such as from a column `seed`."
+)
 
 Sample = Callable[[list[dict[str, Any]], list[int]], tuple[dict[str, Any], Rewards]]
 """`sample(rows, questions)`: rollouts of a further batch, of this process's rows and all processes' questions."""
@@ -41,6 +51,7 @@ class PolicyPhase:
         scoring: what the reward functions' answers mean.
         logprobs: passes of the policy.
         log: takes metrics of a training step.
+        observes: whether environments add to prompts what they observe.
     """
 
     args: P2OConfig
@@ -50,23 +61,42 @@ class PolicyPhase:
     scoring: Scoring
     logprobs: CompletionLogprobs
     log: Callable[[dict[str, float]], None]
+    observes: bool = False
 
-    def plan(self, state: P2OState, prompts: Sequence[Prompt], questions: Sequence[int]) -> RolloutPlan:
+    def plan(self, state: P2OState, rows: int, questions: Sequence[int]) -> RolloutPlan:
         """Who is sampled under what. It depends on the epoch, not on the rows: all processes go the same way."""
-        if not questions or not (state.assignment or state.kept):
-            return RolloutPlan.bare(questions, len(prompts))
-        drawn = RolloutPlan.draw(
+        if not _has_two_contexts(state, questions):
+            return RolloutPlan.bare(questions, rows)
+        return RolloutPlan.draw(
             questions,
-            local_slice(self.accelerator, len(prompts)),
+            local_slice(self.accelerator, rows),
             num_generations=self.args.num_generations,
             assignment=state.assignment,
             templates=state.templates,
             kept=state.kept,
         )
-        plan = drawn.fitted(prompts, self.tokenize, self.max_prompt_length)
-        (dropped,) = all_reduce_sum(self.accelerator, drawn.templates_in_use() - plan.templates_in_use())
+
+    def fit(self, state: P2OState, batch: Batch, prompts: Sequence[Prompt]) -> Batch:
+        """The batch with the contexts of its prompts, once they are known, and without templates that do not fit."""
+        plan = batch.plan
+        if self.observes and plan.questions:
+            self._watch_observations(state, plan.questions, prompts)
+        if not _has_two_contexts(state, plan.questions):
+            return batch
+        fitted = plan.fitted(prompts, self.tokenize, self.max_prompt_length)
+        (dropped,) = all_reduce_sum(self.accelerator, plan.templates_in_use() - fitted.templates_in_use())
         state.event("template_too_long_for_question", int(dropped))
-        return plan
+        return replace(batch, plan=fitted)
+
+    def _watch_observations(self, state: P2OState, questions: Sequence[int], prompts: Sequence[Prompt]) -> None:
+        """Counts batches in which an environment asks the rollouts of one row different questions; says so once."""
+        mine = questions[local_slice(self.accelerator, len(prompts))]
+        pairs = zip(pairwise(mine), pairwise(prompts), strict=True)
+        differ = any(row == before and prompt != other for (before, row), (other, prompt) in pairs)
+        if all_reduce_max(self.accelerator, int(differ)):
+            if "environment_question_differs" not in state.events:
+                logger.warning(MADE_UP)
+            state.event("environment_question_differs")
 
     def charge(self, state: P2OState, plan: RolloutPlan, output: dict[str, Any]) -> Bool[Tensor, " global_batch"]:
         """Enters the batch into the ledger; returns which rows of all processes were sampled rather than kept."""
@@ -157,6 +187,8 @@ class PolicyPhase:
         Args:
             metrics: TRL's, where the engine's mismatch becomes that of bare rollouts.
         """
+        if not (plan.two_contexts and self.args.context_distillation):
+            return
         bare = policy_tokens(output).bool() & ~plan.is_templated(self.accelerator.device).unsqueeze(1)
         replace_logged_mismatch(metrics, output, bare, self.accelerator.gather)
         early = bool(state.kept) or self.context_mask.old_under_rollout_context
@@ -193,3 +225,7 @@ class PolicyPhase:
             return keep(drawn, dataset, self.tokenize, self.logprobs, batch_size=size)
         finally:
             model.train(training)
+
+
+def _has_two_contexts(state: P2OState, questions: Sequence[int]) -> bool:
+    return bool(questions and (state.assignment or state.kept))

@@ -150,8 +150,10 @@ def contexts_within(
     """Tokens of T(x, z) for each prompt, and the template really used: "" where it would exceed `max_length` tokens."""
     used = list(templates)
     contexts = [list(ids) for ids in tokenize([apply_template(p, z) for p, z in zip(prompts, used, strict=True)])]
-    for row, ids in enumerate(contexts):
-        if used[row] and max_length is not None and len(ids) > max_length:
-            used[row] = ""
-            (contexts[row],) = tokenize([prompts[row]])
+    long = [row for row, ids in enumerate(contexts) if used[row] and max_length is not None and len(ids) > max_length]
+    if long:
+        # All of them: with environments it depends on the place of a prompt which tools are described in it.
+        bare = tokenize(list(prompts))
+        for row in long:
+            contexts[row], used[row] = list(bare[row]), ""
     return contexts, used

@@ -30,7 +30,7 @@ from p2o.reflection.endpoint import EndpointReflection
 from p2o.reflection.own_model import OwnReflection
 from p2o.seeding import derive_seed
 from p2o.state import P2OState
-from p2o.templates import assign_templates, mean_similarity, question_text
+from p2o.templates import Prompt, assign_templates, mean_similarity, question_text
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class Evolution:
             shutil.rmtree(directory, ignore_errors=True)
         dataset, column = self.rollouts.dataset, self.args.solution_column
         result = evolve(
-            [question(dataset, row, column) for row in state.hard_set],
+            [question(dataset, row, column, self.rollouts.asked(row)) for row in state.hard_set],
             roll_out,
             reflect,
             self._config(state),
@@ -139,10 +139,11 @@ class Evolution:
         return self.args.evolution_config(wording=self.args.reflection_prompt, max_metric_calls=left)
 
 
-def question(dataset: Any, row: int, solution_column: str) -> Question:
-    """A row of the training set as evolution sees it."""
+def question(dataset: Any, row: int, solution_column: str, prompt: Prompt | None = None) -> Question:
+    """A row of the training set as evolution sees it; `prompt` is its own where nothing else is given."""
     values = dataset[row]
-    return Question(id=row, text=question_text(values["prompt"]), solution=str(values.get(solution_column, "")))
+    text = question_text(values["prompt"] if prompt is None else prompt)
+    return Question(id=row, text=text, solution=str(values.get(solution_column, "")))
 
 
 def adopt(state: P2OState, result: EvolutionResult) -> dict[str, float]:
