@@ -46,6 +46,28 @@ def test_template_in_front_of_content_parts():
     assert apply_template(chat, "Z")[0]["content"][0] == {"type": "text", "text": "Z\n\n"}
 
 
+@given(chats, st.text(max_size=30))
+def test_a_template_in_the_system_message_touches_nothing_else(chat, template):
+    before = copy.deepcopy(chat)
+    result = apply_template(chat, template, "system")
+    assert chat == before
+    if not template.strip():
+        assert result == chat
+    elif chat[0]["role"] == "system":
+        head, rest = result[0]["content"], result[1:]
+        assert rest == chat[1:] and head.endswith(template.strip())
+        assert head.removesuffix(template.strip()).strip() == chat[0]["content"].strip()
+    else:
+        assert result == [{"role": "system", "content": template.strip()}, *chat]
+
+
+def test_a_template_behind_content_parts_of_a_system_message():
+    chat = [{"role": "system", "content": [{"type": "text", "text": "S"}]}, {"role": "user", "content": "Q"}]
+    assert apply_template(chat, "Z", "system")[0]["content"][1] == {"type": "text", "text": "\n\nZ"}
+    with pytest.raises(ValueError, match="no system message"):
+        apply_template("Q", "Z", "system")
+
+
 def test_chat_without_a_user_is_refused():
     with pytest.raises(ValueError, match="no user message"):
         apply_template([{"role": "system", "content": "Be brief."}], "Z")

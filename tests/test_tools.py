@@ -259,15 +259,17 @@ def test_what_cannot_work_is_refused(tmp_path, tool_model):
 
 
 @pytest.mark.slow
-def test_two_processes_take_turns_together(tmp_path, tool_model):
-    """Each has conversations of other lengths; the prompt phase finds what one process finds."""
+@pytest.mark.parametrize("kind", ["tools", "environments"])
+def test_two_processes_take_turns_together(tmp_path, tool_model, kind):
+    """Each has conversations of other lengths; the prompt phase finds what one process finds, and what fails there."""
     script = Path(__file__).parent / "tool_process.py"
     found = {}
     for processes in (1, 2):
         out = tmp_path / str(processes)
         out.mkdir()
-        done = torchrun(script, str(out), str(tool_model), processes=processes, environment=dict(os.environ))
+        done = torchrun(script, str(out), str(tool_model), kind, processes=processes, environment=dict(os.environ))
         assert done.returncode == 0, done.stderr[-4000:]
         found[processes] = [json.loads((out / f"rank-{rank}.json").read_text()) for rank in range(processes)]
     (one,), (first, second) = found[1], found[2]
     assert first == second and one["templates"] == first["templates"] != []
+    assert one["failed"] == first["failed"] and bool(one["failed"]) == (kind == "environments")

@@ -1,6 +1,7 @@
 """Bad questions, options and reward functions: refused before training, and nothing is lost."""
 
 import inspect
+import re
 
 import pytest
 from datasets import Dataset
@@ -50,8 +51,11 @@ def test_a_streamed_dataset_is_refused(tmp_path, split):
     """With why, and what to do; not with what TRL would ask of it next."""
     data = questions().to_iterable_dataset()
     changes = {"accelerator_config": {"dispatch_batches": True}} if split else {}
-    with pytest.raises(ValueError, match=r"is an IterableDataset; .* by row, .*without streaming=True"):
+    with pytest.raises(ValueError, match=r"is an IterableDataset; .* by row, .*without streaming=True") as refused:
         make(tmp_path, data=data, **changes)
+    offer = re.search("`(.*take.*)`", str(refused.value))[1].replace("5000", "8")
+    part = eval(offer, {"Dataset": Dataset, "train_dataset": data})
+    assert len(make(tmp_path, data=part).train_dataset) == 8
 
 
 @pytest.mark.parametrize("none", [None, []])

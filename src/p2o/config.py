@@ -11,6 +11,7 @@ from p2o.difficulty.selection import parse_selection
 from p2o.options import RANGES_OF_TRL, check_ranges
 from p2o.prompt_phase.options import EvolutionOptions
 from p2o.reflection.options import ReflectionOptions
+from p2o.templates import POSITIONS
 from p2o.thoughts import HELP as THOUGHTS_HELP
 from p2o.thoughts import THOUGHTS
 
@@ -87,6 +88,15 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
     )
 
     # -- templates in the policy phase -------------------------------------------------------------------------------
+    template_position: str = field(
+        default="user",
+        metadata={
+            "help": "Where a template stands: 'user', in front of the last user message (the paper), or 'system', at "
+            "the end of the system message, which a chat without one gets. Agents are told there what to do, and "
+            "engines compute the question's tokens behind it anew for each template.",
+            "choices": POSITIONS,
+        },
+    )
     same_template_per_group: bool = field(
         default=False,
         metadata={"help": "Whether all rollouts of a question share one template instead of each drawing its own."},
@@ -224,6 +234,7 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
             "context_mask": ("hard", "soft", "off"),
             "old_logprobs_context": ("bare", "rollout"),
             "thoughts": THOUGHTS,
+            "template_position": POSITIONS,
             # TRL's own, which it looks at when the first rollouts have been generated
             "scale_rewards": ("group", "batch", "none"),
             "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),

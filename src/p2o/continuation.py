@@ -32,7 +32,7 @@ REQUIRED = frozenset(
     "vllm_importance_sampling_correction vllm_importance_sampling_mode vllm_importance_sampling_clip_max "
     "vllm_importance_sampling_clip_min vllm_importance_sampling_cap kl_on_collapsed_groups "
     # templates in the policy phase, and context distillation
-    "same_template_per_group bare_rollouts_per_group reused_rollouts_per_group drop_failed_templated "
+    "template_position same_template_per_group bare_rollouts_per_group reused_rollouts_per_group drop_failed_templated "
     "dynamic_sampling_rounds context_distillation context_mask context_ratio_min context_ratio_max "
     "old_logprobs_context "
     # the prompt phase
@@ -83,6 +83,7 @@ CHANGEABLE = {
         "load_best_model_at_end metric_for_best_model greater_is_better".split(),
         "another checkpoint may become the final model",
     ),
+    "environment_timeout": "environments of prompt phases are waited for longer, or less long",
     "restore_callback_states_from_checkpoint": "callbacks begin with another state",
 }
 

@@ -12,7 +12,7 @@ from p2o.config import P2OConfig
 from p2o.difficulty.training import selected_questions
 from p2o.engines.environments import check_tools, names_in, unknown_names
 from p2o.tasks import refused_by
-from p2o.templates import prompt_of, question_text
+from p2o.templates import apply_template, prompt_of, question_text
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +89,9 @@ def check_questions(dataset: Any, args: P2OConfig, *, asks: bool = False, conver
         raise ValueError("`train_dataset` is required: a `datasets.Dataset` with a column `prompt`.")
     if isinstance(dataset, IterableDataset):
         raise ValueError(
-            "train_dataset is an IterableDataset; P²O comes back to hard questions by row, which a stream has none of. "
-            "Load it without streaming=True, or take a part of it: `Dataset.from_list(list(train_dataset.take(5000)))`."
+            "train_dataset is an IterableDataset; P²O comes back to hard questions by row, which a stream has none of, "
+            "and a prompt phase comes at the end of an epoch, which without a length is never reached. Load it without "
+            "streaming=True, or take a part of it: `Dataset.from_list(list(train_dataset.take(5000)))`."
         )
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "column_names"):
         raise ValueError(f"train_dataset is of type {type(dataset).__name__}; P2OTrainer needs a `datasets.Dataset`.")
@@ -144,6 +145,7 @@ def check_prompts(
     limit: int | None,
     tools: Any,
     factories: Any,
+    position: str = "user",
 ) -> list[int]:
     """
     Args:
@@ -152,6 +154,7 @@ def check_prompts(
         limit: of a training prompt, in tokens.
         tools: that prompts describe to the model; None for none.
         factories: of environments, by name; None where there are none.
+        position: of templates in training prompts.
 
     Returns:
         The first training prompt, as tokens, for a process that has nothing else to generate from.
@@ -176,12 +179,38 @@ def check_prompts(
             )
         if name == "train_dataset":
             check_prompt_lengths(data["prompt"], names, tokenize, limit)
+            _check_position(data["prompt"], partial(_tokens_of, tokenize, names[:1]), position)
     first, known = train.select(range(1)), names_in(train, factories)[:1]
     return [] if unknown_names(known, factories) else tokenize([prompt_of(first[0])], known)[0]
 
 
 def _tokens_of(tokenize: Callable[..., list[list[int]]], names: list[str | None], chat: Any) -> list[list[int]]:
     return tokenize([chat], names)
+
+
+def _check_position(prompts: Any, tokens: Callable[[Any], list[list[int]]], position: str) -> None:
+    """
+    Raises:
+        ValueError: prompts that have no place for a template there, by row.
+    """
+    if position == "user":
+        return
+    for row, prompt in enumerate(prompts):
+        if isinstance(prompt, str):
+            raise ValueError(
+                f"template_position='system': train_dataset row {row}, field `prompt`, is a text, which has no system "
+                "message. Give chats, or choose 'user'."
+            )
+
+    def changes(prompt: Any) -> None:
+        if tokens(apply_template(prompt, "Think.", position)) == tokens(prompt):
+            raise ValueError("it leaves the system message out")
+
+    for row, why in refused_by(prompts, changes).items():
+        raise ValueError(
+            f"template_position='system': the model's chat template does not take a system message ({why}; "
+            f"train_dataset row {row}). Choose 'user', in front of the question."
+        )
 
 
 def _by_name(train: Any, evaluation: Any) -> dict[str, Any]:

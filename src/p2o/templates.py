@@ -16,6 +16,9 @@ from typing import Any, cast
 Prompt = str | list[dict[str, Any]]
 """A text, or the messages of a chat."""
 
+POSITIONS = ("user", "system")
+"""Where T(x, z) has the template: in front of the last user message, or at the end of the system message."""
+
 Tokenize = Callable[[list[Prompt]], list[list[int]]]
 """Prompts to the tokens that completions are generated from."""
 
@@ -74,14 +77,22 @@ def question_text(prompt: Prompt) -> str:
     return "\n".join(part["text"] for part in content if part.get("type") == "text")
 
 
-def apply_template(prompt: Prompt, template: str) -> Prompt:
+def apply_template(prompt: Prompt, template: str, position: str = "user") -> Prompt:
     """T(x, z): the prompt with the stripped template and a blank line before its last user message.
 
     The empty template changes nothing. The given prompt is not modified.
+
+    Args:
+        position: "system": at the end of the system message instead, which a chat without one gets. A text has none.
+
+    Raises:
+        ValueError: a text, where the position is "system".
     """
     template = template.strip()
     if not template:
         return prompt
+    if position == "system":
+        return _with_system_message(prompt, template)
     prefix = template + "\n\n"
     index = last_user_message(prompt)
     if index is None:
@@ -93,6 +104,19 @@ def apply_template(prompt: Prompt, template: str) -> Prompt:
     else:
         message["content"] = [{"type": "text", "text": prefix}, *message["content"]]
     return cast(Prompt, messages)
+
+
+def _with_system_message(prompt: Prompt, template: str) -> Prompt:
+    if isinstance(prompt, str):
+        raise ValueError(f"A text has no system message for a template: {prompt!r}")
+    if not prompt or prompt[0]["role"] not in ("system", "developer"):
+        return [{"role": "system", "content": template}, *prompt]
+    before = prompt[0]["content"]
+    if isinstance(before, str):
+        content: Any = f"{before.rstrip()}\n\n{template}".lstrip()
+    else:
+        content = [*before, {"type": "text", "text": f"\n\n{template}"}]
+    return [{**prompt[0], "content": content}, *prompt[1:]]
 
 
 def select_templates(candidates: Sequence[Template]) -> list[Template]:

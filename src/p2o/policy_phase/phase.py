@@ -74,6 +74,7 @@ class PolicyPhase:
             assignment=state.assignment,
             templates=state.templates,
             kept=state.kept,
+            position=self.args.template_position,
         )
 
     def fit(self, state: P2OState, batch: Batch, prompts: Sequence[Prompt]) -> Batch:
@@ -222,7 +223,8 @@ class PolicyPhase:
         model.eval()
         try:
             size = self.args.prompt_phase_batch_size
-            return keep(drawn, dataset, self.tokenize, self.logprobs, batch_size=size)
+            how: dict[str, Any] = {"batch_size": size, "position": self.args.template_position}
+            return keep(drawn, dataset, self.tokenize, self.logprobs, **how)
         finally:
             model.train(training)
 

@@ -60,19 +60,27 @@ def draw_successes(successes: Iterable[Success], per_question: int, rng: random.
 
 
 def keep(
-    successes: Sequence[Success], dataset: Any, tokenize: Tokenize, logprobs: CompletionLogprobs, *, batch_size: int
+    successes: Sequence[Success],
+    dataset: Any,
+    tokenize: Tokenize,
+    logprobs: CompletionLogprobs,
+    *,
+    batch_size: int,
+    position: str = "user",
 ) -> Kept:
     """The successes with the log-probabilities of the present policy, which has just sampled them.
 
     Args:
         dataset: the training set.
         batch_size: rollouts of one pass.
+        position: of templates in their prompts.
     """
     kept: Kept = {}
     for start in range(0, len(successes), batch_size):
         part = successes[start : start + batch_size]
         prompts = [dataset[success.question]["prompt"] for success in part]
-        templated = [apply_template(prompt, success.template) for prompt, success in zip(prompts, part, strict=True)]
+        under = zip(prompts, part, strict=True)
+        templated = [apply_template(prompt, success.template, position) for prompt, success in under]
         completions = [success.completion_ids for success in part]
         both = [logprobs.of(tokenize(asked), completions) for asked in (prompts, templated)]
         for row, success in enumerate(part):

@@ -27,6 +27,7 @@ class RolloutPlan:
         kept: the rollout that takes the place of a sampled one; None where one is sampled.
         contexts: tokens of T(x, z); empty where no process has rows of two contexts, and TRL generates from x.
         repeats: rows at the end that only fill up a batch of an evaluation.
+        position: of templates in their prompts.
     """
 
     questions: tuple[int, ...]
@@ -34,6 +35,7 @@ class RolloutPlan:
     kept: tuple[KeptRollout | None, ...]
     contexts: tuple[list[int], ...] = ()
     repeats: int = 0
+    position: str = "user"
 
     @classmethod
     def bare(cls, questions: Sequence[int], rows: int) -> "RolloutPlan":
@@ -50,6 +52,7 @@ class RolloutPlan:
         assignment: Mapping[int, Sequence[int | None]],
         templates: Sequence[Template],
         kept: Kept,
+        position: str = "user",
     ) -> "RolloutPlan":
         """The assignment of this epoch for this process's rows, `mine`; without contexts yet.
 
@@ -64,11 +67,11 @@ class RolloutPlan:
             template = reused.template if reused else "" if index is None else templates[index].text
             drawn_templates.append(template)
             drawn_kept.append(reused)
-        return cls(tuple(questions), tuple(drawn_templates), tuple(drawn_kept))
+        return cls(tuple(questions), tuple(drawn_templates), tuple(drawn_kept), position=position)
 
     def fitted(self, prompts: Sequence[Prompt], tokenize: Tokenize, max_length: int | None) -> "RolloutPlan":
         """With the contexts of these prompts, and without templates that do not fit their question."""
-        contexts, used = contexts_within(prompts, self.templates, tokenize, max_length)
+        contexts, used = contexts_within(prompts, self.templates, tokenize, max_length, self.position)
         return replace(self, templates=tuple(used), contexts=tuple(contexts))
 
     @property
@@ -82,7 +85,7 @@ class RolloutPlan:
 
     def prompts(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """T(x, z) of each row."""
-        return [apply_template(prompt, template) for prompt, template in zip(prompts, self.templates, strict=True)]
+        return [apply_template(*row, self.position) for row in zip(prompts, self.templates, strict=True)]
 
     def sampled_rows(self) -> list[int]:
         """Rows whose rollout is sampled now."""
@@ -145,11 +148,17 @@ class Batch:
 
 
 def contexts_within(
-    prompts: Sequence[Prompt], templates: Sequence[str], tokenize: Tokenize, max_length: int | None
+    prompts: Sequence[Prompt],
+    templates: Sequence[str],
+    tokenize: Tokenize,
+    max_length: int | None,
+    position: str = "user",
 ) -> tuple[list[list[int]], list[str]]:
     """Tokens of T(x, z) for each prompt, and the template really used: "" where it would exceed `max_length` tokens."""
     used = list(templates)
-    contexts = [list(ids) for ids in tokenize([apply_template(p, z) for p, z in zip(prompts, used, strict=True)])]
+    contexts = [
+        list(ids) for ids in tokenize([apply_template(p, z, position) for p, z in zip(prompts, used, strict=True)])
+    ]
     long = [row for row, ids in enumerate(contexts) if used[row] and max_length is not None and len(ids) > max_length]
     if long:
         # All of them: with environments it depends on the place of a prompt which tools are described in it.

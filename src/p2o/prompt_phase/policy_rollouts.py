@@ -160,9 +160,8 @@ class PolicyRollouts:
     ) -> tuple[list[Tried], Rewards]:
         """All of them are generated, then all of them are scored."""
         prompts, asked = [prompt_of(row) for row in rows], [template for _, template in requests]
-        contexts, used = contexts_within(prompts, asked, self.tokenize, self.max_prompt_length)
+        templated, contexts, used = self._templated(prompts, asked)
         self.count("template_too_long_for_question", sum(map(bool, asked)) - sum(map(bool, used)))
-        templated = [apply_template(prompt, template) for prompt, template in zip(prompts, used, strict=True)]
         generated = self._generate(templated, contexts, seed)
         for row, one in zip(rows, generated, strict=True):
             row.update(one.fields)
@@ -181,6 +180,14 @@ class PolicyRollouts:
             for text, one, template in zip(texts[: len(rows)], generated, used, strict=True)
         ]
         return tried, self.scoring.rewards(by_function[: len(rows)])
+
+    def _templated(
+        self, prompts: Sequence[Prompt], templates: Sequence[str]
+    ) -> tuple[list[Prompt], list[list[int]], list[str]]:
+        """T(x, z) of each, its tokens, and the template really used: "" where it does not fit."""
+        where = self.args.template_position
+        contexts, used = contexts_within(prompts, templates, self.tokenize, self.max_prompt_length, where)
+        return [apply_template(*row, where) for row in zip(prompts, used, strict=True)], contexts, used
 
     def _generate(self, prompts: list[Prompt], contexts: list[list[int]], seed: int) -> list[Generated]:
         # vLLM makes its own batches, the larger its queue the better.
@@ -258,8 +265,7 @@ class PolicyRollouts:
             self.bind(episodes)
             prompts = [episode.prompt for episode in episodes]
             asked = [template for _, template in requests]
-            contexts, used = contexts_within(prompts, asked, self.tokenize, self.max_prompt_length)
-            templated = [apply_template(prompt, template) for prompt, template in zip(prompts, used, strict=True)]
+            templated, contexts, used = self._templated(prompts, asked)
             generated = self.generate(templated, contexts)
             decoded = self._decode(generated, chat=True)
             columns = (rows, prompts, [d.completion for d in decoded], [one.completion_ids for one in generated])
