@@ -1,6 +1,9 @@
 """Rewards in the prompt phase: as the policy phase gives them, and as many at once."""
 
-from transformers import AutoTokenizer
+import asyncio
+
+import torch
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForSequenceClassification
 
 from p2o.pico import model_path
 from p2o.prompt_phase.types import Question
@@ -34,6 +37,43 @@ def test_all_rows_of_a_prompt_phase_are_scored_in_batches_of_the_policy_phases_s
     rollouts = trainer.policy_rollouts(requests(2 * most + 3), 0)
     assert sizes == [most, most, 3]
     assert [r.reward for r in rollouts] == [len(r.completion) for r in rollouts], "in the order of the requests"
+
+
+def test_a_reward_model_and_coroutines_are_given_as_many_at_once(tmp_path):
+    """All rows of a batch in one pass, and all functions that wait for something together."""
+    tokenizer, folder = AutoTokenizer.from_pretrained(model_path()), tmp_path / "judge"
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 16}
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "num_labels": 1, "vocab_size": len(tokenizer)}
+    torch.manual_seed(0)
+    Qwen3ForSequenceClassification(Qwen3Config(**shape, **heads)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    passes, waiting, sizes = [], [], []
+
+    async def first(completions, **kwargs):
+        """Answers once the second one waits, too."""
+        sizes.append(len(completions))
+        waiting.append("first")
+        while "second" not in waiting:
+            await asyncio.sleep(0)
+        return [float(len(c[-1]["content"])) for c in completions]
+
+    async def second(completions, **kwargs):
+        waiting.append("second")
+        while "first" not in waiting:
+            await asyncio.sleep(0)
+        return [None] * len(completions)
+
+    trainer = make(tmp_path, reward=[str(folder), first, second])
+    judge = trainer.reward_funcs[0]
+    judge.register_forward_hook(lambda module, given, answer: passes.append(answer.logits[:, 0]))
+    generation_batch(trainer)
+    (most,) = {len(scores) for scores in passes}
+    passes.clear(), waiting.clear(), sizes.clear()
+    rollouts = trainer.policy_rollouts(requests(most + 3), 0)
+    assert sizes == [len(scores) for scores in passes] == [most, 3]
+    expected = torch.cat(passes) + torch.tensor([float(len(r.completion)) for r in rollouts])
+    torch.testing.assert_close(torch.tensor([r.reward for r in rollouts]), expected)
+    assert len(expected.unique()) > 3
 
 
 def test_completions_are_parsed_as_in_the_policy_phase(tmp_path):

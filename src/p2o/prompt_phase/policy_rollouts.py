@@ -203,7 +203,8 @@ class PolicyRollouts:
     @property
     def _take_turns(self) -> bool:
         """Whether processes generate turns, and score episodes, together: none can then begin a batch again alone."""
-        return self.converses and self.accelerator.num_processes > 1
+        together = self.converses or self.environments is not None
+        return together and self.accelerator.num_processes > 1
 
     def _in_batches(self, run: Callable[[list[int], int], list[Any]], count: int, size: int, seed: int) -> list[Any]:
         with torch.no_grad():
