@@ -1,6 +1,7 @@
 """What vLLM's prefix cache saves P²O, whose rollouts share a question, or an instruction, or neither.
 
     python benchmarks/prefix_caching.py --json docs/prefix_caching.json
+    python benchmarks/prefix_caching.py --tools_tokens 512 --template_position system
 
 Two engines that differ in nothing but the cache answer the same requests by turns. Four kinds of batches:
 
@@ -10,7 +11,9 @@ Two engines that differ in nothing but the cache answer the same requests by tur
 - *all different*: a different instruction for every rollout; nothing is shared but the chat's first tokens.
 
 The instruction stands in front of the question, so rollouts of one question under different instructions share little.
-Lengths are set in tokens; a prompt's tokens are random, for only their number matters. Weights are random, too.
+What describes tools stands before it: most chat templates have it behind the system message's text, so an instruction
+in the user's message comes after it, and one in the system message before. Lengths are set in tokens; a prompt's tokens
+are random, for only their number matters. Weights are random, too.
 """
 
 import argparse
@@ -36,16 +39,20 @@ def batches(arguments: argparse.Namespace, rng: random.Random, vocabulary: int) 
     def text(length: int) -> list[int]:
         return [rng.randrange(10, vocabulary) for _ in range(length)]
 
-    header = text(HEADER)
+    header, tools = text(HEADER), text(arguments.tools_tokens)
     count = arguments.questions * arguments.rollouts
     questions = [text(arguments.question_tokens) for _ in range(count)]
     templates = [text(arguments.template_tokens) for _ in range(count)]
     grouped = [questions[row // arguments.rollouts] for row in range(count)]
+
+    def under(template: list[int]) -> list[int]:
+        return header + (tools + template if arguments.template_position == "user" else template + tools)
+
     return {
-        "bare group": [header + x for x in grouped],
-        "one template": [header + templates[0] + x for x in questions],
-        "templates drawn": [header + templates[rng.randrange(arguments.templates)] + x for x in grouped],
-        "all different": [header + z + x for z, x in zip(templates, questions, strict=True)],
+        "bare group": [header + tools + x for x in grouped],
+        "one template": [under(templates[0]) + x for x in questions],
+        "templates drawn": [under(templates[rng.randrange(arguments.templates)]) + x for x in grouped],
+        "all different": [under(z) + x for z, x in zip(templates, questions, strict=True)],
     }
 
 
@@ -118,6 +125,8 @@ def main() -> None:
     parser.add_argument("--templates", type=int, default=4, help="from which an epoch draws")
     parser.add_argument("--question_tokens", type=int, default=256)
     parser.add_argument("--template_tokens", type=int, default=256)
+    parser.add_argument("--tools_tokens", type=int, default=0, help="of what describes tools")
+    parser.add_argument("--template_position", choices=("user", "system"), default="user")
     parser.add_argument("--completion_tokens", type=int, default=64)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
