@@ -1,5 +1,6 @@
 """The script that runs TRL's own tests with P²O, on a small checkout written here."""
 
+import io
 import json
 
 import pytest
@@ -91,6 +92,9 @@ class TestSmall:
     def test_both_fail(self):
         assert GRPOTrainer is None, "on [purpose]"
 
+    def test_left_out(self):
+        raise AssertionError
+
     @pytest.mark.parametrize("name", ["trl-internal-testing/tiny-MadeUpForCausalLM"])
     def test_unknown_architecture(self, name):
         raise AssertionError
@@ -119,11 +123,24 @@ def checkout(tmp_path_factory):
     return tests.parent
 
 
-def test_both_are_run_and_the_difference_is_told(checkout, tmp_path, capfd):
-    code = trl_tests.main([str(checkout), "--json", str(tmp_path / "out.json")])
-    printed = capfd.readouterr().out
-    results = json.loads((tmp_path / "out.json").read_text())
-    outcomes = {mode: {row["test"]: row["outcome"] for row in rows} for mode, rows in results.items()}
+@pytest.fixture(scope="module")
+def run(checkout, tmp_path_factory):
+    """The exit code of a run in all modes, and its outcomes."""
+    path = tmp_path_factory.mktemp("results") / "out.json"
+    code = trl_tests.main([str(checkout), "--json", str(path), "-k", "not left_out"])
+    written = json.loads(path.read_text())
+    return code, {mode: {row["test"]: Outcome(**row) for row in rows} for mode, rows in written.items()}
+
+
+def reported(results):
+    console = Console(width=160, file=io.StringIO())
+    return trl_tests.report(console, results), console.file.getvalue()
+
+
+def test_both_are_run_and_the_difference_is_told(run):
+    code, results = run
+    _, printed = reported(results)
+    outcomes = {mode: {test: found.outcome for test, found in of_mode.items()} for mode, of_mode in results.items()}
     assert outcomes["grpo"] == {
         "TestSmall::test_weights_move[standard_prompt_only]": "passed",
         "TestSmall::test_weights_move[conversational_prompt_only]": "passed",
@@ -145,14 +162,15 @@ def test_both_are_run_and_the_difference_is_told(checkout, tmp_path, capfd):
     assert "ForcedConfig" in name[: name.index("not known")]
     assert "fails with GRPO: TestSmall::test_both_fail: AssertionError: on [purpose]" in printed
     # That the prompt phase was forced shows in what was sampled.
-    (forced,) = [row for row in results["forced"] if row["counts"].get("trainings")]
-    assert forced["counts"]["prompt phases"] == 1 and forced["counts"]["templated rollouts"] > 0
+    (forced,) = [found for found in results["forced"].values() if found.counts.get("trainings")]
+    assert forced.counts["prompt phases"] == 1 and forced.counts["templated rollouts"] > 0
     assert "forced: 1 tests train, of which 1 passed; with a prompt phase 1" in printed
 
 
-def test_known_differences_are_no_failure(checkout, capfd):
-    assert trl_tests.main([str(checkout), "--modes", "p2o", "-k", "iterable"]) == 0
-    assert "p2o: 1 tests that GRPO passes and P²O does not" in capfd.readouterr().out
+def test_known_differences_are_no_failure(run):
+    known = {mode: {t: found for t, found in of_mode.items() if "iterable" in t} for mode, of_mode in run[1].items()}
+    code, printed = reported(known)
+    assert code == 0 and "p2o: 1 tests that GRPO passes and P²O does not" in printed
 
 
 def test_what_is_no_checkout_is_refused(tmp_path, capsys):
