@@ -240,6 +240,23 @@ def test_an_environment_that_fails_costs_its_rollout_and_is_replaced(tmp_path, t
         Broken.let_go.set()
 
 
+def test_environments_that_all_hang_do_not_hold_up_a_phase_for_ever(tmp_path, tool_model, caplog):
+    let_go, called = threading.Event(), []
+
+    class Stuck(desk()):
+        def reset(self, a, b, **row):
+            called.append((a, b))
+            let_go.wait()
+
+    trainer = make(tmp_path, tool_model, Stuck, environment_timeout=0.25)
+    try:
+        found = trainer.policy_rollouts([(Question(row, "", ""), "") for row in range(12)], 1)
+    finally:
+        let_go.set()
+    assert [r.reward for r in found] == [None] * 12 and trainer.p2o.events == {"environment_hung": 12}
+    assert len(called) == 8 and "8 calls of environments in a row hung" in caplog.text
+
+
 class Slow(desk()):
     """Answers later; one of its tools, and one reward, never."""
 

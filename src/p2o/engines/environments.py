@@ -31,6 +31,8 @@ Factories = Mapping[str | None, Callable[[], Any]]
 """As TRL keeps them: by the name that rows have in the column `environment`, or one by None."""
 
 RAISED, HUNG = "environment_raised", "environment_hung"
+PATIENCE = 8
+"""Calls of a prompt phase that hang one after the other; after so many of them no more are made."""
 
 
 class Hung(Exception):
@@ -78,6 +80,35 @@ def _serve(tasks: "SimpleQueue[Any]") -> None:
 
 
 @dataclass
+class Trouble:
+    """What went wrong with the environments of a prompt phase.
+
+    Args:
+        hung: calls that have hung since one came back.
+        said: what the log has already.
+    """
+
+    hung: int = 0
+    said: set[str] = field(default_factory=set)
+
+    @property
+    def too_much(self) -> bool:
+        return self.hung >= PATIENCE
+
+    def note(self, error: Exception, what: str) -> None:
+        self.hung = self.hung + 1 if isinstance(error, Hung) else 0
+        why = str(error) if isinstance(error, Hung) else f"{type(error).__name__}: {error}"
+        self.say(f"{what} failed in a prompt phase, and its rollout is unscored: {why}")
+        if self.too_much:
+            self.say(f"{PATIENCE} calls of environments in a row hung: this prompt phase makes no more.")
+
+    def say(self, text: str) -> None:
+        if text not in self.said:
+            self.said.add(text)
+            logger.warning("%s", text)
+
+
+@dataclass
 class Episode:
     """An instance of an environment, and what became of the rollout that it is in.
 
@@ -86,6 +117,7 @@ class Episode:
         instance: None where it could not be made.
         prompt: the bare question with the observation of `reset()`.
         failure: the event that costs its rollout; "" where there is none.
+        trouble: of all of a prompt phase.
     """
 
     name: str | None
@@ -93,22 +125,27 @@ class Episode:
     instance: Any = None
     prompt: Prompt = ""
     failure: str = ""
+    trouble: Trouble = field(default_factory=Trouble)
 
     def attempt(self, what: str, function: Callable[[], Any]) -> Any:
         """What the function returns in the environment's thread; None where it fails."""
+        if self.trouble.too_much:
+            self.failure = self.failure or HUNG
         if self.failure:
             return None
         try:
-            return self.thread.call(function)
+            result = self.thread.call(function)
         except Exception as error:
             self.fail(what, error)
             return None
+        if self.instance is not None:  # that another one can be made says nothing of what it does
+            self.trouble.hung = 0
+        return result
 
     def fail(self, what: str, error: Exception) -> None:
         self.failure = HUNG if isinstance(error, Hung) else RAISED
         kind = type(self.instance).__name__ if self.instance is not None else self.name or "the environment"
-        why = error if isinstance(error, Hung) else f"{type(error).__name__}: {error}"
-        logger.warning("%s of %s failed in a prompt phase, and its rollout is unscored: %s", what, kind, why)
+        self.trouble.note(error, f"{what} of {kind}")
 
     def tools(self) -> list[Tool]:
         """Its methods that the model may call. What one of them raises, the model is told; TRL does that."""
@@ -134,13 +171,15 @@ class Episode:
     @contextmanager
     def _told(self, method: Tool) -> Iterator[None]:
         """Inside, a call of a tool: one that hangs costs the rollout, and nothing is called after it."""
-        if self.failure:
+        if self.failure or self.trouble.too_much:
+            self.failure = self.failure or HUNG
             raise Hung("The environment does not answer any more.")
         try:
             yield
         except Hung as error:
             self.fail(method.__name__, error)
             raise
+        self.trouble.hung = 0
 
 
 NO_ENVIRONMENT = Episode(None, OwnThread(None))
@@ -195,6 +234,7 @@ class Environments:
     seed: int
     reward_functions: list[Any]
     free: defaultdict[str | None, list[Episode]] = field(default_factory=lambda: defaultdict(list))
+    trouble: Trouble = field(default_factory=Trouble)
 
     @classmethod
     def of(cls, factories: Factories | None, args: P2OConfig, reward_functions: list[Any]) -> "Environments | None":
@@ -234,7 +274,7 @@ class Environments:
         return episode
 
     def _made(self, name: str | None) -> Episode:
-        episode = Episode(name, OwnThread(self.limit))
+        episode = Episode(name, OwnThread(self.limit), trouble=self.trouble)
         episode.instance = episode.attempt("A new instance", self.factories[name])
         return episode
 
