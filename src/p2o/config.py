@@ -176,6 +176,15 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
         },
     )
 
+    shortcut_factor: float = field(
+        default=2.0,
+        metadata={
+            "help": "A warning is logged and counted when mean response length and mean entropy of a token, over the "
+            "last 10 generation batches, are both lower than over the run's first 10 by this factor or more, while the "
+            "share of successes is no more than `regression_margin` lower."
+        },
+    )
+
     # -- dynamic sampling -------------------------------------------------------------------------------------------
     dynamic_sampling_rounds: int = field(
         default=0,
@@ -253,6 +262,7 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
             "max_rollouts": 1,
             "max_prompt_phases": 1,
             "length_change_factor": "(1, inf)",
+            "shortcut_factor": "(1, inf)",
             "regression_margin": 0,
         }
         check_ranges(self, {**RANGES_OF_TRL, **ranges})

@@ -102,6 +102,7 @@ WITHOUT_INFLUENCE = frozenset(
     "vllm_server_port vllm_server_timeout vllm_group_port log_completions log_multimodal num_completions_to_print "
     "log_unique_prompts log_completions_hub_repo reflection_base_url reflection_concurrency reflection_timeout "
     "reflection_max_retries regression_margin length_change_factor "
+    "shortcut_factor "
     # where the profile lies; what it selects shows in the questions of the run, see `Facts`
     "difficulty_profile "
     # what is in force of these two is a fact of the run, see `Facts`

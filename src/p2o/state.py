@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from p2o import continuation
+from p2o.difficulty.shortcut import ShortcutWatch
 from p2o.files import write_whole
 from p2o.ledger import Ledger
 from p2o.policy_phase.lengths import LengthWatch
@@ -44,6 +45,7 @@ class P2OState:
         events: counted incidents that lost nothing (templates over the length limit, unscored rollouts, …).
         first_accuracy: of each evaluation set, what later ones are held against.
         lengths: of completions, now and in the beginning.
+        shortcut: entropy and success in the same way.
         templated_outcomes: mining's counts of the last complete epoch, of the questions that had templates in it.
         trainer_step: TRL's count of forward/backward passes, its place within a generation batch.
         pending_metrics: metrics gathered since the last log.
@@ -65,6 +67,7 @@ class P2OState:
     events: dict[str, int] = field(default_factory=dict)
     first_accuracy: dict[str, float] = field(default_factory=dict)
     lengths: LengthWatch = field(default_factory=LengthWatch)
+    shortcut: ShortcutWatch = field(default_factory=ShortcutWatch)
     templated_outcomes: dict[int, Outcome] = field(default_factory=dict)
     trainer_step: int = 0
     pending_metrics: dict[str, list[float]] = field(default_factory=dict)
@@ -100,6 +103,31 @@ class P2OState:
                 "Response length has changed by more than length_change_factor=%g: %s.", factor, self.lengths
             )
 
+    def watch_shortcut(self, success_rate: float | None, factor: float, margin: float) -> None:
+        """Takes note of a generation batch, of which `watch_length` has the length. Warns, and counts it, where length
+        and entropy collapse before success does; see [`p2o.difficulty.shortcut`]."""
+        before, self.shortcut = self.shortcut, self.shortcut.after(self.lengths, success_rate, factor, margin)
+        if self.shortcut.suspected and not before.suspected:
+            self.event("shortcut_suspected")
+            logger.warning(
+                "The policy may be taking a shortcut: responses (%s) and the entropy of their tokens (%.2f of what it "
+                "was) have both fallen by more than shortcut_factor=%g, while rewards still pay for them. Read some "
+                "rollouts, and watch accuracy on questions that are not trained on.",
+                self.lengths,
+                self.shortcut.entropies.ratio,
+                factor,
+            )
+
+    def end_step(self, last_of_epoch: bool, metrics: Mapping[str, list[float]], passes: int) -> None:
+        """Takes note of an optimizer step.
+
+        Args:
+            metrics: since the last log; TRL's `entropy` has one value a pass.
+            passes: of a step.
+        """
+        self.epoch_complete |= last_of_epoch
+        self.shortcut = self.shortcut.with_passes(metrics.get("entropy", [])[-passes:])
+
     def watch_accuracy(self, evaluation: str, metrics: Mapping[str, float], margin: float) -> None:
         """Warns, and counts it, when a set's accuracy is more than `margin` below the first one measured on it."""
         if (accuracy := metrics.get(f"{evaluation}_accuracy")) is None:
@@ -133,6 +161,7 @@ class P2OState:
             for purpose, count in getattr(self.ledger, unit).items():
                 logs[f"p2o/{unit}/{purpose}"] = count
         logs["p2o/length_ratio"] = self.lengths.ratio
+        logs["p2o/entropy_ratio"] = self.shortcut.entropies.ratio
         logs["p2o/rollouts/total"] = self.ledger.total_rollouts
         if self.ledger.reflection_cost:
             logs["p2o/reflection_cost"] = self.ledger.reflection_cost
@@ -167,6 +196,7 @@ class P2OState:
                 # Early checkpoints of 0.1 have neither these nor `selected`.
                 "templated_outcomes": _outcomes(data.get("templated_outcomes", {})),
                 "lengths": LengthWatch(**_tuples(data.get("lengths", {}))),
+                "shortcut": ShortcutWatch.from_dict(data.get("shortcut", {})),
                 "templates": [Template.from_dict(t) for t in data["templates"]],
                 "selected": {int(e): [Template.from_dict(t) for t in f] for e, f in data.get("selected", {}).items()},
                 "assignment": {int(q): draws for q, draws in data["assignment"].items()},
@@ -241,14 +271,14 @@ def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
 @contextlib.contextmanager
 def uncounted_on_failure(state: P2OState, metrics: dict[str, list[float]]) -> Iterator[None]:
     """What is counted inside stays counted unless it ends in an exception: the batch will be tried again."""
-    counted, lengths = copy.deepcopy((state.ledger, state.events)), state.lengths
+    counted, watches = copy.deepcopy((state.ledger, state.events)), (state.lengths, state.shortcut)
     outcomes = dict(state.outcomes)  # one a question of the epoch, and none ever changes
     logged = {name: list(values) for name, values in metrics.items()}
     try:
         yield
     except Exception:
         state.ledger, state.events = counted
-        state.outcomes, state.lengths = outcomes, lengths
+        state.outcomes, (state.lengths, state.shortcut) = outcomes, watches
         metrics.clear()
         metrics.update(logged)
         raise

@@ -280,7 +280,7 @@ class P2OTrainer(GRPOTrainer):
             self._prompt_phase()
 
     def _end_step(self, last_of_epoch: bool) -> bool:
-        self.p2o.epoch_complete |= last_of_epoch
+        self.p2o.end_step(last_of_epoch, self._metrics["train"], self.args.gradient_accumulation_steps)
         return prompt_phase.remaining_rollouts(self.p2o, self.args) != 0
 
     def _prompt_phase(self) -> None:

@@ -100,6 +100,12 @@ BY_EPOCH = (
         True,
     ),
     ByEpoch("Response length", "completions/mean_length", "Mean tokens of a completion."),
+    ByEpoch(
+        "Entropy",
+        "entropy",
+        "Mean entropy of a sampled token, in nats: where it collapses together with response length while rewards are "
+        "still paid, the policy may be taking a shortcut.",
+    ),
 )
 
 

@@ -24,6 +24,7 @@ EVENTS = {
     "accuracy_regression": "accuracy on an evaluation set fell by more than regression_margin",
     "single_template": "an epoch had a single template in use",
     "response_length_changed": "response length left the range around its beginning (length_change_factor)",
+    "shortcut_suspected": "length and entropy of responses collapsed while rewards still paid for it (shortcut_factor)",
     "selection_within_noise": "a prompt phase's templates solved no more dev questions than none, but by chance",
     "templates_not_tried_again": "templates that selection_margin left out because max_rollouts was reached",
     "unscored_rollouts": "rollouts that no reward function scored",
