@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from p2o.config import P2OConfig
 from p2o.difficulty.profile import Profile, ProfileError, RewardIdentity, read_profile, reward_identity
-from p2o.difficulty.selection import parse_selection
+from p2o.difficulty.selection import parse_selection, rows_among
 from p2o.evaluation.results import question_key
 from p2o.models import NAMED_MODELS, model_path
 
@@ -54,19 +54,14 @@ def _rows_in(dataset: Dataset, profile: Profile, wanted: Sequence[int], args: P2
     present = {key: name for key, name in columns.items() if name in dataset.column_names}
     part = dataset.select_columns(list(present.values()))
     keys = [question_key({key: row[name] for key, name in present.items()}) for row in part]
-    there, chosen = set(keys), {profile.questions[row].key for row in wanted}
-    if missing := [profile.questions[row] for row in wanted if profile.questions[row].key not in there]:
-        first = missing[0]
-        raise ProfileError(
-            f"{args.difficulty_profile} is a profile of other questions: {len(missing)} of the {len(wanted)} selected "
-            f"are not in the training set, row {first.row} ({first.text[:60]!r}) the first. Prompt and gold answer "
-            f"have to be the same. Profile what you train on, `p2o profile {profile.model} --dataset …`, with "
-            "training's own options of the data (--data_seed, --system_prompt, --answer_format, …, or --config)."
-        )
     known = {question.key for question in profile.questions}
     if (unknown := sum(key not in known for key in keys)) and args.process_index == 0:
         logger.warning("%d of %d training questions are not in the profile, and left out.", unknown, len(keys))
-    return [row for row, key in enumerate(keys) if key in chosen]
+    again = (
+        f"Profile what you train on, `p2o profile {profile.model} --dataset …`, with training's own options of the "
+        "data (--data_seed, --system_prompt, --answer_format, …, or --config)."
+    )
+    return rows_among(keys, profile, wanted, str(args.difficulty_profile), "training set", again)
 
 
 def _refuse_other_reward(profile: Profile, wanted: Sequence[int], rewards: list[Any], args: P2OConfig) -> None:
