@@ -57,6 +57,18 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
         },
     )
 
+    rewrite_share: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the hard set, in [0, 1), whose places in the next epoch backward rewrites take: a number "
+            "of the question is asked for, and its answer given. They are drawn anew for every epoch: of `rewrites` "
+            "or, without it, of those that a solver verifies, of families of reasoning-gym."
+        },
+    )
+    rewrites: str | None = field(
+        default=None, metadata={"help": "File of rewrites of the training questions that `p2o rewrite` wrote."}
+    )
+
     # -- prompt phase ------------------------------------------------------------------------------------------------
     prompt_phase: bool = field(
         default=True,
@@ -263,6 +275,7 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
             "max_prompt_phases": 1,
             "length_change_factor": "(1, inf)",
             "shortcut_factor": "(1, inf)",
+            "rewrite_share": "[0, 1)",
             "regression_margin": 0,
         }
         check_ranges(self, {**RANGES_OF_TRL, **ranges})
@@ -289,6 +302,8 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
             raise ValueError(
                 "reused_rollouts_per_group goes neither with dynamic_sampling_rounds nor without context_distillation."
             )
+        if self.dynamic_sampling_rounds and self.rewrite_share:
+            raise ValueError("dynamic_sampling_rounds, which draws from all questions, does not go with rewrite_share.")
         if self.dynamic_sampling_rounds and self.old_logprobs_context == "rollout":
             raise ValueError("dynamic_sampling_rounds and old_logprobs_context='rollout' do not go together.")
         if not 0 < self.context_ratio_min < self.context_ratio_max:

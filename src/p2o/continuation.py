@@ -19,7 +19,7 @@ REQUIRED = frozenset(
     "average_tokens_across_devices neftune_noise_alpha router_aux_loss_coef disable_dropout cast_lm_head_to_fp32 "
     # which questions come in which order, with which columns
     "seed data_seed shuffle_dataset ignore_data_skip accelerator_config dataloader_drop_last dataloader_in_order "
-    "remove_unused_columns solution_column difficulty "
+    "remove_unused_columns solution_column difficulty rewrite_share "
     # sampling
     "num_generations generation_batch_size max_completion_length temperature top_p top_k min_p generation_kwargs "
     "chat_template_kwargs repetition_penalty vllm_structured_outputs_regex max_tool_calling_iterations thoughts "
@@ -105,6 +105,8 @@ WITHOUT_INFLUENCE = frozenset(
     "shortcut_factor "
     # where the profile lies; what it selects shows in the questions of the run, see `Facts`
     "difficulty_profile "
+    # the same of the file of rewrites
+    "rewrites "
     # what is in force of these two is a fact of the run, see `Facts`
     "reward_weights max_prompt_length".split()
 )

@@ -47,6 +47,7 @@ class P2OState:
         lengths: of completions, now and in the beginning.
         shortcut: entropy and success in the same way.
         templated_outcomes: mining's counts of the last complete epoch, of the questions that had templates in it.
+        rewritten: rewrites that take the place of a hard question in this epoch, each with that question.
         trainer_step: TRL's count of forward/backward passes, its place within a generation batch.
         pending_metrics: metrics gathered since the last log.
         kept: successes of the last prompt phase that this epoch's groups reuse, by question.
@@ -69,6 +70,7 @@ class P2OState:
     lengths: LengthWatch = field(default_factory=LengthWatch)
     shortcut: ShortcutWatch = field(default_factory=ShortcutWatch)
     templated_outcomes: dict[int, Outcome] = field(default_factory=dict)
+    rewritten: dict[int, int] = field(default_factory=dict)
     trainer_step: int = 0
     pending_metrics: dict[str, list[float]] = field(default_factory=dict)
     kept: Kept = field(default_factory=dict, compare=False)
@@ -88,8 +90,9 @@ class P2OState:
     def begin_next_epoch(self, *, near_hard: bool) -> None:
         """From the outcomes of the epoch just completed to its hard set; nobody has a template any more."""
         self.templated_outcomes = {q: o for q, o in self.outcomes.items() if q in self.assignment}
-        self.hard_set = HardSamples(near_hard, self.outcomes).hard_set()
-        self.outcomes, self.assignment, self.kept = {}, {}, {}
+        # A question whose place a rewrite took was not asked, and is as hard as it was.
+        self.hard_set = sorted({*HardSamples(near_hard, self.outcomes).hard_set(), *self.rewritten.values()})
+        self.outcomes, self.assignment, self.kept, self.rewritten = {}, {}, {}, {}
         self.epoch += 1
         self.epoch_complete = False
 
@@ -155,6 +158,7 @@ class P2OState:
             "p2o/hard_so_far": len(HardSamples(near_hard, self.outcomes).hard_set()),
             "p2o/questions_so_far": len(self.outcomes),
             "p2o/templated_questions": len(self.assignment),
+            "p2o/rewritten_questions": len(self.rewritten),
             **taken_over(self.templated_outcomes, self.outcomes, self.assignment),
         }
         for unit in ("rollouts", "prompt_tokens", "completion_tokens"):
@@ -182,6 +186,7 @@ class P2OState:
             "templates": [t.to_dict() for t in self.templates],
             "selected": {str(epoch): [t.to_dict() for t in found] for epoch, found in self.selected.items()},
             "assignment": {str(q): draws for q, draws in self.assignment.items()},
+            "rewritten": {str(rewrite): question for rewrite, question in self.rewritten.items()},
         }
         # One is in a file of its own, the other is counted again from the journal of an interrupted phase.
         del data["kept"], data["phase_ledger"], data["rate_factor"]
@@ -200,6 +205,7 @@ class P2OState:
                 "templates": [Template.from_dict(t) for t in data["templates"]],
                 "selected": {int(e): [Template.from_dict(t) for t in f] for e, f in data.get("selected", {}).items()},
                 "assignment": {int(q): draws for q, draws in data["assignment"].items()},
+                "rewritten": {int(rewrite): question for rewrite, question in data.get("rewritten", {}).items()},
                 "ledger": Ledger(**data["ledger"]),
             }
         )

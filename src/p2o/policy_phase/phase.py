@@ -126,7 +126,8 @@ class PolicyPhase:
         k, scores = self.args.num_generations, rewards.success_scores.masked_fill(~is_sampled, torch.nan).tolist()
         mined = HardSamples(self.args.near_hard, state.outcomes)
         for start in range(0, len(scores), k):
-            mined.record(plan.questions[start], scores[start : start + k], self.args.success_threshold)
+            if (question := plan.questions[start]) not in state.rewritten:
+                mined.record(question, scores[start : start + k], self.args.success_threshold)
         templated = all_reduce_sum(self.accelerator, plan.templates_in_use())[0] / len(scores)
         self.log({"p2o/rollout_success": present.success_rate(), "p2o/templated_rollouts": templated})
         if is_sampled.any():
