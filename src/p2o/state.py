@@ -36,6 +36,7 @@ class P2OState:
         epoch: index of the policy epoch the next step belongs to, or has just completed.
         epoch_complete: whether that epoch's last step is done, so that the prompt phase comes next.
         outcomes: mining's counts of this epoch so far, by question.
+        last_outcomes: those of the last complete epoch.
         hard_set: questions that were hard in the epoch before.
         templates: selected set in use.
         selected: what each prompt phase selected, by the epoch that it came before.
@@ -59,6 +60,7 @@ class P2OState:
     epoch: int = 0
     epoch_complete: bool = False
     outcomes: dict[int, Outcome] = field(default_factory=dict)
+    last_outcomes: dict[int, Outcome] = field(default_factory=dict)
     hard_set: list[int] = field(default_factory=list)
     templates: list[Template] = field(default_factory=list)
     selected: dict[int, list[Template]] = field(default_factory=dict)
@@ -92,7 +94,8 @@ class P2OState:
         self.templated_outcomes = {q: o for q, o in self.outcomes.items() if q in self.assignment}
         # A question whose place a rewrite took was not asked, and is as hard as it was.
         self.hard_set = sorted({*HardSamples(near_hard, self.outcomes).hard_set(), *self.rewritten.values()})
-        self.outcomes, self.assignment, self.kept, self.rewritten = {}, {}, {}, {}
+        self.last_outcomes, self.outcomes = self.outcomes, {}
+        self.assignment, self.kept, self.rewritten = {}, {}, {}
         self.epoch += 1
         self.epoch_complete = False
 
@@ -182,6 +185,7 @@ class P2OState:
         data = {
             **asdict(replace(self, kept={})),
             "outcomes": _plain(self.outcomes),
+            "last_outcomes": _plain(self.last_outcomes),
             "templated_outcomes": _plain(self.templated_outcomes),
             "templates": [t.to_dict() for t in self.templates],
             "selected": {str(epoch): [t.to_dict() for t in found] for epoch, found in self.selected.items()},
@@ -198,7 +202,8 @@ class P2OState:
             **{
                 **data,
                 "outcomes": _outcomes(data["outcomes"]),
-                # Early checkpoints of 0.1 have neither these nor `selected`.
+                # Early checkpoints of 0.1 have none of these, nor `selected`.
+                "last_outcomes": _outcomes(data.get("last_outcomes", {})),
                 "templated_outcomes": _outcomes(data.get("templated_outcomes", {})),
                 "lengths": LengthWatch(**_tuples(data.get("lengths", {}))),
                 "shortcut": ShortcutWatch.from_dict(data.get("shortcut", {})),
