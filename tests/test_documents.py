@@ -36,6 +36,7 @@ from p2o.cli.eval import EvalArguments
 from p2o.cli.evolve import EvolveArguments
 from p2o.cli.options import option_types
 from p2o.cli.profile import ProfileArguments
+from p2o.cli.rewrite import RewriteArguments
 from p2o.cli.train import run_directory
 from p2o.cli.words import normalized_option
 from p2o.engines.vllm import server_command
@@ -52,7 +53,7 @@ SHORT = {"max_completion_length": 8, "reflection_max_tokens": 8, "max_steps": 1,
 FROZEN = "--use_vllm false --limit 3 --max_completion_length 4".split()
 EVOLVE = "--evolution_budget 4 --num_generations 2 --min_hard_questions 2 --confirm_samples 1 --reflection_max_tokens 4"
 
-SMALL = {"eval": "--n 1", "evolve": EVOLVE, "profile": "--n 2"}
+SMALL = {"eval": "--n 1", "evolve": EVOLVE, "profile": "--n 2", "rewrite": "--n 1"}
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,8 @@ def stand_ins(tmp_path_factory):
             assert main(f"eval pico --tasks pico:hard --n 1 --output_dir {word} {' '.join(FROZEN)}".split()) == 0
         for word in sorted({word for block in BLOCKS for word in re.findall(r"runs/profile/[\w-]+", block.text)}):
             save_profile(directory / word)
+        for word in sorted({word for block in BLOCKS for word in re.findall(r"runs/rewrite/[\w-]+", block.text)}):
+            assert main(f"rewrite --dataset pico --output_dir {word}".split()) == 0
     return directory
 
 
@@ -120,8 +123,9 @@ def test_a_command_in_the_text_is_one(here, monkeypatch, block):
     (words,) = commands(block.text)
     if words[0] == "p2o":
         kinds = {"eval": EvalArguments, "evolve": EvolveArguments, "profile": ProfileArguments}
+        kinds |= {"rewrite": RewriteArguments}
         known = {"train": set(option_types())} | {name: set(kind.__dataclass_fields__) for name, kind in kinds.items()}
-        assert words[1] in ("train", "eval", "profile", "evolve", "score", "report", "compare")
+        assert words[1] in ("train", "eval", "profile", "rewrite", "evolve", "score", "report", "compare")
         if words[1] in known:
             options = {word.partition("=")[0][2:].replace("-", "_") for word in words if word.startswith("--")}
             assert options <= known[words[1]] | {"help", "config", "resume", "check_only", "compare", "dataset"}
@@ -195,8 +199,8 @@ def run_p2o(words, monkeypatch, capfd):
             monkeypatch.setattr(Comparison, "run", lambda self, cells, console: False)
             wanted = {1}
         else:
-            wanted = {0, 1} if command == "evolve" else {0}  # 1: no template was found
-        if command in SMALL and "--compare" not in words:
+            wanted = {0, 1} if command in ("evolve", "rewrite") else {0}  # 1: nothing was found
+        if command in SMALL and "--compare" not in words and (command != "rewrite" or "--model" in words):
             words = [*words, *FROZEN, *SMALL[command].split()]
             # A profile is written beside the one that stands in for it.
             words = [word.replace("runs/profile/", "runs/profiled/") for word in words]
@@ -230,7 +234,9 @@ CHECKED = set()
 def aspects(parsed):
     """What making a trainer, which takes seconds, depends on in these documents."""
     reflection = "endpoint" if parsed.training.reflection_endpoint else parsed.training.reflection_model
-    return {parsed.arguments.dataset_name, reflection, *parsed.arguments.reward_funcs, parsed.training.difficulty}
+    training = parsed.training
+    parts = (training.difficulty, ("rewrites", training.rewrite_share, training.rewrites))
+    return {parsed.arguments.dataset_name, reflection, *parsed.arguments.reward_funcs, *parts}
 
 
 def test_a_block_that_a_page_gains_is_found(tmp_path):

@@ -57,6 +57,18 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
         },
     )
 
+    rewrite_share: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the hard set, in [0, 1), whose places in the next epoch backward rewrites take: a number "
+            "of the question is asked for, and its answer given. They are drawn anew for every epoch: of `rewrites` "
+            "or, without it, of those that a solver verifies, of families of reasoning-gym."
+        },
+    )
+    rewrites: str | None = field(
+        default=None, metadata={"help": "File of rewrites of the training questions that `p2o rewrite` wrote."}
+    )
+
     # -- prompt phase ------------------------------------------------------------------------------------------------
     prompt_phase: bool = field(
         default=True,
@@ -176,6 +188,15 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
         },
     )
 
+    shortcut_factor: float = field(
+        default=2.0,
+        metadata={
+            "help": "A warning is logged and counted when mean response length and mean entropy of a token, over the "
+            "last 10 generation batches, are both lower than over the run's first 10 by this factor or more, while the "
+            "share of successes is no more than `regression_margin` lower."
+        },
+    )
+
     # -- dynamic sampling -------------------------------------------------------------------------------------------
     dynamic_sampling_rounds: int = field(
         default=0,
@@ -253,6 +274,8 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
             "max_rollouts": 1,
             "max_prompt_phases": 1,
             "length_change_factor": "(1, inf)",
+            "shortcut_factor": "(1, inf)",
+            "rewrite_share": "[0, 1)",
             "regression_margin": 0,
         }
         check_ranges(self, {**RANGES_OF_TRL, **ranges})
@@ -279,6 +302,8 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
             raise ValueError(
                 "reused_rollouts_per_group goes neither with dynamic_sampling_rounds nor without context_distillation."
             )
+        if self.dynamic_sampling_rounds and self.rewrite_share:
+            raise ValueError("dynamic_sampling_rounds, which draws from all questions, does not go with rewrite_share.")
         if self.dynamic_sampling_rounds and self.old_logprobs_context == "rollout":
             raise ValueError("dynamic_sampling_rounds and old_logprobs_context='rollout' do not go together.")
         if not 0 < self.context_ratio_min < self.context_ratio_max:

@@ -19,7 +19,7 @@ REQUIRED = frozenset(
     "average_tokens_across_devices neftune_noise_alpha router_aux_loss_coef disable_dropout cast_lm_head_to_fp32 "
     # which questions come in which order, with which columns
     "seed data_seed shuffle_dataset ignore_data_skip accelerator_config dataloader_drop_last dataloader_in_order "
-    "remove_unused_columns solution_column difficulty "
+    "remove_unused_columns solution_column difficulty rewrite_share "
     # sampling
     "num_generations generation_batch_size max_completion_length temperature top_p top_k min_p generation_kwargs "
     "chat_template_kwargs repetition_penalty vllm_structured_outputs_regex max_tool_calling_iterations thoughts "
@@ -102,8 +102,11 @@ WITHOUT_INFLUENCE = frozenset(
     "vllm_server_port vllm_server_timeout vllm_group_port log_completions log_multimodal num_completions_to_print "
     "log_unique_prompts log_completions_hub_repo reflection_base_url reflection_concurrency reflection_timeout "
     "reflection_max_retries regression_margin length_change_factor "
+    "shortcut_factor "
     # where the profile lies; what it selects shows in the questions of the run, see `Facts`
     "difficulty_profile "
+    # the same of the file of rewrites
+    "rewrites "
     # what is in force of these two is a fact of the run, see `Facts`
     "reward_weights max_prompt_length".split()
 )

@@ -9,6 +9,7 @@ from datasets import Dataset, IterableDataset
 
 from p2o.batch_sizes import BatchSizes
 from p2o.config import P2OConfig
+from p2o.difficulty.exchange import with_rewrites
 from p2o.difficulty.training import selected_questions
 from p2o.engines.environments import check_tools, names_in, unknown_names
 from p2o.tasks import refused_by
@@ -51,7 +52,7 @@ def training_questions(
     if train_dataset is None and environment_factory is not None:
         return None  # TRL makes one, of empty prompts
     check_questions(train_dataset, args, asks=environment_factory is not None, converses=bool(called))
-    return selected_questions(train_dataset, args, reward_funcs or [], model)
+    return with_rewrites(selected_questions(train_dataset, args, reward_funcs or [], model), args)
 
 
 def check_evaluation(args: P2OConfig) -> None:

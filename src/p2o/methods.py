@@ -5,6 +5,11 @@ from typing import Any
 
 Settings = dict[str, Any]
 
+
+def _rewrites(base: Mapping[str, Any]) -> Settings:
+    return {"rewrite_share": base.get("rewrite_share", 0) or 0.5}
+
+
 # The paper's method, its ablations, and the baselines. A setting may depend on those it is laid over.
 METHODS: dict[str, Callable[[Mapping[str, Any]], Settings]] = {
     "p2o": lambda base: {},
@@ -15,6 +20,9 @@ METHODS: dict[str, Callable[[Mapping[str, Any]], Settings]] = {
     "p2o-reuse": lambda base: {"reused_rollouts_per_group": 2},
     "prompt-then-policy": lambda base: {"max_prompt_phases": 1},
     "grpo": lambda base: {"prompt_phase": False},
+    # Backward rewrites in half of the places of hard questions (arXiv 2605.28388), at equal rollouts.
+    "grpo-rewrites": lambda base: {"prompt_phase": False, **_rewrites(base)},
+    "p2o-rewrites": lambda base: _rewrites(base),
     "grpo-2x": lambda base: {
         "prompt_phase": False,
         "num_generations": 2 * base.get("num_generations", 8),

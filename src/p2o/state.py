@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from p2o import continuation
+from p2o.difficulty.shortcut import ShortcutWatch
 from p2o.files import write_whole
 from p2o.ledger import Ledger
 from p2o.policy_phase.lengths import LengthWatch
@@ -35,6 +36,7 @@ class P2OState:
         epoch: index of the policy epoch the next step belongs to, or has just completed.
         epoch_complete: whether that epoch's last step is done, so that the prompt phase comes next.
         outcomes: mining's counts of this epoch so far, by question.
+        last_outcomes: those of the last complete epoch.
         hard_set: questions that were hard in the epoch before.
         templates: selected set in use.
         selected: what each prompt phase selected, by the epoch that it came before.
@@ -44,7 +46,9 @@ class P2OState:
         events: counted incidents that lost nothing (templates over the length limit, unscored rollouts, …).
         first_accuracy: of each evaluation set, what later ones are held against.
         lengths: of completions, now and in the beginning.
+        shortcut: entropy and success in the same way.
         templated_outcomes: mining's counts of the last complete epoch, of the questions that had templates in it.
+        rewritten: rewrites that take the place of a hard question in this epoch, each with that question.
         trainer_step: TRL's count of forward/backward passes, its place within a generation batch.
         pending_metrics: metrics gathered since the last log.
         kept: successes of the last prompt phase that this epoch's groups reuse, by question.
@@ -56,6 +60,7 @@ class P2OState:
     epoch: int = 0
     epoch_complete: bool = False
     outcomes: dict[int, Outcome] = field(default_factory=dict)
+    last_outcomes: dict[int, Outcome] = field(default_factory=dict)
     hard_set: list[int] = field(default_factory=list)
     templates: list[Template] = field(default_factory=list)
     selected: dict[int, list[Template]] = field(default_factory=dict)
@@ -65,7 +70,9 @@ class P2OState:
     events: dict[str, int] = field(default_factory=dict)
     first_accuracy: dict[str, float] = field(default_factory=dict)
     lengths: LengthWatch = field(default_factory=LengthWatch)
+    shortcut: ShortcutWatch = field(default_factory=ShortcutWatch)
     templated_outcomes: dict[int, Outcome] = field(default_factory=dict)
+    rewritten: dict[int, int] = field(default_factory=dict)
     trainer_step: int = 0
     pending_metrics: dict[str, list[float]] = field(default_factory=dict)
     kept: Kept = field(default_factory=dict, compare=False)
@@ -85,8 +92,10 @@ class P2OState:
     def begin_next_epoch(self, *, near_hard: bool) -> None:
         """From the outcomes of the epoch just completed to its hard set; nobody has a template any more."""
         self.templated_outcomes = {q: o for q, o in self.outcomes.items() if q in self.assignment}
-        self.hard_set = HardSamples(near_hard, self.outcomes).hard_set()
-        self.outcomes, self.assignment, self.kept = {}, {}, {}
+        # A question whose place a rewrite took was not asked, and is as hard as it was.
+        self.hard_set = sorted({*HardSamples(near_hard, self.outcomes).hard_set(), *self.rewritten.values()})
+        self.last_outcomes, self.outcomes = self.outcomes, {}
+        self.assignment, self.kept, self.rewritten = {}, {}, {}
         self.epoch += 1
         self.epoch_complete = False
 
@@ -99,6 +108,31 @@ class P2OState:
             logger.warning(
                 "Response length has changed by more than length_change_factor=%g: %s.", factor, self.lengths
             )
+
+    def watch_shortcut(self, success_rate: float | None, factor: float, margin: float) -> None:
+        """Takes note of a generation batch, of which `watch_length` has the length. Warns, and counts it, where length
+        and entropy collapse before success does; see [`p2o.difficulty.shortcut`]."""
+        before, self.shortcut = self.shortcut, self.shortcut.after(self.lengths, success_rate, factor, margin)
+        if self.shortcut.suspected and not before.suspected:
+            self.event("shortcut_suspected")
+            logger.warning(
+                "The policy may be taking a shortcut: responses (%s) and the entropy of their tokens (%.2f of what it "
+                "was) have both fallen by more than shortcut_factor=%g, while rewards still pay for them. Read some "
+                "rollouts, and watch accuracy on questions that are not trained on.",
+                self.lengths,
+                self.shortcut.entropies.ratio,
+                factor,
+            )
+
+    def end_step(self, last_of_epoch: bool, metrics: Mapping[str, list[float]], passes: int) -> None:
+        """Takes note of an optimizer step.
+
+        Args:
+            metrics: since the last log; TRL's `entropy` has one value a pass.
+            passes: of a step.
+        """
+        self.epoch_complete |= last_of_epoch
+        self.shortcut = self.shortcut.with_passes(metrics.get("entropy", [])[-passes:])
 
     def watch_accuracy(self, evaluation: str, metrics: Mapping[str, float], margin: float) -> None:
         """Warns, and counts it, when a set's accuracy is more than `margin` below the first one measured on it."""
@@ -127,12 +161,14 @@ class P2OState:
             "p2o/hard_so_far": len(HardSamples(near_hard, self.outcomes).hard_set()),
             "p2o/questions_so_far": len(self.outcomes),
             "p2o/templated_questions": len(self.assignment),
+            "p2o/rewritten_questions": len(self.rewritten),
             **taken_over(self.templated_outcomes, self.outcomes, self.assignment),
         }
         for unit in ("rollouts", "prompt_tokens", "completion_tokens"):
             for purpose, count in getattr(self.ledger, unit).items():
                 logs[f"p2o/{unit}/{purpose}"] = count
         logs["p2o/length_ratio"] = self.lengths.ratio
+        logs["p2o/entropy_ratio"] = self.shortcut.entropies.ratio
         logs["p2o/rollouts/total"] = self.ledger.total_rollouts
         if self.ledger.reflection_cost:
             logs["p2o/reflection_cost"] = self.ledger.reflection_cost
@@ -149,10 +185,12 @@ class P2OState:
         data = {
             **asdict(replace(self, kept={})),
             "outcomes": _plain(self.outcomes),
+            "last_outcomes": _plain(self.last_outcomes),
             "templated_outcomes": _plain(self.templated_outcomes),
             "templates": [t.to_dict() for t in self.templates],
             "selected": {str(epoch): [t.to_dict() for t in found] for epoch, found in self.selected.items()},
             "assignment": {str(q): draws for q, draws in self.assignment.items()},
+            "rewritten": {str(rewrite): question for rewrite, question in self.rewritten.items()},
         }
         # One is in a file of its own, the other is counted again from the journal of an interrupted phase.
         del data["kept"], data["phase_ledger"], data["rate_factor"]
@@ -164,12 +202,15 @@ class P2OState:
             **{
                 **data,
                 "outcomes": _outcomes(data["outcomes"]),
-                # Early checkpoints of 0.1 have neither these nor `selected`.
+                # Early checkpoints of 0.1 have none of these, nor `selected`.
+                "last_outcomes": _outcomes(data.get("last_outcomes", {})),
                 "templated_outcomes": _outcomes(data.get("templated_outcomes", {})),
                 "lengths": LengthWatch(**_tuples(data.get("lengths", {}))),
+                "shortcut": ShortcutWatch.from_dict(data.get("shortcut", {})),
                 "templates": [Template.from_dict(t) for t in data["templates"]],
                 "selected": {int(e): [Template.from_dict(t) for t in f] for e, f in data.get("selected", {}).items()},
                 "assignment": {int(q): draws for q, draws in data["assignment"].items()},
+                "rewritten": {int(rewrite): question for rewrite, question in data.get("rewritten", {}).items()},
                 "ledger": Ledger(**data["ledger"]),
             }
         )
@@ -241,14 +282,14 @@ def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
 @contextlib.contextmanager
 def uncounted_on_failure(state: P2OState, metrics: dict[str, list[float]]) -> Iterator[None]:
     """What is counted inside stays counted unless it ends in an exception: the batch will be tried again."""
-    counted, lengths = copy.deepcopy((state.ledger, state.events)), state.lengths
+    counted, watches = copy.deepcopy((state.ledger, state.events)), (state.lengths, state.shortcut)
     outcomes = dict(state.outcomes)  # one a question of the epoch, and none ever changes
     logged = {name: list(values) for name, values in metrics.items()}
     try:
         yield
     except Exception:
         state.ledger, state.events = counted
-        state.outcomes, state.lengths = outcomes, lengths
+        state.outcomes, (state.lengths, state.shortcut) = outcomes, watches
         metrics.clear()
         metrics.update(logged)
         raise

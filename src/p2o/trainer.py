@@ -51,7 +51,7 @@ from p2o.policy_phase.logprobs import CompletionLogprobs
 from p2o.policy_phase.phase import PolicyPhase
 from p2o.policy_phase.rewards import Rewards, Scoring
 from p2o.policy_phase.rollouts import Batch, Completions
-from p2o.policy_phase.sampler import EpochSampler, drawn_questions
+from p2o.policy_phase.sampler import EpochSampler, drawn_questions, epoch_sampler
 from p2o.policy_phase.zero_advantage import LossPass
 from p2o.prompt_phase import phase as prompt_phase
 from p2o.prompt_phase.policy_rollouts import FeedbackFn, Generated, PolicyRollouts, default_feedback, generated_by
@@ -155,8 +155,8 @@ class P2OTrainer(GRPOTrainer):
         return super().create_scheduler(self.args.steps_within_budget(num_training_steps), optimizer)
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochSampler:
-        self._sampler = sampler = EpochSampler(super()._get_train_sampler(dataset), lambda: self.p2o.epoch)
-        return sampler
+        self._sampler = epoch_sampler(super()._get_train_sampler, self.train_dataset, self.args, lambda: self.p2o)
+        return self._sampler
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """A generation batch: rollouts, their rewards, and all that the loss reads."""
@@ -280,7 +280,7 @@ class P2OTrainer(GRPOTrainer):
             self._prompt_phase()
 
     def _end_step(self, last_of_epoch: bool) -> bool:
-        self.p2o.epoch_complete |= last_of_epoch
+        self.p2o.end_step(last_of_epoch, self._metrics["train"], self.args.gradient_accumulation_steps)
         return prompt_phase.remaining_rollouts(self.p2o, self.args) != 0
 
     def _prompt_phase(self) -> None:

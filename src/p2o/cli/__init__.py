@@ -1,4 +1,4 @@
-"""The command line: `p2o train`, `p2o eval`, `p2o profile`, `p2o evolve`, `p2o compare`, `p2o report`, `p2o score`."""
+"""The command line: `p2o train`, `p2o eval`, `p2o profile`, `p2o rewrite`, `p2o evolve`, `p2o compare`, …"""
 
 import argparse
 import sys
@@ -13,6 +13,7 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("train", help="train a model; without arguments: the embedded world", add_help=False)
     commands.add_parser("eval", help="avg@n, pass@k, maj@k of a model; two evaluations compared", add_help=False)
     commands.add_parser("profile", help="how hard each question is for a model", add_help=False)
+    commands.add_parser("rewrite", help="backward rewrites of questions, to train on", add_help=False)
     commands.add_parser("evolve", help="the prompt phase alone, for a frozen model", add_help=False)
     commands.add_parser("compare", help="methods × seeds at equal compute", add_help=False)
     commands.add_parser("report", help="one HTML page about one run or several", add_help=False)
@@ -47,6 +48,10 @@ def _run(command: str, argv: list[str]) -> int:
         from p2o.cli.profile import profile
 
         return profile(argv)
+    if command == "rewrite":
+        from p2o.cli.rewrite import rewrite
+
+        return rewrite(argv)
     if command == "evolve":
         from p2o.cli.evolve import evolve_alone
 

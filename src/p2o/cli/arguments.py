@@ -17,6 +17,8 @@ from p2o.cli.secrets import refuse_nested_secrets
 from p2o.cli.settings import Settings, checked, read_settings
 from p2o.cli.words import take_option
 from p2o.config import P2OConfig
+from p2o.difficulty.profile import ProfileError
+from p2o.difficulty.training import evaluation_by_bucket
 from p2o.input_checks import check_evaluation
 from p2o.methods import with_method
 from p2o.tasks import Report, is_task
@@ -170,6 +172,8 @@ def prepare(argv: list[str], output_dir: str) -> Run:
             )
     if not arguments.evaluate_before_and_after:
         final_datasets = {}
+    elif arguments.eval_difficulty_profile:
+        final_datasets = _by_bucket(final_datasets, arguments.eval_difficulty_profile)
     if final_datasets:
         _refuse_cut_groups(training)
     return Run(
@@ -186,6 +190,19 @@ def prepare(argv: list[str], output_dir: str) -> Run:
         report=report,
         default_messages=messages,
     )
+
+
+def _by_bucket(sets: dict[str, Dataset], profile: str) -> dict[str, Dataset]:
+    """
+    Raises:
+        InputError: no evaluation questions, or a profile that is not one of them.
+    """
+    if not sets:
+        raise InputError("eval_difficulty_profile needs evaluation questions: set dataset_test_split.")
+    try:
+        return evaluation_by_bucket(sets, profile)
+    except ProfileError as error:
+        raise InputError(str(error)) from None
 
 
 def _refuse_cut_groups(training: P2OConfig) -> None:

@@ -17,12 +17,13 @@ import torch
 from rich.console import Console
 
 from p2o.cli.arguments import given_settings
+from p2o.cli.compare_plan import Plan, checked_plan
 from p2o.cli.defaults import with_defaults
 from p2o.cli.errors import InputError
 from p2o.cli.secrets import take_secrets
-from p2o.cli.words import normalized_option
-from p2o.methods import METHODS, tuned_as
-from p2o.reports.comparison import Cell, Sweep, as_table, choose, collect, draw
+from p2o.cli.words import normalized_option, take_option
+from p2o.methods import METHODS
+from p2o.reports.comparison import Cell, as_table, choose, collect, draw, effects, effects_table
 from p2o.state import differences, write_json
 
 DEFAULT_METHODS = "p2o,grpo,grpo-2x,dapo"
@@ -38,17 +39,21 @@ def compare(argv: list[str]) -> int:
         console.width = 180
     try:
         secrets = take_secrets(rest)
-        methods, seeds, sweep = _checked(arguments, rest)
+        profile = take_option(rest, "--difficulty_profile")
+        plan = checked_plan(arguments, rest, profile)
+        sweep = plan.sweep
         limit = {"steps": arguments.steps} if arguments.steps else {"total_rollouts": arguments.total_rollouts}
         settings = {**limit, "options": rest, "sweep": [sweep.option, *sweep.values, sweep.seed] if sweep else None}
+        if profile is not None:
+            settings["difficulty_profile"] = profile
         _same_comparison(arguments.output_dir, settings)
         launcher = _launcher(arguments.launcher)
         comparison = Comparison(arguments.output_dir, arguments.jobs, rest, limit, launcher, secrets)
         if arguments.print_commands:
-            return _print_commands(comparison, methods, seeds, sweep)
+            return _print_commands(comparison, plan)
         if arguments.collect:
-            return _collect(comparison, methods, seeds, sweep, console)
-        return _compare(comparison, methods, seeds, sweep, console)
+            return _collect(comparison, plan, console)
+        return _compare(comparison, plan, console)
     except InputError as error:
         errors.print(f"Error: {error}")
         return 2
@@ -62,6 +67,13 @@ def _parser() -> argparse.ArgumentParser:
         epilog="All other options are passed to `p2o train`, for every method: --config, --learning_rate, …",
     )
     parser.add_argument("--methods", default=DEFAULT_METHODS, help=f"of {', '.join(METHODS)} (default: %(default)s)")
+    parser.add_argument(
+        "--difficulty",
+        metavar="EASY,MEDIUM,…",
+        help="parts of the training questions to train on, each with every method: 'all', or what `p2o train "
+        "--difficulty` takes, with + in place of its commas, of the --difficulty_profile. A second table shows the "
+        "effect on each evaluation set; with --eval_difficulty_profile, on each bucket of the evaluation questions",
+    )
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated (default: %(default)s)")
     parser.add_argument("--output_dir", "--output-dir", type=Path, default=Path("runs/compare"), help="(%(default)s)")
     parser.add_argument(
@@ -211,127 +223,76 @@ def _runs_at_once(options: list[str]) -> int:
     return (os.cpu_count() or 1) if on_cpu else 1
 
 
-def _print_commands(comparison: Comparison, methods: list[str], seeds: list[int], sweep: Sweep | None) -> int:
+def _print_commands(comparison: Comparison, plan: Plan) -> int:
     """Prints the command of each cell that is not finished, of a sweep first its trials; returns the exit code."""
-    chosen: dict[str, Any] = {}
-    cells = []
-    if sweep:
-        tried = list(dict.fromkeys(tuned_as(method, methods) for method in methods))
-        cells = [sweep.cell(method, value) for method in tried for value in sweep.values]
-        if all(map(comparison.is_finished, cells)):
-            chosen = _chosen(comparison, sweep, tried)
-    if not sweep or chosen:
-        cells = _cells(methods, seeds, sweep, chosen)
+    cells = plan.trials
+    if all(map(comparison.is_finished, cells)):
+        cells = plan.cells(_chosen(comparison, plan))
     for cell in cells:
         if not comparison.is_finished(cell):
             print(shlex.join(comparison.command(cell)))
     return 0
 
 
-def _chosen(comparison: Comparison, sweep: Sweep, tried: list[str]) -> dict[str, Any]:
+def _chosen(comparison: Comparison, plan: Plan) -> dict[str, Any]:
+    """What a sweep whose trials are finished has chosen for each method; {} without one.
+
+    Raises:
+        InputError: a sweep without evaluation results.
+    """
+    if plan.sweep is None:
+        return {}
     try:
-        return choose(comparison.directory, sweep, tried)
+        return choose(comparison.directory, plan.sweep, plan.tuned)
     except ValueError as error:
         raise InputError(str(error)) from None
 
 
-def _cells(methods: list[str], seeds: list[int], sweep: Sweep | None, chosen: dict[str, Any]) -> list[Cell]:
-    """The runs that the table is of, with what a sweep has chosen."""
-    cells = []
-    for seed in seeds:
-        for method in methods:
-            own = [f"--{sweep.option}", chosen[tuned_as(method, methods)]["value"]] if sweep else []
-            cells.append(Cell(f"{method}-{seed}", ("--method", method, "--seed", str(seed), *own)))
-    return cells
-
-
-def _compare(
-    comparison: Comparison, methods: list[str], seeds: list[int], sweep: Sweep | None, console: Console
-) -> int:
+def _compare(comparison: Comparison, plan: Plan, console: Console) -> int:
     """Runs the unfinished cells and shows the result; returns the exit code.
 
     Raises:
         InputError: a sweep without evaluation results.
     """
-    chosen: dict[str, Any] = {}
-    if sweep:
-        tried = list(dict.fromkeys(tuned_as(method, methods) for method in methods))
-        trials = [sweep.cell(method, value) for method in tried for value in sweep.values]
+    if trials := plan.trials:
         console.print(f"{len(trials)} trials, {comparison.at_once(len(trials))} at once.")
         if not comparison.run(trials, console):
             return 1
-        chosen = _chosen(comparison, sweep, tried)
-    cells = _cells(methods, seeds, sweep, chosen)
+    chosen = _chosen(comparison, plan)
+    cells = plan.cells(chosen)
     console.print(f"{len(cells)} runs, {comparison.at_once(len(cells))} at once; finished ones are not run again.")
     finished = comparison.run(cells, console)
-    return _show(comparison, methods, seeds, sweep, chosen, console) or (0 if finished else 1)
+    return _show(comparison, plan, chosen, console) or (0 if finished else 1)
 
 
-def _collect(
-    comparison: Comparison, methods: list[str], seeds: list[int], sweep: Sweep | None, console: Console
-) -> int:
+def _collect(comparison: Comparison, plan: Plan, console: Console) -> int:
     """Shows the result of the cells that are finished; returns the exit code.
 
     Raises:
         InputError: trials of a sweep are missing.
     """
-    chosen: dict[str, Any] = {}
-    if sweep:
-        tried = list(dict.fromkeys(tuned_as(method, methods) for method in methods))
-        trials = [sweep.cell(method, value) for method in tried for value in sweep.values]
-        missing = [cell.name for cell in trials if not comparison.is_finished(cell)]
-        if missing:
-            raise InputError(f"Trials of the sweep are not finished: {', '.join(missing)}.")
-        chosen = _chosen(comparison, sweep, tried)
-    finished = all(map(comparison.is_finished, _cells(methods, seeds, sweep, chosen)))
-    return _show(comparison, methods, seeds, sweep, chosen, console) or (0 if finished else 1)
+    if missing := [cell.name for cell in plan.trials if not comparison.is_finished(cell)]:
+        raise InputError(f"Trials of the sweep are not finished: {', '.join(missing)}.")
+    chosen = _chosen(comparison, plan)
+    finished = all(map(comparison.is_finished, plan.cells(chosen)))
+    return _show(comparison, plan, chosen, console) or (0 if finished else 1)
 
 
-def _show(
-    comparison: Comparison,
-    methods: list[str],
-    seeds: list[int],
-    sweep: Sweep | None,
-    chosen: dict[str, Any],
-    console: Console,
-) -> int:
-    """Writes and prints the table of the cells that are finished; returns the exit code."""
-    result = collect(comparison.directory, methods, seeds, comparison.limit)
-    if sweep:
-        result["sweep"] = {"option": sweep.option, "seed": sweep.seed, "methods": chosen}
+def _show(comparison: Comparison, plan: Plan, chosen: dict[str, Any], console: Console) -> int:
+    """Writes and prints the tables of the cells that are finished; returns the exit code."""
+    arms = {arm.label: arm.beginning for arm in plan.arms}
+    result = collect(comparison.directory, arms, plan.seeds, comparison.limit)
+    if plan.sweep:
+        result["sweep"] = {"option": plan.sweep.option, "seed": plan.sweep.seed, "methods": chosen}
+    if plan.by_difficulty:
+        result["effects"] = effects(result)
     write_json(comparison.directory / "compare.json", result)
     console.print(as_table(result))
+    if plan.by_difficulty:
+        console.print(effects_table(result))
     draw(result, comparison.directory / "compare")
     console.print(f"{comparison.directory}/compare.json, .png, .svg", markup=False)
     return 0
-
-
-def _checked(arguments: argparse.Namespace, rest: list[str]) -> tuple[list[str], list[int], Sweep | None]:
-    methods = [name.strip() for name in arguments.methods.split(",") if name.strip()]
-    unknown = [name for name in methods if name not in METHODS]
-    if unknown or not methods:
-        raise InputError(f"Unknown method(s) {', '.join(unknown) or '(none)'}; choose among {', '.join(METHODS)}.")
-    try:
-        seeds = [int(seed) for seed in arguments.seeds.split(",")]
-    except ValueError:
-        raise InputError(f"--seeds {arguments.seeds!r} is not a list of integers such as 0,1,2.") from None
-    if len(set(seeds)) < len(seeds) or len(set(methods)) < len(methods):
-        raise InputError("A method or seed is named twice.")
-    if arguments.sweep is None:
-        return methods, seeds, None
-    option, _, listed = arguments.sweep.partition("=")
-    values = tuple(value.strip() for value in listed.split(",") if value.strip())
-    if not option.isidentifier() or len(values) < 2 or len(set(values)) < len(values):
-        raise InputError(
-            f"--sweep {arguments.sweep!r} is not like learning_rate=1e-4,5e-4: two different values or more."
-        )
-    if any(word.split("=")[0] == f"--{option}" for word in rest):
-        raise InputError(f"--{option} is both swept and set.")
-    if arguments.sweep_seed in seeds:
-        raise InputError(
-            f"--sweep_seed {arguments.sweep_seed} is also one of --seeds: tune on a seed that is not reported."
-        )
-    return methods, seeds, Sweep(option, values, arguments.sweep_seed)
 
 
 def _same_comparison(directory: Path, settings: dict[str, Any]) -> None:

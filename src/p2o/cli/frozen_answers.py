@@ -63,7 +63,14 @@ def answer_all(arguments: AnswerArguments, console: Console, ranks: Ranks, kind:
         GenerationError: completions that could not be had; what was finished before is kept.
     """
     tasks = load_questions(arguments, console.print)
-    settings = {
+    settings = answer_settings(arguments, tasks)
+    directory = open_directory(arguments.output_dir, kind, arguments.model, settings)
+    return answer_in(directory, settings, tasks, arguments, console, ranks)
+
+
+def answer_settings(arguments: AnswerArguments, tasks: list[QuestionSet]) -> dict[str, Any]:
+    """What answers depend on; a directory is only resumed under the same ones."""
+    return {
         **model_settings(arguments),
         "sampling": asdict(arguments.sampling()),
         "n": arguments.n,
@@ -73,7 +80,22 @@ def answer_all(arguments: AnswerArguments, console: Console, ranks: Ranks, kind:
         "reward_func": arguments.reward_func,
         "questions": {task.name: questions_digest([question_key(row) for row in task.rows]) for task in tasks},
     }
-    directory = open_directory(arguments.output_dir, kind, arguments.model, settings)
+
+
+def answer_in(
+    directory: Path,
+    settings: dict[str, Any],
+    tasks: list[QuestionSet],
+    arguments: AnswerArguments,
+    console: Console,
+    ranks: Ranks,
+) -> Answers:
+    """Samples and scores n answers to every question of the tasks, or resumes from the directory's transcripts.
+
+    Raises:
+        InputError: a model or questions that cannot be used.
+        GenerationError: completions that could not be had; what was finished before is kept.
+    """
     model = load_model(arguments, ranks)
     tasks, _ = reading_thoughts(tasks, arguments, model)
     refuse_long_questions(tasks, model, arguments.sampling())

@@ -148,7 +148,13 @@ class FrozenArguments(ModelArguments, SamplingArguments, QuestionArguments):
 
 
 def parse(
-    kind: type[Arguments], argv: Sequence[str], *, prog: str, description: str, takes_dataset: bool = False
+    kind: type[Arguments],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    takes_dataset: bool = False,
+    needs_model: bool = True,
 ) -> Arguments:
     """Parses the options of a command, which override those of `--config`, a training configuration.
 
@@ -157,6 +163,7 @@ def parse(
     Args:
         kind: dataclass of the options.
         takes_dataset: whether the configuration's data is taken where the command line names no tasks.
+        needs_model: whether MODEL is the first word of the command line, or an option, "" where it is not given.
 
     Raises:
         InputError: an unknown option, a value that no option can have, a configuration that cannot be read.
@@ -170,7 +177,13 @@ def parse(
         description=f"{description} --config FILE.yaml, a configuration of training, sets options of the same name.",
     )
     named = ", ".join(map(repr, NAMED_MODELS))
-    parser.add_argument("model", metavar="MODEL", help=f"a checkpoint, a name on the hub, {named}, or what is served")
+    about: dict[str, Any] = {} if needs_model else {"default": ""}
+    parser.add_argument(
+        "model" if needs_model else "--model",
+        metavar="MODEL",
+        help=f"a checkpoint, a name on the hub, {named}, or what is served",
+        **about,
+    )
     argv = _with_explicit_flags(argv, parser)
     named, rest = parser.parse_known_args(argv)
     refuse_unknown(rest, {action.dest for action in parser._actions})

@@ -16,7 +16,7 @@ from p2o.engines.frozen import FrozenModel
 from p2o.evaluation.scorers import reward_scorer, scorer
 from p2o.evaluation.types import QuestionSet, ScoreFn
 from p2o.pico import world
-from p2o.tasks import DataError, is_task, load_splits, load_task, questions
+from p2o.tasks import DataError, is_task, load_splits, load_task, questions, verifier_of
 from p2o.tasks.named import Verifier
 from p2o.thoughts import ThoughtReading, thought_reading
 from p2o.verifiers import check_solutions
@@ -64,6 +64,11 @@ def reading_thoughts(
     """The questions with scorers that read completions of this model as `--thoughts` has it, and that reading."""
     reading = thought_reading(arguments.thoughts, model.tokenizer, model.template_options)
     return [replace(task, score=reading.given_to(task.score)[0]) for task in tasks], reading
+
+
+def reward_name(arguments: FrozenArguments, task: str) -> str:
+    """The reward function of training that judges as the task is judged here."""
+    return arguments.reward_func or (verifier_of(task) if is_task(task) else arguments.verifier or "math")
 
 
 def _format(custom: ScoreFn | None, verifier: Verifier) -> str:

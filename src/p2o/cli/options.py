@@ -122,6 +122,13 @@ class RunArguments(DataArguments, FunctionArguments):
         default=True,
         metadata={"help": "Whether to evaluate in full before and after training, in addition to the curve during it."},
     )
+    eval_difficulty_profile: str | None = field(
+        default=None,
+        metadata={
+            "help": "Profile of the evaluation questions that `p2o profile` wrote: before and after training they are "
+            "evaluated by bucket, and no longer by set."
+        },
+    )
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={

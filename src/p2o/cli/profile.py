@@ -8,6 +8,7 @@ from rich.console import Console
 from p2o.cli.frozen import run
 from p2o.cli.frozen_answers import TRANSCRIPTS, AnswerArguments, Answers, answer_all
 from p2o.cli.frozen_options import parse
+from p2o.cli.frozen_questions import reward_name
 from p2o.cli.functions import load_function
 from p2o.difficulty.buckets import MEDIUM, Cutoffs
 from p2o.difficulty.profile import PROFILE, Profile, Question, profiled, reward_identity
@@ -16,7 +17,6 @@ from p2o.prompt_phase.options import BudgetOptions
 from p2o.ranks import Ranks
 from p2o.reports.difficulty import buckets_table, draw, groups_table
 from p2o.state import write_json
-from p2o.tasks import is_task, verifier_of
 
 SUMMARY, PICTURE = "difficulty.json", "difficulty.svg"
 
@@ -87,7 +87,7 @@ def _profile_of(arguments: ProfileArguments, found: Answers) -> Profile:
         questions += profiled(
             task.name, task.rows, found.samples[task.name], arguments.success_threshold, len(questions)
         )
-    judged_by = {task.name: load_function(_reward_name(arguments, task.name), "reward_funcs") for task in found.tasks}
+    judged_by = {task.name: load_function(reward_name(arguments, task.name), "reward_funcs") for task in found.tasks}
     return Profile(
         model=arguments.model,
         settings=found.settings,
@@ -96,11 +96,6 @@ def _profile_of(arguments: ProfileArguments, found: Answers) -> Profile:
         cutoffs=arguments.cutoffs,
         questions=tuple(questions),
     )
-
-
-def _reward_name(arguments: ProfileArguments, task: str) -> str:
-    """The reward function of training that judges as the task was judged here."""
-    return arguments.reward_func or (verifier_of(task) if is_task(task) else arguments.verifier or "math")
 
 
 def _print(made: Profile, summary: dict[str, Any], console: Console) -> None:

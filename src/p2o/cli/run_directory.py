@@ -6,7 +6,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ import yaml
 from p2o.callbacks import P2OCallback, SampledRollout
 from p2o.completions import conversation_text
 from p2o.files import append_whole, write_whole
+from p2o.prompt_phase.hard_samples import Outcome
 from p2o.prompt_phase.types import EvolutionResult
 from p2o.state import P2OState, write_json
 from p2o.templates import Prompt, question_text
@@ -30,6 +31,7 @@ EXPLANATION = """# A run of P²O
 | `metrics.jsonl` | every log of training and evaluation, one JSON object per line, as trackers get it |
 | `samples.jsonl` | some rollouts of every epoch: question, template, completion, reward |
 | `answers-before.jsonl`, `answers-after.jsonl` | one bare answer to each question of the evaluations before and after |
+| `outcomes/epoch-N.json` | successes and scored rollouts of every row that was mined in epoch N; which had templates |
 | `hard_sets/epoch-N.json` | training rows that were hard before epoch N |
 | `templates/epoch-N.json` | the evolution before epoch N: all candidates with parents and scores, and those selected |
 | `evolution/epoch-N/journal.jsonl` | its rollouts and reflections, from which an interrupted prompt phase resumes |
@@ -127,11 +129,27 @@ class RunDirectory(P2OCallback):
     ) -> None:
         if state.is_world_process_zero and p2o.epoch != self._sampled_epoch:
             self._sampled_epoch = p2o.epoch
+            if p2o.last_outcomes:
+                self.write_outcomes(p2o.epoch - 1, p2o.last_outcomes, p2o.templated_outcomes)
             stride = max(len(rollouts) // SAMPLES_PER_EPOCH, 1)
             for prompt, template, completion, reward in rollouts[::stride][:SAMPLES_PER_EPOCH]:
                 record = {"template": template, **_rollout(prompt, completion, reward)}
                 # The current step: it runs again when the run resumes from the previous one.
                 self.append("samples.jsonl", {"step": state.global_step + 1, "sampled_epoch": p2o.epoch, **record})
+
+    def write_outcomes(self, epoch: int, outcomes: Mapping[int, Outcome], templated: Collection[int]) -> None:
+        """Records what mining found in an epoch.
+
+        Args:
+            templated: questions whose rollouts, or some of them, were under templates.
+        """
+        record = {
+            "epoch": epoch,
+            "outcomes": {str(question): [found.successes, found.rollouts] for question, found in outcomes.items()},
+            "templated": sorted(outcomes.keys() & set(templated)),
+        }
+        (self.path / "outcomes").mkdir(exist_ok=True)
+        write_json(self.path / "outcomes" / f"epoch-{epoch:03d}.json", record)
 
     def on_prompt_phase_end(
         self,

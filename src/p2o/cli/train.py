@@ -248,6 +248,8 @@ def _write_outcome(
 ) -> None:
     """Writes the summary and the report, and prints the essentials."""
     state = trainer.p2o
+    if state.epoch_complete:
+        directory.write_outcomes(state.epoch, state.outcomes, state.assignment)
     summary = {
         "method": run.arguments.method,
         "seed": run.training.seed,

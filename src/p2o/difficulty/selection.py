@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from p2o.difficulty.buckets import BUCKETS, UNSCORED
@@ -80,3 +81,28 @@ def parse_selection(text: str) -> Selection:
         else:
             raise ValueError(f"difficulty={text!r}: {part!r} is not {FORMS}; several are separated by commas.")
     return Selection(frozenset(buckets), tuple(ranges), frozenset(rows))
+
+
+def rows_among(
+    keys: Sequence[str], profile: Profile, wanted: Sequence[int], where: str, data: str, again: str
+) -> list[int]:
+    """Rows of a data set whose question is one of these of the profile, in their order.
+
+    Args:
+        keys: digests of the questions of the data set.
+        wanted: rows of the profile.
+        where, data: the profile's file, and what to call the data set, for the message.
+        again: what to do about a profile of other questions.
+
+    Raises:
+        ProfileError: the profile is one of other questions.
+    """
+    there, chosen = set(keys), {profile.questions[row].key for row in wanted}
+    if missing := [profile.questions[row] for row in wanted if profile.questions[row].key not in there]:
+        first = missing[0]
+        raise ProfileError(
+            f"{where} is a profile of other questions: {len(missing)} of the {len(wanted)} selected are not in the "
+            f"{data}, row {first.row} ({first.text[:60]!r}) the first. Prompt and gold answer have to be the same. "
+            f"{again}"
+        )
+    return [row for row, key in enumerate(keys) if key in chosen]

@@ -1,15 +1,16 @@
 """The part of a training set that a difficulty selects, by a profile that has to be one of the same questions."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
 from p2o.config import P2OConfig
+from p2o.difficulty.buckets import BUCKETS
 from p2o.difficulty.profile import Profile, ProfileError, RewardIdentity, read_profile, reward_identity
-from p2o.difficulty.selection import parse_selection
+from p2o.difficulty.selection import parse_selection, rows_among
 from p2o.evaluation.results import question_key
 from p2o.models import NAMED_MODELS, model_path
 
@@ -48,25 +49,49 @@ def selected_questions(dataset: Dataset, args: P2OConfig, reward_funcs: Any, mod
     return dataset.select(rows * times)
 
 
+def evaluation_by_bucket(sets: Mapping[str, Dataset], path: str) -> dict[str, Dataset]:
+    """The questions of evaluation sets by their bucket in a profile, which is of them and perhaps of others.
+
+    Args:
+        sets: by name, with the columns `prompt` and `solution`.
+        path: of the profile.
+
+    Returns:
+        By bucket that has any, the questions; those that were not profiled are left out, which is logged.
+
+    Raises:
+        ProfileError: a file that is none, or a profile of other questions.
+    """
+    profile = read_profile(path)
+    buckets = {question.key: bucket for question, bucket in zip(profile.questions, profile.buckets, strict=True)}
+    rows = [row for dataset in sets.values() for row in dataset]
+    found = [buckets.get(question_key(row)) for row in rows]
+    made = {b: Dataset.from_list([r for r, own in zip(rows, found, strict=True) if own == b]) for b in BUCKETS}
+    if not any(map(len, made.values())):
+        raise ProfileError(
+            f"eval_difficulty_profile={path} is a profile of other questions: none of the {len(rows)} evaluation "
+            "questions is in it. Profile these, `p2o profile MODEL --dataset … --dataset_split …` or --tasks, with "
+            "training's own options of the data."
+        )
+    if left_out := sum(bucket not in BUCKETS for bucket in found):
+        logger.warning("%d of %d evaluation questions are not in the profile, and left out.", left_out, len(rows))
+    return {bucket: dataset for bucket, dataset in made.items() if len(dataset)}
+
+
 def _rows_in(dataset: Dataset, profile: Profile, wanted: Sequence[int], args: P2OConfig) -> list[int]:
     """Rows of the training set whose question is one of these of the profile, in their order."""
     columns = {"prompt": "prompt", "solution": args.solution_column, "entry": "entry"}
     present = {key: name for key, name in columns.items() if name in dataset.column_names}
     part = dataset.select_columns(list(present.values()))
     keys = [question_key({key: row[name] for key, name in present.items()}) for row in part]
-    there, chosen = set(keys), {profile.questions[row].key for row in wanted}
-    if missing := [profile.questions[row] for row in wanted if profile.questions[row].key not in there]:
-        first = missing[0]
-        raise ProfileError(
-            f"{args.difficulty_profile} is a profile of other questions: {len(missing)} of the {len(wanted)} selected "
-            f"are not in the training set, row {first.row} ({first.text[:60]!r}) the first. Prompt and gold answer "
-            f"have to be the same. Profile what you train on, `p2o profile {profile.model} --dataset …`, with "
-            "training's own options of the data (--data_seed, --system_prompt, --answer_format, …, or --config)."
-        )
     known = {question.key for question in profile.questions}
     if (unknown := sum(key not in known for key in keys)) and args.process_index == 0:
         logger.warning("%d of %d training questions are not in the profile, and left out.", unknown, len(keys))
-    return [row for row, key in enumerate(keys) if key in chosen]
+    again = (
+        f"Profile what you train on, `p2o profile {profile.model} --dataset …`, with training's own options of the "
+        "data (--data_seed, --system_prompt, --answer_format, …, or --config)."
+    )
+    return rows_among(keys, profile, wanted, str(args.difficulty_profile), "training set", again)
 
 
 def _refuse_other_reward(profile: Profile, wanted: Sequence[int], rewards: list[Any], args: P2OConfig) -> None:

@@ -126,9 +126,13 @@ class PolicyPhase:
         k, scores = self.args.num_generations, rewards.success_scores.masked_fill(~is_sampled, torch.nan).tolist()
         mined = HardSamples(self.args.near_hard, state.outcomes)
         for start in range(0, len(scores), k):
-            mined.record(plan.questions[start], scores[start : start + k], self.args.success_threshold)
+            if (question := plan.questions[start]) not in state.rewritten:
+                mined.record(question, scores[start : start + k], self.args.success_threshold)
         templated = all_reduce_sum(self.accelerator, plan.templates_in_use())[0] / len(scores)
         self.log({"p2o/rollout_success": present.success_rate(), "p2o/templated_rollouts": templated})
+        if is_sampled.any():
+            known = None if present.unscored.all() else present.success_rate()
+            state.watch_shortcut(known, self.args.shortcut_factor, self.args.regression_margin)
         if plan.two_contexts:
             under = self.accelerator.gather(plan.is_templated(self.accelerator.device))
             for name, rows in (("templated", is_sampled & under), ("bare", is_sampled & ~under)):

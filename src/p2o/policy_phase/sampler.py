@@ -1,9 +1,14 @@
 """In which order questions are asked, and which question a row of a batch is."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from trl.trainer.utils import RepeatSampler
+
+from p2o.config import P2OConfig
+from p2o.difficulty.exchange import draw_exchange, questions_alone, rewrites_by_question
+from p2o.state import P2OState
 
 
 class EpochSampler(RepeatSampler):
@@ -16,11 +21,14 @@ class EpochSampler(RepeatSampler):
     Args:
         sampler: TRL's.
         epoch: the present epoch.
+        exchange: called at its beginning: rows that are asked in place of others, by these.
     """
 
-    def __init__(self, sampler: RepeatSampler, epoch: Callable[[], int]) -> None:
+    def __init__(
+        self, sampler: RepeatSampler, epoch: Callable[[], int], exchange: Callable[[], Mapping[int, int]] = dict
+    ) -> None:
         self.__dict__.update(sampler.__dict__)
-        self.epoch = epoch
+        self.epoch, self.exchange = epoch, exchange
         self.drawn: list[int] = []
 
     def __iter__(self) -> Iterator[int]:
@@ -28,10 +36,32 @@ class EpochSampler(RepeatSampler):
             self.generator.manual_seed(self.seed or 0)
             for _ in range(self.epoch()):
                 torch.randperm(self.num_samples, generator=self.generator)
-        self.drawn = []
-        for index in super().__iter__():
+        self.drawn, exchanged = [], self.exchange()
+        for drawn in super().__iter__():
+            index = exchanged.get(drawn, drawn)
             self.drawn.append(index)
             yield index
+
+
+def epoch_sampler(
+    make: Callable[[Any], RepeatSampler], dataset: Any, args: P2OConfig, state: Callable[[], P2OState]
+) -> EpochSampler:
+    """The sampler of a training set's questions, in which rewrites take places of hard ones.
+
+    Args:
+        make: TRL's sampler of a data set.
+        dataset: of which [`p2o.difficulty.exchange`] knows the rewrites.
+        state: the present one, which is told what is exchanged.
+    """
+    rewrites = rewrites_by_question(dataset)
+
+    def exchange() -> dict[int, int]:
+        now = state()
+        drawn = draw_exchange(now.hard_set, rewrites, args.rewrite_share, args.seed, now.epoch)
+        now.rewritten = {rewrite: question for question, rewrite in drawn.items()}
+        return drawn
+
+    return EpochSampler(make(questions_alone(dataset)), lambda: state().epoch, exchange)
 
 
 def drawn_questions(sampler: EpochSampler | None, batch: int, rows: int) -> list[int]:

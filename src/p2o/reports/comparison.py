@@ -2,10 +2,11 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, TypedDict
 
 from rich.table import Table
 
@@ -59,20 +60,23 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
-def collect(directory: Path, methods: list[str], seeds: list[int], limit: dict[str, Any]) -> dict[str, Any]:
-    """The data of the table and the figure; cells without a summary are listed as missing.
+def collect(directory: Path, arms: Mapping[str, str], seeds: list[int], limit: dict[str, Any]) -> dict[str, Any]:
+    """The data of the tables and the figure; cells without a summary are listed as missing.
+
+    Args:
+        arms: what is compared, a method or a method on some questions, each with the beginning of its directories.
 
     For each cell: its summary, `curves` (by evaluation set, rollouts and accuracy), `collapsed` (by epoch, share of
     questions whose group had no variance), and `rollouts_until_half` of the headline set.
     """
     cells, missing = [], []
-    for method in methods:
+    for arm, beginning in arms.items():
         for seed in seeds:
-            path = directory / f"{method}-{seed}"
+            path = directory / f"{beginning}-{seed}"
             if not (path / "summary.json").exists():
-                missing.append(f"{method}-{seed}")
+                missing.append(path.name)
                 continue
-            summary = json.loads((path / "summary.json").read_text())
+            summary = json.loads((path / "summary.json").read_text()) | {"method": arm}
             summary.pop("templates", None)
             metrics = read_metrics(path)
             curves = accuracy_curves(metrics)
@@ -84,7 +88,47 @@ def collect(directory: Path, methods: list[str], seeds: list[int], limit: dict[s
             half = [spent for spent, value in summary["curves"].get(shown, []) if value >= 0.5]
             summary["rollouts_until_half"] = half[0] if half else None
             cells.append(summary)
-    return {"limit": limit, "methods": methods, "seeds": seeds, "missing": missing, "cells": cells}
+    return {"limit": limit, "methods": list(arms), "seeds": seeds, "missing": missing, "cells": cells}
+
+
+class Change(TypedDict):
+    """Of bare accuracy from before to after training: its mean over seeds, and half of the 95 % interval of that mean,
+    None for one seed."""
+
+    change: float
+    half: float | None
+
+
+def effects(result: dict[str, Any]) -> dict[str, dict[str, Change]]:
+    """What training did, by what was compared and by evaluation set."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for cell in result["cells"]:
+        for split, accuracy in cell["bare_accuracy"].items():
+            if None not in (accuracy["before"], accuracy["after"]):
+                changes = found.setdefault(cell["method"], {}).setdefault(split, [])
+                changes.append(accuracy["after"] - accuracy["before"])
+    return {arm: {split: _mean_change(changes) for split, changes in splits.items()} for arm, splits in found.items()}
+
+
+def _mean_change(changes: list[float]) -> Change:
+    middle, half = interval(changes)
+    return {"change": middle, "half": None if math.isnan(half) else half}
+
+
+def effects_table(result: dict[str, Any]) -> Table:
+    """The effect of training on some questions, a row, on the questions of each evaluation set, a column."""
+    found = effects(result)
+    table = Table(title="Change of bare accuracy by training, in points (mean ± 95 % interval over seeds, t)")
+    splits = list(dict.fromkeys(split for changes in found.values() for split in changes))
+    for heading in ("trained on", *(split.replace("_", " ") for split in splits)):
+        table.add_column(heading, justify="left" if heading == "trained on" else "right")
+    for arm, changes in found.items():
+        table.add_row(arm, *(_points(**changes[split]) if split in changes else "–" for split in splits))
+    return table
+
+
+def _points(change: float, half: float | None) -> str:
+    return f"{100 * change:+.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
 
 
 def as_table(result: dict[str, Any]) -> Table:

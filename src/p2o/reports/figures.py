@@ -1,15 +1,17 @@
 """Figures of a report, for plotly."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import plotly.graph_objects as go
 
 from p2o.evaluation.statistics import interval
 from p2o.reports.metrics import accuracy_curves, by_epoch
-from p2o.reports.run_data import RunData, hard_set_transitions
+from p2o.reports.run_data import TEMPLATED, RunData
 
+LIGHT = ("#e6a9a9", "#f1d3a0", "#a3d3bb")
+"""Of hard, medium and easy questions, where their rollouts were under templates."""
 COLOURS = ("#4c78a8", "#e07b39", "#3a9d6e", "#b4518f", "#7f6dc6", "#a08a2c", "#5aa5b8", "#c94f4f", "#777777")
 
 
@@ -100,6 +102,12 @@ BY_EPOCH = (
         True,
     ),
     ByEpoch("Response length", "completions/mean_length", "Mean tokens of a completion."),
+    ByEpoch(
+        "Entropy",
+        "entropy",
+        "Mean entropy of a sampled token, in nats: where it collapses together with response length while rewards are "
+        "still paid, the policy may be taking a shortcut.",
+    ),
 )
 
 
@@ -115,13 +123,24 @@ def epoch_figure(runs: list[RunData], shown: ByEpoch) -> go.Figure:
     return figure
 
 
-def transitions_figure(run: RunData) -> go.Figure | None:
-    flows = hard_set_transitions(run)
+FATES = {"hard": "#c94f4f", "solved with template": "#e0a339", "solved bare": "#3a9d6e"}
+BUCKET_COLOURS = {"hard": "#c94f4f", "medium": "#e0a339", "easy": "#3a9d6e"}
+BUCKET_COLOURS |= {f"{bucket}{TEMPLATED}": colour for bucket, colour in zip(BUCKET_COLOURS, LIGHT, strict=True)}
+
+
+def flow_figure(flows: Sequence[tuple[str, str, int]], colours: Mapping[str, str]) -> go.Figure | None:
+    """Questions that move from state to state; None where none do.
+
+    Args:
+        flows: from, to, questions; a state is a name and an epoch, with " · " between them.
+        colours: by name; grey for others.
+    """
     if not flows:
         return None
-    nodes = sorted({node for source, target, _ in flows for node in (source, target)}, key=_node_order)
+    order = {name: place for place, name in enumerate(colours)}
+    states = {state for source, target, _ in flows for state in (source, target)}
+    nodes = sorted(states, key=lambda state: _node_order(state, order))
     place = {node: index for index, node in enumerate(nodes)}
-    colours = {"hard": "#c94f4f", "solved with template": "#e0a339", "solved bare": "#3a9d6e"}
     return go.Figure(
         go.Sankey(
             node={
@@ -142,6 +161,6 @@ def transitions_figure(run: RunData) -> go.Figure | None:
     )
 
 
-def _node_order(node: str) -> tuple[int, str]:
+def _node_order(node: str, order: Mapping[str, int]) -> tuple[int, int, str]:
     name, _, epoch = node.partition(" · ")
-    return int(epoch), name
+    return int(epoch), order.get(name, len(order)), name

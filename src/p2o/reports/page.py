@@ -3,6 +3,7 @@
 import base64
 import gzip
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -13,17 +14,19 @@ import plotly.graph_objects as go
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from p2o.difficulty.buckets import Cutoffs
 from p2o.evaluation.statistics import wilson
 from p2o.files import write_whole
 from p2o.ledger import PURPOSES
-from p2o.reports.figures import BY_EPOCH, accuracy_figure, epoch_figure, transitions_figure
+from p2o.reports.figures import BUCKET_COLOURS, BY_EPOCH, FATES, accuracy_figure, epoch_figure, flow_figure
 from p2o.reports.metrics import accuracy_curves, by_epoch
-from p2o.reports.run_data import RunData, hard_set_transitions, load_run
+from p2o.reports.run_data import RunData, bucket_transitions, hard_set_transitions, load_run
 
 EVENTS = {
     "accuracy_regression": "accuracy on an evaluation set fell by more than regression_margin",
     "single_template": "an epoch had a single template in use",
     "response_length_changed": "response length left the range around its beginning (length_change_factor)",
+    "shortcut_suspected": "length and entropy of responses collapsed while rewards still paid for it (shortcut_factor)",
     "selection_within_noise": "a prompt phase's templates solved no more dev questions than none, but by chance",
     "templates_not_tried_again": "templates that selection_margin left out because max_rollouts was reached",
     "unscored_rollouts": "rollouts that no reward function scored",
@@ -163,23 +166,31 @@ def _warnings(run: RunData) -> list[list[Any]]:
 
 def _run(run: RunData, charts: Charts) -> dict[str, Any]:
     """The section of the page about one run."""
-    figure = transitions_figure(run)
-    chart = None
-    if figure is not None:
-        label = (
-            f"{run.name}: transitions of hard questions from epoch to epoch, left to right. Red: hard; amber: "
-            "solved with a template; green: solved bare."
-        )
-        numbers = Table(["from · epoch", "to · epoch", "questions"], [list(flow) for flow in hard_set_transitions(run)])
-        chart = charts.add(figure, label, numbers, height=380)
+    fates = (
+        f"{run.name}: transitions of hard questions from epoch to epoch, left to right. Red: hard; amber: "
+        "solved with a template; green: solved bare."
+    )
+    buckets = (
+        f"{run.name}: transitions of all questions between buckets from epoch to epoch, left to right. Red: hard; "
+        f"amber: medium; green: easy ({Cutoffs()}); pale: the same of rollouts under templates; grey: not asked or not "
+        "scored in that epoch."
+    )
     return {
         "name": run.name,
-        "transitions": chart,
+        "transitions": _flows(hard_set_transitions(run), FATES, fates, charts),
+        "buckets": _flows(bucket_transitions(run), BUCKET_COLOURS, buckets, charts),
         "lineages": [_lineage(epoch, record) for epoch, record in run.templates.items()],
         "answers": _answers(run),
         "settings": Table(["setting", "value"], [[k, v] for k, v in sorted(run.config.items())]),
         "versions": Table(["package", "version"], [[k, v] for k, v in run.versions.items()]),
     }
+
+
+def _flows(flows: list[tuple[str, str, int]], colours: Mapping[str, str], label: str, charts: Charts) -> Chart | None:
+    if (figure := flow_figure(flows, colours)) is None:
+        return None
+    numbers = Table(["from · epoch", "to · epoch", "questions"], [list(flow) for flow in flows])
+    return charts.add(figure, label, numbers, height=380)
 
 
 def _lineage(epoch: int, record: dict[str, Any]) -> dict[str, Any]:

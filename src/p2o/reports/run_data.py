@@ -1,13 +1,16 @@
 """Reads a run directory for a report."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from p2o.difficulty.buckets import Cutoffs
+from p2o.prompt_phase.hard_samples import Outcome
 
 
 @dataclass
@@ -17,6 +20,7 @@ class RunData:
     Args:
         hard_sets: rows that were hard before an epoch, by epoch.
         templates: record of the evolution before an epoch, by epoch.
+        mined: what mining found in an epoch, by epoch.
         answers: "before" and "after" training.
     """
 
@@ -27,6 +31,7 @@ class RunData:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     hard_sets: dict[int, list[int]] = field(default_factory=dict)
     templates: dict[int, dict[str, Any]] = field(default_factory=dict)
+    mined: dict[int, "Mined"] = field(default_factory=dict)
     answers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
@@ -70,6 +75,9 @@ def load_run(path: Path) -> RunData:
     # Runs without evaluation questions have no answers to them.
     for when in ("before", "after") if run.summary.get("bare_accuracy") else ():
         run.answers[when] = read_lines(f"answers-{when}.jsonl", "dataset", "question", "completion", "reward")
+    for file in sorted(path.glob("outcomes/epoch-*.json")):
+        if mined := read(str(file.relative_to(path)), Mined.read, None):
+            run.mined[mined.epoch] = mined
     for folder, keys in (("hard_sets", ("epoch", "rows")), ("templates", ("epoch", "selected", "evolution"))):
         for file in sorted(path.glob(f"{folder}/epoch-*.json")):
             name = str(file.relative_to(path))
@@ -117,4 +125,56 @@ def hard_set_transitions(run: RunData) -> list[tuple[str, str, int]]:
             elif now == "hard" and epoch != epochs[0]:
                 flows[f"not hard yet · {epoch - 1}", f"hard · {epoch}"] += 1
         state = after
+    return [(source, target, count) for (source, target), count in flows.items()]
+
+
+NOT_MINED, TEMPLATED = "not mined", " under templates"
+
+
+@dataclass(frozen=True)
+class Mined:
+    """What mining found in an epoch.
+
+    Args:
+        epoch: from 0.
+        outcomes: by question.
+        templated: questions with rollouts under templates.
+    """
+
+    epoch: int
+    outcomes: dict[int, Outcome]
+    templated: frozenset[int]
+
+    @classmethod
+    def read(cls, text: str) -> "Mined":
+        """
+        Raises:
+            ValueError: it is not what a run directory records.
+        """
+        data = _mapping(json.loads(text), ("epoch", "outcomes", "templated"))
+        try:
+            outcomes = {int(question): Outcome(*map(int, counts)) for question, counts in data["outcomes"].items()}
+            return cls(int(data["epoch"]), outcomes, frozenset(map(int, data["templated"])))
+        except (TypeError, AttributeError) as error:
+            raise ValueError(str(error)) from None
+
+    def state(self, question: int) -> str:
+        """The bucket of a question in this epoch, with its number from 1."""
+        if (outcome := self.outcomes.get(question)) is None:
+            return f"{NOT_MINED} · {self.epoch + 1}"
+        under = TEMPLATED if question in self.templated else ""
+        return f"{Cutoffs().bucket(outcome)}{under} · {self.epoch + 1}"
+
+
+def bucket_transitions(run: RunData) -> list[tuple[str, str, int]]:
+    """Number of questions per transition between the buckets of successive epochs.
+
+    The bucket of an epoch is by the rollouts that mining counted in it: of a question that had templates, rollouts
+    under them. One that was not drawn in an epoch, whose place a rewrite took, or that nobody scored was not mined.
+    """
+    flows = Counter[tuple[str, str]]()
+    questions = {question for mined in run.mined.values() for question in mined.outcomes}
+    for epoch, before in sorted(run.mined.items()):
+        if (after := run.mined.get(epoch + 1)) is not None:
+            flows.update((before.state(question), after.state(question)) for question in questions)
     return [(source, target, count) for (source, target), count in flows.items()]
