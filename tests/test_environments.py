@@ -130,9 +130,23 @@ def test_both_phases_alternate_with_a_reward_that_the_environment_owns(tmp_path,
     assert {kind for kind, *_ in log} == {"made", "reset", "multiply", "get_reward"}
 
 
-def test_a_question_is_the_same_one_every_time(tmp_path, tool_model):
+def test_an_evaluation_plays_episodes_too(tmp_path, tool_model):
+    """Of two kinds, the last batch filled up with rows that count for nothing."""
+    log = []
+    told = data(9, INSTRUCTION, environment=["desk", "table", "desk"] * 3)
+    environments = {"desk": desk(log), "table": desk(log)}
+    trainer = make(tmp_path, tool_model, environments, train=told, num_generations_eval=2)
+    log.clear()
+    found = trainer.evaluate(told)
+    earned = [entry for entry in log if entry[0] == "get_reward"]
+    assert len(earned) == 18 and {entry[1:] for entry in earned} == set(QUESTIONS[::3][:9])
+    assert found["eval_accuracy"] > 0.5 and found["eval_reward"] == pytest.approx(found["eval_accuracy"])
+
+
+@pytest.mark.parametrize("limit", [None, 100.0])
+def test_a_question_is_the_same_one_every_time(tmp_path, tool_model, limit):
     """Also where reset() draws it, from a random stream of the row's; those of training stay where they are."""
-    trainer = make(tmp_path, tool_model, lottery())
+    trainer = make(tmp_path, tool_model, lottery(), environment_timeout=limit)
     states = random.getstate(), torch.random.get_rng_state()
     rollouts = trainer.policy_rollouts
     asked = [question_text(rollouts.asked(row)) for row in range(8)]
