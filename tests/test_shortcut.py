@@ -1,6 +1,7 @@
 """The alarm for shortcuts: when it is raised, what it survives, and a run that is made to take one."""
 
 import json
+from pathlib import Path
 from statistics import fmean
 
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from p2o.difficulty.shortcut import ShortcutWatch
 from p2o.pico import world
 from p2o.policy_phase.lengths import Course
-from p2o.reports.page import EVENTS
+from p2o.reports.page import EVENTS, render
+from p2o.reports.run_data import RunData
 from p2o.state import P2OState, uncounted_on_failure
 from p2o.templates import apply_template
 from trainers import make
@@ -84,6 +86,12 @@ def test_it_is_told_once_also_by_a_run_that_is_resumed(caplog):
 )
 def test_it_is_not_raised_by_half_of_it(lengths, entropies, successes):
     assert live(P2OState(), lengths, entropies, successes).events == {}
+
+
+def test_the_report_shows_it_beside_the_curves():
+    logs = {"step": 1, "epoch": 1, "loss": 0.1, "entropy": 0.5, "p2o/events/shortcut_suspected": 1}
+    page = render([RunData(Path("run"), metrics=[logs])])
+    assert f"{EVENTS['shortcut_suspected']}</td><td>1" in page and "Mean entropy of a sampled token, in nats" in page
 
 
 def test_a_checkpoint_of_an_earlier_release_has_no_watch():

@@ -183,29 +183,24 @@ def _write(directory: Path, name: str, questions: int, found: Found, console: Co
     """Writes and prints what was found; returns the exit code."""
     kept = sorted([*found.kept, *found.open], key=lambda one: one.of_row)
     verified = Counter(one.verified_by or "nothing" for one in kept)
-    summary = {
-        "questions": questions,
-        "with_rewrites": len({one.of_row for one in kept}),
-        "rewrites": len(kept),
-        "verified_by": dict(verified),
-        "rejected": dict(reasons(found.rejected)),
-    }
+    able, rejected = len({one.of_row for one in kept}), dict(reasons(found.rejected))
+    summary = {"questions": questions, "with_rewrites": able, "rewrites": len(kept)}
     write_whole(directory / REWRITES, _lines(one.to_row() for one in kept))
     write_whole(directory / REJECTED, _lines(map(asdict, sorted(found.rejected, key=lambda one: one.row))))
-    write_json(directory / SUMMARY, summary)
+    write_json(directory / SUMMARY, {**summary, "verified_by": dict(verified), "rejected": rejected})
     said = ", ".join(f"{count} verified by {'a ' * (by != 'nothing')}{by}" for by, count in verified.items())
-    made_of = f"{summary['with_rewrites']} of {questions} questions of {name}"
+    made_of = f"{able} of {questions} questions of {name}"
     console.print(f"{len(kept)} rewrites of {made_of}{f' ({said})' if said else ''}.", markup=False)
     table = Table(title="Rejected")
     table.add_column("reason")
     table.add_column("times", justify="right")
-    for reason, count in summary["rejected"].items():  # type: ignore[attr-defined]
+    for reason, count in rejected.items():
         table.add_row(reason, str(count))
     if found.rejected:
         console.print(table)
     files = " · ".join(str(directory / file) for file in (REWRITES, REJECTED, SUMMARY))
     console.print(files, markup=False, soft_wrap=True)
-    if UNVERIFIED in summary["rejected"]:  # type: ignore[operator]
+    if UNVERIFIED in rejected:
         console.print(
             f"{UNVERIFIED[0].upper()}{UNVERIFIED[1:]} of some: name a --model whose answers tell, or keep them with "
             "--keep_unverified true."
