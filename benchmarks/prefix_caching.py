@@ -1,7 +1,9 @@
 """What vLLM's prefix cache saves P²O, whose rollouts share a question, or an instruction, or neither.
 
     python benchmarks/prefix_caching.py --json docs/prefix_caching.json
-    python benchmarks/prefix_caching.py --tools_tokens 512 --template_position system
+    python benchmarks/prefix_caching.py --tools_tokens 512 --template_position system --count_only
+
+The second one counts, without an engine, what a cache of whole blocks finds.
 
 Two engines that differ in nothing but the cache answer the same requests by turns. Four kinds of batches:
 
@@ -17,6 +19,7 @@ are random, for only their number matters. Weights are random, too.
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -31,6 +34,7 @@ from random_model import save_random_model
 Prompts = list[list[int]]
 
 HEADER = 8  # tokens before the user's message
+BLOCK = 16  # tokens that vLLM keeps or forgets together
 
 
 def batches(arguments: argparse.Namespace, rng: random.Random, vocabulary: int) -> dict[str, Prompts]:
@@ -54,6 +58,18 @@ def batches(arguments: argparse.Namespace, rng: random.Random, vocabulary: int) 
         "templates drawn": [under(templates[rng.randrange(arguments.templates)]) + x for x in grouped],
         "all different": [under(z) + x for z, x in zip(templates, questions, strict=True)],
     }
+
+
+def found_in_blocks(prompts: Prompts) -> float:
+    """Share of the prompts' tokens that a cache of blocks finds which has kept those of the prompts before."""
+    known: set[tuple[int, ...]] = set()
+    found = 0
+    for prompt in prompts:
+        # The last token is always computed: its logits are needed.
+        prefixes = [tuple(prompt[:end]) for end in range(BLOCK, len(prompt), BLOCK)]
+        found += BLOCK * len(list(itertools.takewhile(known.__contains__, prefixes)))
+        known.update(prefixes)
+    return found / sum(map(len, prompts))
 
 
 def build_model(directory: str, arguments: argparse.Namespace) -> int:
@@ -131,8 +147,13 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=5, help="timed turns; medians are reported")
+    parser.add_argument("--count_only", action="store_true", help="count what is found, without an engine")
     parser.add_argument("--json", type=Path, help="write the result here, too")
     arguments = parser.parse_args()
+    if arguments.count_only:
+        for kind, prompts in batches(arguments, random.Random(0), vocabulary=5000).items():
+            print(f"{kind:<16}{found_in_blocks(prompts):>5.0%} found in cache")
+        return
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GB
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     result = measure(arguments)

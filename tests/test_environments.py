@@ -268,7 +268,7 @@ def test_environments_that_all_hang_do_not_hold_up_a_phase_for_ever(tmp_path, to
     finally:
         let_go.set()
     assert [r.reward for r in found] == [None] * 12 and trainer.p2o.events == {"environment_hung": 12}
-    assert len(called) == 8 and "8 calls of environments in a row hung" in caplog.text
+    assert len(called) <= 8 and "8 calls of environments in a row hung" in caplog.text
 
 
 class Slow(desk()):
@@ -296,7 +296,7 @@ desk_multiply = desk().multiply
 
 
 def test_coroutines_have_the_same_limit(tmp_path, tool_model):
-    trainer = make(tmp_path, tool_model, Slow, environment_timeout=1.0)
+    trainer = make(tmp_path, tool_model, Slow, environment_timeout=2.0)
     found = trainer.policy_rollouts([(Question(row, "", ""), INSTRUCTION) for row in range(4)], 1)
     assert [r.reward for r in found] == [1.0, None, None, 1.0]
     assert trainer.p2o.events == {"environment_hung": 2}
