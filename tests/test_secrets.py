@@ -87,11 +87,3 @@ def test_runs_at_once_reads_use_cpu_as_the_parser_does(monkeypatch, words, on_cp
     monkeypatch.setattr(command, "with_defaults", lambda settings, has_file: (settings, []))
     monkeypatch.setattr(command.os, "cpu_count", lambda: 7)
     assert command._runs_at_once(words) == (7 if on_cpu else 1)
-
-
-def test_help_lists_the_options_of_the_command_itself(capsys):
-    with pytest.raises(SystemExit):
-        main(["train", "--help"])
-    shown = capsys.readouterr().out
-    for option in ("--config FILE.yaml", "--resume", "--check_only"):
-        assert f"\n  {option}" in shown

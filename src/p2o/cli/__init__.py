@@ -3,11 +3,17 @@
 import argparse
 import sys
 
+from p2o.cli.help import short_help
+
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the `p2o` command; returns the exit code (2: bad input, 130: interrupted)."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="p2o", description="Joint policy and prompt optimization on TRL and GEPA.")
+    parser = argparse.ArgumentParser(
+        prog="p2o",
+        description="Joint policy and prompt optimization on TRL and GEPA.",
+        epilog="`p2o COMMAND --help` explains a command, and `p2o COMMAND --help all` lists every option.",
+    )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("train", help="train a model; without arguments: the embedded world", add_help=False)
@@ -27,8 +33,12 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.command is None:
         parser.print_help()
         return 0 if not argv else 2
+    words = [*rest, *argv[1:]]
+    if (page := short_help(arguments.command, words)) is not None:
+        print(page, end="")
+        return 0
     try:
-        return _run(arguments.command, [*rest, *argv[1:]])
+        return _run(arguments.command, words)
     except OSError as error:
         from p2o.files import unwritable
 

@@ -1,5 +1,6 @@
 """Options of `p2o eval` and `p2o evolve`: a frozen model, its sampling, the questions."""
 
+import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -173,8 +174,15 @@ def parse(
     parser = Parser(
         kind,
         prog=prog,
+        usage=f"%(prog)s {'MODEL ' if needs_model else ''}[--config FILE.yaml] [--OPTION VALUE ...]",
         allow_abbrev=False,
-        description=f"{description} --config FILE.yaml, a configuration of training, sets options of the same name.",
+        description=description,
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE.yaml",
+        default=argparse.SUPPRESS,
+        help="A configuration of training: sets options of the same name; those on the command line override it.",
     )
     named = ", ".join(map(repr, NAMED_MODELS))
     about: dict[str, Any] = {} if needs_model else {"default": ""}
@@ -212,7 +220,7 @@ def _with_explicit_flags(argv: list[str], parser: Parser) -> list[str]:
 
 def _set_defaults(parser: Parser, path: str, own_data: bool) -> None:
     """Uses the settings of a training configuration as defaults, except those that only training has."""
-    names = {action.dest for action in parser._actions}
+    names = {action.dest for action in parser._actions} - {"config"}
     settings = checked(read_settings(path), {**dict.fromkeys(names, Any), **option_types()}, path)
     left_out = {"seed", "output_dir", *(() if own_data else ("dataset_name",))}
     parser.set_defaults_with_config(**{k: v for k, v in settings.items() if k in names - left_out})

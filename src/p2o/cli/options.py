@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
-from trl import ModelConfig, TrlParser
+from transformers import TrainingArguments
+from trl import GRPOConfig, ModelConfig, TrlParser
 
 from p2o.cli.errors import InputError
 from p2o.cli.settings import Settings, nearest
@@ -142,6 +143,23 @@ class RunArguments(DataArguments, FunctionArguments):
     )
 
 
+USAGE = "%(prog)s [--config FILE.yaml] [--OPTION VALUE ...]"
+
+
+def _sections() -> dict[str, set[str]]:
+    """Titles of `p2o train --help all`, in their order, and the names of the options below each."""
+    kinds = (RunArguments, P2OConfig, ModelConfig, GRPOConfig, TrainingArguments)
+    run, p2o, model, grpo, training = ({option.name for option in dataclasses.fields(kind)} for kind in kinds)
+    return {
+        "the command itself": {"config", "resume", "resume_or_start", "check_only"},
+        "data, rewards and method": run,
+        "P²O": p2o - grpo,
+        "model and adapter (TRL's ModelConfig)": model,
+        "policy phase (TRL's GRPOConfig)": grpo - model - training,
+        "training (transformers' TrainingArguments)": training - model,
+    }
+
+
 class Parser(TrlParser):
     """A parser of options, by default of those of `p2o train`, which raises instead of printing its usage.
 
@@ -158,10 +176,12 @@ class Parser(TrlParser):
             kinds = (RunArguments, P2OConfig, ModelConfig)
             settings = {
                 "prog": "p2o train",
+                "usage": USAGE,
                 "description": "Trains a model; without options, the embedded world.",
             }
         super().__init__(list(kinds), conflict_handler="resolve", **settings)
-        if RunArguments in kinds:
+        self._trains = RunArguments in kinds
+        if self._trains:
             self._add_options_of_the_command()
 
     def _add_options_of_the_command(self) -> None:
@@ -190,6 +210,19 @@ class Parser(TrlParser):
             **flag,
             help="Checks options, data and, with --resume, the checkpoint; trains nothing and writes nothing.",
         )
+
+    def format_help(self) -> str:
+        """Every option with its description; of `p2o train` ours first, then TRL's and transformers'."""
+        if not self._trains:
+            return super().format_help()
+        formatter = self.formatter_class(prog=self.prog)
+        formatter.add_usage(self.usage, [], [])
+        formatter.add_text(self.description)
+        for title, names in _sections().items():
+            formatter.start_section(title)
+            formatter.add_arguments([action for action in self._actions if action.dest in names])
+            formatter.end_section()
+        return formatter.format_help()
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message[0].upper()}{message[1:]}.")

@@ -24,7 +24,9 @@ from p2o.cli.arguments import Run, prepare
 from p2o.cli.console import Watch, bare_accuracies, clock, outcome_table
 from p2o.cli.data import hub_name
 from p2o.cli.errors import InputError
+from p2o.cli.help import asks_for_help
 from p2o.cli.interrupt import Interrupt
+from p2o.cli.options import Parser
 from p2o.cli.preflight import check_trainer_builds, make_trainer, refuse_other_checkpoint
 from p2o.cli.run_directory import RunDirectory, check_writable
 from p2o.cli.settings import read_settings
@@ -48,6 +50,9 @@ def train(argv: list[str]) -> int:
     disable_progress_bar()
     try:
         argv = [normalized_option(word) for word in argv]
+        if asks_for_help(argv):
+            Parser().print_help()
+            return 0
         resume, argv = take_resume(argv)
         if resume is None:
             console.print("This run is finished.")
