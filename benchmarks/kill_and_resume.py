@@ -1,7 +1,7 @@
 """Kills runs at random moments over both phases (SIGKILL), resumes them, and compares how they end: the weights bit for
 bit, and the ledger of every rollout and token.
 
-    python benchmarks/kill_and_resume.py --kills 50
+    python benchmarks/kill_and_resume.py --kills 100
     python benchmarks/kill_and_resume.py --kills 30 --processes 2          # one of them, whichever, is killed
     python benchmarks/kill_and_resume.py --kills 30 --during checkpoint    # while one is being written
     VLLM_CPU_KVCACHE_SPACE=1 python benchmarks/kill_and_resume.py --kills 30 --vllm_server
