@@ -326,6 +326,9 @@ def test_bad_input_is_refused_before_training(tmp_path, tool_model):
         def divide(self, a, b):
             return a / b
 
+    for wrong, why in ((desk()(), "it is Desk"), ({"desk": 1}, "'desk' is int"), ({}, "it is empty")):
+        with pytest.raises(ValueError, match=f"environment_factory must be a class .*; {why}"):
+            make(tmp_path, tool_model, wrong)
     with pytest.raises(ValueError, match="must define a callable `reset`"):
         make(tmp_path, tool_model, Without)
     with pytest.raises(ValueError, match=r"The tool .*divide cannot be described to the model"):

@@ -36,6 +36,7 @@ def training_questions(
     """
     if not isinstance(args, P2OConfig):
         raise ValueError(f"args must be a P2OConfig, not {type(args).__name__}: the names swap in pairs.")
+    _check_factory(environment_factory)
     if not reward_funcs and environment_factory is None:
         raise ValueError("No reward source provided: P2OTrainer needs `reward_funcs`, which show what is hard.")
     if args.reused_rollouts_per_group and rollout_func is not None:
@@ -53,6 +54,23 @@ def training_questions(
         return None  # TRL makes one, of empty prompts
     check_questions(train_dataset, args, asks=environment_factory is not None, converses=bool(called))
     return with_rewrites(selected_questions(train_dataset, args, reward_funcs or [], model), args)
+
+
+def _check_factory(factory: Any) -> None:
+    """
+    Raises:
+        ValueError: neither None nor a callable nor callables by name.
+    """
+    if isinstance(factory, Mapping):
+        wrong = [f"{name!r} is {type(made).__name__}" for name, made in factory.items() if not callable(made)]
+        wrong = wrong or ([] if factory else ["it is empty"])
+    else:
+        wrong = [] if factory is None or callable(factory) else [f"it is {type(factory).__name__}"]
+    if wrong:
+        raise ValueError(
+            "environment_factory must be a class of environments or a function that makes one, or a dictionary of such "
+            f"by name; {wrong[0]}. Give the class, not an instance."
+        )
 
 
 def check_evaluation(args: P2OConfig) -> None:
