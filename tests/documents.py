@@ -21,7 +21,7 @@ from p2o.tasks import NAMED_SETS
 from random_model import save_random_model
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES += sorted((ROOT / "recipes").rglob("*.md"))
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 PROGRAMS = ("p2o", "python", "pip", "accelerate", "pytest")
