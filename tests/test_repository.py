@@ -1,13 +1,14 @@
 """What people expect of a repository: pages, forms, a workflow, one version in all places."""
 
 import re
+import textwrap
 import tomllib
 
 import pytest
 import yaml
 
 import p2o
-from documents import PAGES, ROOT
+from documents import PAGES, ROOT, blocks_of
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
@@ -65,3 +66,9 @@ def test_a_page_links_to_files_that_exist(page):
     links = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL))
     inner = [link.partition("#")[0] for link in links if not re.match(r"https?:|mailto:|#", link)]
     assert not [link for link in inner if not (page.parent / link).exists()]
+
+
+def test_the_script_that_is_type_checked_strictly_has_the_readmes_example():
+    (block,) = [block for block in blocks_of(ROOT / "README.md") if block.language == "python"]
+    assert textwrap.indent(block.text, "    ") in (ROOT / "tests" / "public_api.py").read_text()
+    assert "tests/public_api.py" in PROJECT["tool"]["mypy"]["files"]
