@@ -212,8 +212,8 @@ class Secure(Server):
 
 def make_certificates(directory: Path) -> None:
     for name in ("good", "bad"):
-        options = ["-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
-        options += ["-addext", "subjectAltName=IP:127.0.0.1"]
+        options = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+        options += ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
         files = ["-keyout", str(directory / f"{name}.key"), "-out", str(directory / f"{name}.pem")]
         subprocess.run(["openssl", "req", "-x509", *options, *files], check=True, capture_output=True)
 
