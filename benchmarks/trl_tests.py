@@ -52,10 +52,11 @@ _STREAMS = {
     "test_iterable_dataset_forces_num_workers_zero": _STREAM,
     "test_iterable_dataset_requires_dispatch_batches_false": f"{_STREAM}, which it says in place of TRL's reason",
 }
-_FORCED = {
-    "test_train_with_mask_truncated_completions": "its stand-in for `generate` answers three prompts, whatever it is "
-    "asked, and a prompt phase asks for other numbers of them",
-}
+_OWN_GENERATE = "its stand-in for `generate` answers three prompts, and a prompt phase asks for other numbers of them"
+_FORCED = dict.fromkeys(
+    ("test_train_with_mask_truncated_completions", "test_train_with_tools", "test_train_with_malformed_tool_calls"),
+    _OWN_GENERATE,
+)
 KNOWN: dict[str, dict[str, str]] = {"p2o": _STREAMS, "forced": _STREAMS | _FORCED}
 """By mode and by the name of a test, without its class and parameters: why P²O does not pass it."""
 
