@@ -236,7 +236,7 @@ def test_the_page_in_a_browser(run, tmp_path, browser, width, scheme):
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto((tmp_path / "page.html").as_uri())
-    page.wait_for_selector("html[data-ready=yes]", state="attached")
+    page.wait_for_selector("html[data-ready=yes]", state="attached", timeout=120_000)
     charts = page.locator(".chart").all()
     drawn = [chart.locator(".main-svg").count() > 0 for chart in charts]
     assert len(charts) >= 3 and (width > 1000 or not all(drawn)), "what is far from the window waits"
