@@ -235,7 +235,7 @@ def test_an_environment_that_fails_costs_its_rollout_and_is_replaced(tmp_path, t
         return [0.0 if e.asked else None for e in environments]
 
     train = data(6, way=WAYS)
-    trainer = make(tmp_path, tool_model, Broken, reward=read, train=train, environment_timeout=2.0)
+    trainer = make(tmp_path, tool_model, Broken, reward=read, train=train, environment_timeout=5.0)
     try:
         rollouts = trainer.policy_rollouts
         requests = [(Question(row, "", ""), INSTRUCTION) for row in range(6)]
@@ -245,7 +245,7 @@ def test_an_environment_that_fails_costs_its_rollout_and_is_replaced(tmp_path, t
         assert [r.solved for r in found] == [True, False, False, True, False, True]
         assert "out of paper" in found[3].completion
         assert trainer.p2o.events == {"environment_raised": 2, "environment_hung": 1}
-        assert "OSError: no room" in caplog.text and "has not come back within 2 seconds" in caplog.text
+        assert "OSError: no room" in caplog.text and "has not come back within 5 seconds" in caplog.text
         failed = {id(e) for e in watched if e.way in ("hang", "reward")}
         watched.clear()
         rollouts([(Question(0, "", ""), INSTRUCTION)] * 6, 2)
@@ -296,7 +296,7 @@ desk_multiply = desk().multiply
 
 
 def test_coroutines_have_the_same_limit(tmp_path, tool_model):
-    trainer = make(tmp_path, tool_model, Slow, environment_timeout=2.0)
+    trainer = make(tmp_path, tool_model, Slow, environment_timeout=5.0)
     found = trainer.policy_rollouts([(Question(row, "", ""), INSTRUCTION) for row in range(4)], 1)
     assert [r.reward for r in found] == [1.0, None, None, 1.0]
     assert trainer.p2o.events == {"environment_hung": 2}

@@ -181,7 +181,7 @@ def hub():
 def run(server, *command):
     """In a process of its own: huggingface_hub reads the hub's address when it is imported."""
     environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=200, env=environment)
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=600, env=environment)
 
 
 @pytest.mark.slow

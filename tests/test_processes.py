@@ -178,7 +178,7 @@ def test_p2o_train_over_two_processes(tmp_path, config):
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "p2o"]
     options = ["train", "--config", path, "--ddp_backend", "gloo"]
-    done = subprocess.run([*command, *options, "--output_dir", str(out)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, *options, "--output_dir", str(out)], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-6000:]
     assert done.stdout.count("a new run") == 1, "one process speaks"
     summary = json.loads((out / "summary.json").read_text())

@@ -154,6 +154,6 @@ def test_a_recipe_as_accelerate_launches_it(tmp_path, tiny):
     ]
     command += ["-m", "p2o", *rest.split()[:-1], str(tmp_path / "run"), *words(tiny(recipe)), "--ddp_backend", "gloo"]
     command += ["--per_device_train_batch_size", "2", "--use_vllm", "false"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-6000:]
     check(tmp_path / "run")

@@ -258,7 +258,7 @@ def test_an_interrupted_score_keeps_what_is_finished(tmp_path):
         time.sleep(0.1)
     time.sleep(6)
     scoring.send_signal(signal.SIGINT)
-    said, _ = scoring.communicate(timeout=30)
+    said, _ = scoring.communicate(timeout=120)
     assert scoring.returncode == 130 and "80 of 81 verdicts" in said
     records = [json.loads(line) for line in output.read_text().splitlines()]
     assert [r["line"] for r in records] == [n for n in range(1, 82) if n != 41]
