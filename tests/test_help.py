@@ -5,6 +5,7 @@ import io
 import re
 import subprocess
 import sys
+import time
 from functools import cache
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from p2o.cli import main
 from p2o.cli.eval import EvalArguments
 from p2o.cli.evolve import EvolveArguments
-from p2o.cli.help import PAGES
+from p2o.cli.help import PAGES, short_help
 from p2o.cli.options import option_types
 from p2o.cli.profile import ProfileArguments
 from p2o.cli.rewrite import RewriteArguments
@@ -103,3 +104,32 @@ def test_two_evaluations_are_compared_by_options_of_their_own():
 def test_the_page_is_there_before_torch_is_imported():
     code = "import sys; from p2o.cli import main; main(['train', '--help']); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_without_words_asks_for_no_help(command):
+    assert short_help(command, []) is None
+
+
+@pytest.mark.parametrize("command", sorted({*COMMANDS} - {"train", "compare"}))
+def test_a_command_that_needs_more_says_so(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main([command])
+    except SystemExit as error:  # argparse's own
+        code = error.code
+    told = capsys.readouterr()
+    assert code == 2 and "Traceback" not in told.err and told.err.strip()
+
+
+@pytest.mark.slow
+def test_training_without_any_option_begins(tmp_path):
+    """README's first command."""
+    with open(tmp_path / "log", "w") as log:
+        run = subprocess.Popen([sys.executable, "-m", "p2o", "train"], cwd=tmp_path, stdout=log, stderr=log)
+        while run.poll() is None and not list(tmp_path.glob("runs/*/metrics.jsonl")):
+            time.sleep(0.1)
+        begun = run.poll() is None
+        run.kill()
+        run.wait()
+    assert begun, (tmp_path / "log").read_text()[-2000:]

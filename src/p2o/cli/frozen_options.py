@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from p2o.cli.defaults import EMBEDDED, EMBEDDED_RECIPE
@@ -211,7 +212,7 @@ def _with_explicit_flags(argv: list[str], parser: Parser) -> list[str]:
     """The words with `true` after flags without a value: argparse would take the next word, MODEL perhaps, as it."""
     flags = {name for action in parser._actions if action.nargs == "?" for name in action.option_strings}
     words = []
-    for word, following in zip(argv, [*argv[1:], "--"], strict=True):
+    for word, following in pairwise([*argv, "--"]):
         words.append(word)
         if word in flags and not following.startswith("-") and following.lower() not in TRUTH_VALUES:
             words.append("true")

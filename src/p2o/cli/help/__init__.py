@@ -1,6 +1,7 @@
 """Help: one page with the options of a command that people use most; `--help all` has every option."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 # Text files, so that help is there before torch and TRL are imported. A test compares them with the parsers.
@@ -17,7 +18,7 @@ def short_help(command: str, argv: Sequence[str]) -> str | None:
     Args:
         argv: the words behind the command.
     """
-    asked = [following for word, following in zip(argv, [*argv[1:], ""], strict=True) if word in ("--help", "-h")]
+    asked = [following for word, following in pairwise([*argv, ""]) if asks_for_help([word])]
     # Two evaluations are compared by a command of its own, whose options are few.
     if command not in PAGES or not asked or "all" in asked or "--compare" in argv:
         return None
