@@ -33,7 +33,7 @@ def test_effects_are_means_of_changes_over_seeds():
     easy, hard = found["grpo on easy"]["easy"], found["grpo on hard"]["hard"]
     assert easy["change"] == pytest.approx(0.375) and easy["half"] == pytest.approx(12.706 * 0.125, rel=1e-3)
     assert hard == {"change": -0.25, "half": None} and "easy" not in found["grpo on hard"]
-    table = effects_table(result(*cells))
+    table = effects_table(effects(result(*cells)))
     assert [column.header for column in table.columns] == ["trained on", "easy", "hard"]
     assert [list(column.cells) for column in table.columns][1:] == [["+37.5 ± 158.8", "–"], ["–", "-25.0"]]
 

@@ -14,17 +14,16 @@ from trl import GRPOConfig, GRPOTrainer
 
 from environments import EMPTY, data, desk, lottery, make
 from p2o import P2OConfig, P2OTrainer
-from p2o.prompt_phase.types import Question, Reflection
+from p2o.prompt_phase.types import Question
 from p2o.templates import Template, question_text
-from tool_model import INSTRUCTION, OTHERS, QUESTIONS
+from tool_model import INSTRUCTION, QUESTIONS, reflecting
 from trainers import (
     Watch,
     assert_loss_is,
     assert_same,
-    brute_force_logps,
     contexts_of,
-    group_advantages,
     rows_of,
+    terms_with_tools,
     watched_batch,
     weights,
 )
@@ -61,25 +60,13 @@ def test_loss_and_gradient_are_of_the_bare_question_with_its_observation(tmp_pat
     low, high = 0.2, 3.0
     trainer = make(tmp_path, tool_model, desk(), reward=spread, context_ratio_min=low, context_ratio_max=high)
     output, watch = watched_batch(trainer, [CALLS])
-    words, contexts, advantage = trainer.processing_class, contexts_of(trainer, watch.rollouts), group_advantages(watch)
-    terms, lengths, masked, returned = [], [], 0, 0
-    for row, (bare, completion) in enumerate(rows_of(output)):
+    words, contexts = trainer.processing_class, contexts_of(trainer, watch.rollouts)
+    for row, (bare, _) in enumerate(rows_of(output)):
         a, b = QUESTIONS[::3][row // 4]
         assert f"user\n{a}*{b}?" in words.decode(bare), "the observation, without an instruction"
         template = watch.rollouts[row].template
         assert f"user\n{template}\n\n{a}*{b}?" in words.decode(contexts[row]) or not template
-        own = output["tool_mask"][row][: len(completion)].float()
-        logps = brute_force_logps(trainer.model, bare, completion)
-        factor = own.clone()
-        if template:
-            with torch.no_grad():
-                ratio = (logps - brute_force_logps(trainer.model, contexts[row], completion)).exp()
-            outside = (ratio < low) | (ratio > high)
-            masked += int((outside * own).sum())
-            factor = factor * ~outside
-        returned += int((1 - own).sum())
-        terms.append(-(logps - logps.detach()).exp() * factor * advantage[row])
-        lengths.append(int(own.sum()))
+    terms, lengths, masked, returned = terms_with_tools(trainer, output, watch, low, high)
     assert masked > 0 and returned > 0
     assert_loss_is(trainer, output, terms, lengths)
 
@@ -91,10 +78,6 @@ def test_both_phases_alternate_with_a_reward_that_the_environment_owns(tmp_path,
     def feedback(completion, row):
         seen.append(row)
         return "Right." if row["reward"] else "Wrong."
-
-    def reflect(prompts, *, seed):
-        told.extend(prompts)
-        return [Reflection(f"```\n{INSTRUCTION if n % 2 == 0 else OTHERS[0]}\n```") for n in range(len(prompts))]
 
     trainer = make(
         tmp_path,
@@ -108,7 +91,7 @@ def test_both_phases_alternate_with_a_reward_that_the_environment_owns(tmp_path,
         prompt_phase_batch_size=8,
         min_hard_questions=2,
         evolution_budget=60,
-        reflect=reflect,
+        reflect=reflecting(told),
         feedback_func=feedback,
     )
     trainer.add_callback(events := Watch())
@@ -185,6 +168,9 @@ def test_without_a_data_set_it_is_grpo(tmp_path, tool_model):
     assert_same(trained["grpo"], trained["p2o"])
 
 
+desk_multiply = desk().multiply
+
+
 class Broken(desk()):
     """Each row goes wrong in its own way; what hangs does so until it is let go."""
 
@@ -202,20 +188,13 @@ class Broken(desk()):
         return super().reset(a, b)
 
     def multiply(self, a: int, b: int) -> int:
-        """Multiplies two numbers.
-
-        Args:
-            a: the first one.
-            b: the second one.
-
-        Returns:
-            Their product.
-        """
         if self.way == "hang":
             self.let_go.wait()
         if self.way == "tool":
             raise ValueError("out of paper")
         return super().multiply(a, b)
+
+    multiply.__doc__ = desk_multiply.__doc__
 
     def get_reward(self) -> float:
         if self.way == "reward":
@@ -275,24 +254,14 @@ class Slow(desk()):
     """Answers later; one of its tools, and one reward, never."""
 
     async def multiply(self, a: int, b: int) -> int:
-        """Multiplies two numbers.
-
-        Args:
-            a: the first one.
-            b: the second one.
-
-        Returns:
-            Their product.
-        """
         await asyncio.sleep(3600 if self.asked == QUESTIONS[::3][1] else 0)
         return desk_multiply(self, a, b)
+
+    multiply.__doc__ = desk_multiply.__doc__
 
     async def get_reward(self) -> float:
         await asyncio.sleep(3600 if self.asked == QUESTIONS[::3][2] else 0)
         return float(self.asked in self.found)
-
-
-desk_multiply = desk().multiply
 
 
 def test_coroutines_have_the_same_limit(tmp_path, tool_model):

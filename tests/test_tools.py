@@ -18,17 +18,15 @@ from p2o.prompt_phase.types import Reflection
 from p2o.templates import Template
 from p2o.thoughts import MARKED, ThoughtReading
 from p2o.verifiers.rewards import math
-from tool_model import INSTRUCTION, OTHERS, QUESTIONS, multiply, prompt
+from tool_model import INSTRUCTION, OTHERS, QUESTIONS, multiply, prompt, reflecting
 from torchrun import torchrun
 from trainers import (
     Watch,
     assert_loss_is,
     assert_same,
-    brute_force_logps,
-    contexts_of,
-    group_advantages,
     options,
     rows_of,
+    terms_with_tools,
     watched_batch,
     weights,
 )
@@ -101,22 +99,7 @@ def test_loss_and_gradient_equal_the_definition(tmp_path, tool_model, loss_type)
     low, high = 0.2, 3.0
     trainer = make(tmp_path, tool_model, loss_type=loss_type, context_ratio_min=low, context_ratio_max=high)
     output, watch = watched_batch(trainer, [CALLS])
-    model, contexts = trainer.model, contexts_of(trainer, watch.rollouts)
-    advantage = group_advantages(watch)
-    terms, lengths, masked, returned = [], [], 0, 0
-    for row, (bare, completion) in enumerate(rows_of(output)):
-        own = output["tool_mask"][row][: len(completion)].float()
-        logps = brute_force_logps(model, bare, completion)
-        factor = own.clone()
-        if watch.rollouts[row].template:
-            with torch.no_grad():
-                ratio = (logps - brute_force_logps(model, contexts[row], completion)).exp()
-            outside = (ratio < low) | (ratio > high)
-            masked += int((outside * own).sum())
-            factor = factor * ~outside
-        returned += int((1 - own).sum())
-        terms.append(-(logps - logps.detach()).exp() * factor * advantage[row])
-        lengths.append(int(own.sum()))
+    terms, lengths, masked, returned = terms_with_tools(trainer, output, watch, low, high)
     assert masked > 0 and returned > 0, "calls and masked tokens there must be for the test to mean anything"
     assert_loss_is(trainer, output, terms, lengths)
 
@@ -168,10 +151,6 @@ def test_both_phases_alternate_and_the_bare_question_gains(tmp_path, tool_model)
         seen.append((completion, row["conversation"], row["reward"]))
         return "Right." if row["reward"] else "Wrong."
 
-    def reflect(prompts, *, seed):
-        told.extend(prompts)
-        return [Reflection(f"```\n{INSTRUCTION if n % 2 == 0 else OTHERS[0]}\n```") for n in range(len(prompts))]
-
     train = data(16)
     trainer = make(
         tmp_path,
@@ -187,7 +166,7 @@ def test_both_phases_alternate_and_the_bare_question_gains(tmp_path, tool_model)
         min_hard_questions=2,
         evolution_budget=100,
         max_prompt_phases=2,
-        reflect=reflect,
+        reflect=reflecting(told),
         feedback_func=feedback,
     )
     trainer.add_callback(watch := Watch())

@@ -11,6 +11,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from trl.chat_template_utils import qwen3_template
 
+from p2o.prompt_phase.types import Reflection
+
 INSTRUCTION = "Use the calculator."
 OTHERS = ["Think hard.", "Be brief.", "Check twice."]
 QUESTIONS = [(a, b) for a in range(2, 10) for b in range(2, 10)]
@@ -40,6 +42,16 @@ def multiply(a: int, b: int) -> int:
         Their product.
     """
     return a * b
+
+
+def reflecting(told):
+    """A reflection model that proposes the right instruction and another one by turns; `told` takes its prompts."""
+
+    def reflect(prompts, *, seed):
+        told.extend(prompts)
+        return [Reflection(f"```\n{INSTRUCTION if n % 2 == 0 else OTHERS[0]}\n```") for n in range(len(prompts))]
+
+    return reflect
 
 
 def prompt(a, b):

@@ -160,6 +160,29 @@ def group_advantages(watch):
     return ((groups - groups.mean(1, True)) / (groups.std(1, keepdim=True) + 1e-4)).flatten()
 
 
+def terms_with_tools(trainer, output, watch, low, high):
+    """What a batch's loss is of, where tokens outside [low, high] are masked and what tools returned is not learnt.
+
+    Returns terms and number of learnt tokens of each rollout, and in all how many are masked and were returned.
+    """
+    contexts, advantage = contexts_of(trainer, watch.rollouts), group_advantages(watch)
+    terms, lengths, masked, returned = [], [], 0, 0
+    for row, (bare, completion) in enumerate(rows_of(output)):
+        own = output["tool_mask"][row][: len(completion)].float()
+        logps = brute_force_logps(trainer.model, bare, completion)
+        factor = own.clone()
+        if watch.rollouts[row].template:
+            with torch.no_grad():
+                ratio = (logps - brute_force_logps(trainer.model, contexts[row], completion)).exp()
+            outside = (ratio < low) | (ratio > high)
+            masked += int((outside * own).sum())
+            factor = factor * ~outside
+        returned += int((1 - own).sum())
+        terms.append(-(logps - logps.detach()).exp() * factor * advantage[row])
+        lengths.append(int(own.sum()))
+    return terms, lengths, masked, returned
+
+
 def assert_loss_is(trainer, output, terms, lengths):
     """The loss of a batch and its gradient are those of these terms, with the denominators of the trainer's loss type.
 

@@ -199,7 +199,8 @@ def check_prompts(
         if name == "train_dataset":
             check_prompt_lengths(data["prompt"], names, tokenize, limit)
             _check_position(data["prompt"], partial(_tokens_of, tokenize, names[:1]), position)
-    first, known = train.select(range(1)), names_in(train, factories)[:1]
+    first = train.select(range(1))
+    known = names_in(first, factories)
     return [] if unknown_names(known, factories) else tokenize([prompt_of(first[0])], known)[0]
 
 

@@ -289,7 +289,7 @@ def _show(comparison: Comparison, plan: Plan, chosen: dict[str, Any], console: C
     write_json(comparison.directory / "compare.json", result)
     console.print(as_table(result))
     if plan.by_difficulty:
-        console.print(effects_table(result))
+        console.print(effects_table(result["effects"]))
     draw(result, comparison.directory / "compare")
     console.print(f"{comparison.directory}/compare.json, .png, .svg", markup=False)
     return 0

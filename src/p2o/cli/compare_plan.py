@@ -60,8 +60,8 @@ class Plan:
         made = []
         for seed in self.seeds:
             for arm in self.arms:
-                value = [chosen[tuned_as(arm.method, self.methods)]["value"]] if self.sweep else []
-                own = [f"--{self.sweep.option}", *value] if self.sweep else []
+                tuned = tuned_as(arm.method, self.methods)
+                own = [f"--{self.sweep.option}", chosen[tuned]["value"]] if self.sweep else []
                 made.append(Cell(f"{arm.beginning}-{seed}", (*arm.options, "--seed", str(seed), *own)))
         return made
 

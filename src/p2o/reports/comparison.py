@@ -115,9 +115,12 @@ def _mean_change(changes: list[float]) -> Change:
     return {"change": middle, "half": None if math.isnan(half) else half}
 
 
-def effects_table(result: dict[str, Any]) -> Table:
-    """The effect of training on some questions, a row, on the questions of each evaluation set, a column."""
-    found = effects(result)
+def effects_table(found: dict[str, dict[str, Change]]) -> Table:
+    """The effect of training on some questions, a row, on the questions of each evaluation set, a column.
+
+    Args:
+        found: what [`effects`] returns.
+    """
     table = Table(title="Change of bare accuracy by training, in points (mean ± 95 % interval over seeds, t)")
     splits = list(dict.fromkeys(split for changes in found.values() for split in changes))
     for heading in ("trained on", *(split.replace("_", " ") for split in splits)):

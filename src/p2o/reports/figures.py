@@ -7,6 +7,7 @@ from typing import NamedTuple
 import plotly.graph_objects as go
 
 from p2o.evaluation.statistics import interval
+from p2o.reports.difficulty import COLOURS as OF_BUCKETS
 from p2o.reports.metrics import accuracy_curves, by_epoch
 from p2o.reports.run_data import TEMPLATED, RunData
 
@@ -123,9 +124,11 @@ def epoch_figure(runs: list[RunData], shown: ByEpoch) -> go.Figure:
     return figure
 
 
-FATES = {"hard": "#c94f4f", "solved with template": "#e0a339", "solved bare": "#3a9d6e"}
-BUCKET_COLOURS = {"hard": "#c94f4f", "medium": "#e0a339", "easy": "#3a9d6e"}
-BUCKET_COLOURS |= {f"{bucket}{TEMPLATED}": colour for bucket, colour in zip(BUCKET_COLOURS, LIGHT, strict=True)}
+FATES = dict(zip(("hard", "solved with template", "solved bare"), OF_BUCKETS.values(), strict=True))
+BUCKET_COLOURS = {
+    **OF_BUCKETS,
+    **{f"{bucket}{TEMPLATED}": colour for bucket, colour in zip(OF_BUCKETS, LIGHT, strict=True)},
+}
 
 
 def flow_figure(flows: Sequence[tuple[str, str, int]], colours: Mapping[str, str]) -> go.Figure | None:
