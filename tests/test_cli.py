@@ -336,3 +336,15 @@ def test_processes_that_check_a_directory_at_once_do_not_get_in_each_others_way(
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("")
     assert "Cannot write to" in check_writable(tmp_path / "file", 0)
+
+
+@pytest.mark.parametrize(("every", "lines"), [(0.0, 3), (1000.0, 1)])
+def test_a_prompt_phase_that_finds_nothing_goes_on_saying_how_far_it_is(every, lines):
+    console = Console(width=200, record=True, file=io.StringIO())
+    watch = Watch(console, "P²O", started=time.monotonic(), every=every)
+    for iteration in range(3):
+        progress = EvolutionProgress("feedback", iteration, 12 + iteration, 200, 1, 0.0, "", iteration)
+        watch.on_prompt_phase_progress(None, None, None, progress=progress)
+    text = console.export_text()
+    assert text.count("evolution iteration") == lines
+    assert ("rollouts 14/200" in text) is (lines == 3)

@@ -60,10 +60,12 @@ class Watch(P2OCallback):
         console: where to write.
         title: of the panel.
         started: `time.monotonic()` of the run's start, minus the time of earlier sessions.
+        every: seconds after which a prompt phase in which nothing has been found says how far it is, without a
+            terminal.
     """
 
-    def __init__(self, console: Console, title: str, started: float) -> None:
-        self.console, self.title, self.started = console, title, started
+    def __init__(self, console: Console, title: str, started: float, every: float = 30.0) -> None:
+        self.console, self.title, self.started, self.every = console, title, started, every
         self.pace = Pace()
         self.phase = "starting"
         self.epoch, self.epochs, self.step, self.steps = 0, 0, 0, 0
@@ -73,7 +75,7 @@ class Watch(P2OCallback):
         self.metrics: dict[str, float] = {}
         self.evolution: EvolutionProgress | None = None
         self.template = ""
-        self._since = time.monotonic()
+        self._since = self._said = time.monotonic()
         self._live: Live | None = None
 
     @contextmanager
@@ -89,6 +91,7 @@ class Watch(P2OCallback):
                 self._live = None
 
     def say(self, text: str) -> None:
+        self._said = time.monotonic()
         self.console.print(Text.assemble((f"{clock(time.monotonic() - self.started):>7}  ", "dim"), text))
 
     def begin(self, phase: str) -> None:
@@ -138,8 +141,9 @@ class Watch(P2OCallback):
     ) -> None:
         before, self.evolution = self.evolution, progress
         self.template = progress.best_template
-        if self._live is None and (before is None or before.candidates != progress.candidates):
-            self.say(self.evolution_line())
+        news = before is None or before.candidates != progress.candidates
+        if self._live is None and (news or time.monotonic() - self._said >= self.every):
+            self.say(f"{self.evolution_line()}{self.left_line()}")
 
     def on_prompt_phase_end(
         self,
