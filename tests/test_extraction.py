@@ -294,3 +294,12 @@ def test_prose_in_a_fence_comes_back_as_it_is_whatever_was_thought(instruction, 
 @settings(max_examples=30, deadline=None)
 def test_prose_without_a_fence_is_none(prose):
     assert extract_instruction(prose) is None
+    assert read_reflection(f"{prose}\n\n", fenced=False).instruction == prose, "where the request wanted none"
+    assert read_reflection(prose, truncated=True, fenced=False).rejection == "truncated"
+
+
+def test_an_answer_whose_request_wanted_no_fence_is_looked_through_as_any_other():
+    assert read_reflection(f"<think>\n{DRAFT}</think>\n{RULE}<|im_end|>", fenced=False).instruction == RULE
+    assert read_reflection(f"Here it is:\n{FENCED}", fenced=False).instruction == RULE
+    assert read_reflection("I'm sorry, but I cannot do that.", fenced=False).rejection == "no_instruction"
+    assert read_reflection("## Question\nWhat is 2+2?", fenced=False).rejection == "no_instruction"

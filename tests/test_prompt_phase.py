@@ -10,6 +10,10 @@ from p2o.prompt_phase.proposals import reflection_prompt
 from p2o.prompt_phase.types import EvolutionConfig, Reflection, Rollout
 
 
+PLAIN = "Improve: <curr_param>\n<side_info>"
+FENCED = f"{PLAIN}\nWrite it within ``` blocks."
+
+
 def test_evolution_finds_and_records_what_solves(tmp_path):
     land = Land()
     result = run(land, tmp_path)
@@ -131,6 +135,14 @@ def test_reflection_is_asked_with_question_answer_and_feedback(tmp_path):
     evolve(QUESTIONS, land.rollout, reflect, config, seed=0, epoch=1, run_dir=tmp_path)
     assert seen[0].startswith("NOW ") and seen[0].endswith("END")
     assert all(part in seen[0] for part in ("question ", "said 0.", "Wrong."))
+
+
+def test_a_request_without_a_fence_takes_answers_without_one(tmp_path):
+    """Of 48 answers of SmolLM2's to a request for a fence, 40 had none."""
+    asked = {wording: EvolutionConfig(budget=60, reflection_prompt_template=wording) for wording in (PLAIN, FENCED)}
+    taken, refused = (always("Use A.", config, tmp_path / str(i)) for i, config in enumerate(asked.values()))
+    assert "Use A." in [candidate.text for candidate in taken.candidates]
+    assert len(refused.candidates) == 1 and set(refused.rejections) == {"no_fence"}
 
 
 def test_an_instruction_with_a_placeholder_is_shown_as_it_is():

@@ -67,11 +67,14 @@ def extract_instruction(answer: str, truncated: bool = False) -> str | None:
     return read_reflection(answer, truncated).instruction
 
 
-def read_reflection(answer: str, truncated: bool = False) -> Reading:
+def read_reflection(answer: str, truncated: bool = False, *, fenced: bool = True) -> Reading:
     """As [`extract_instruction`], with the reason of a rejection.
 
     The last fenced block counts that is neither a draft, the present instruction, code nor an example. A block without
     an end counts where the model ended there by itself, one that was cut off does not.
+
+    Args:
+        fenced: whether the request asked for a fenced block. Otherwise an answer without one is the instruction.
     """
     text = without_thoughts(answer.replace("\r\n", "\n").replace("\r", "\n"))
     text = _behind_last(_REQUEST, text) or text  # a model that repeats the request before it answers
@@ -80,7 +83,10 @@ def read_reflection(answer: str, truncated: bool = False) -> Reading:
     text = re.sub(rf"(?m)^([ \t>]*(?:`{{3,}}|~{{3,}})){_SPECIAL}+[ \t]*$", r"\1", text)
     blocks, rest = read_blocks(text.rstrip())
     if not blocks:
-        return Reading(rejection="truncated" if truncated else "no_fence")
+        if truncated or fenced:
+            return Reading(rejection="truncated" if truncated else "no_fence")
+        whole = text.strip()
+        return Reading(rejection=reason) if (reason := check_form(whole)) else Reading(whole)
     if not all(block.closed for block in blocks) and (truncated or blocks[-1].nested):
         return Reading(rejection="truncated" if truncated else "several_fences")
     filled = [block for block in blocks if block.text and block.language not in _THOUGHT_LANGUAGES]

@@ -34,6 +34,11 @@ def reflection_prompt(instruction: str, records: Sequence[Mapping[str, str]], wo
     return str(prompt).replace("<side\0info>", "<side_info>")
 
 
+def asks_for_a_fence(wording: str | None) -> bool:
+    """Whether the request wants the instruction in a fenced block, as GEPA's own does. Small models cannot make one."""
+    return wording is None or "```" in wording or "~~~" in wording
+
+
 @dataclass
 class ProposalStrategy:
     """GEPA's reflection strategy.
@@ -56,6 +61,7 @@ class ProposalStrategy:
     ended_early: str | None = None
 
     def __post_init__(self) -> None:
+        self.fenced = asks_for_a_fence(self.config.reflection_prompt_template)
         self.solutions = {question.text: question.solution for question in self.adapter.questions.values()}
         self.stock = stock_runs([(q.text, q.solution) for q in self.adapter.questions.values()])
         for record in self.adapter.journal.lost:
@@ -138,7 +144,7 @@ class ProposalStrategy:
 
     def _checked(self, answer: Reflection, records: Sequence[Mapping[str, Any]]) -> str | None:
         """The proposed template, or None where it may not become a candidate, which is counted."""
-        found = read_reflection(answer.text, answer.truncated)
+        found = read_reflection(answer.text, answer.truncated, fenced=self.fenced)
         text, reason = found.instruction, found.rejection
         if text is not None:
             reason = "duplicate" if text in self.proposed else self._guard(text, records)
