@@ -9,7 +9,6 @@ from p2o.prompt_phase.evolve import evolve
 from p2o.prompt_phase.proposals import reflection_prompt
 from p2o.prompt_phase.types import EvolutionConfig, Reflection, Rollout
 
-
 PLAIN = "Improve: <curr_param>\n<side_info>"
 FENCED = f"{PLAIN}\nWrite it within ``` blocks."
 

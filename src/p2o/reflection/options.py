@@ -64,8 +64,8 @@ class ReflectionOptions:
         default=None,
         metadata={
             "help": "Wording of the reflection request, with the placeholders `<curr_param>` and `<side_info>`. "
-            "GEPA's own when not set. Where it asks for a ``` block, as GEPA's does, an answer without one is rejected; "
-            "otherwise the whole answer is the instruction."
+            "GEPA's own when not set. Where it asks for a ``` block, as GEPA's does, an answer without one is "
+            "rejected; otherwise the whole answer is the instruction."
         },
     )
     reflection_max_prompt_tokens: int | None = field(
