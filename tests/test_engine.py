@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import os
 import re
 import sys
 import threading
@@ -193,3 +194,16 @@ def test_weight_versions_see_what_changes_without_a_step(tmp_path):
     versions.append(engine.weight_versions(model))
     model(input_ids=torch.tensor([[5, 6]])).logits.sum().backward()
     assert versions[0] != versions[1] != versions[2] == engine.weight_versions(model)
+
+
+def test_runs_that_begin_at_once_meet_at_ports_of_their_own(monkeypatch):
+    """TRL takes 29500 where that is free, and it is free until an engine listens: one of two runs at once failed."""
+    chosen = set()
+    for _ in range(5):
+        monkeypatch.setenv("MASTER_PORT", "")
+        engine.choose_port(SimpleNamespace(use_vllm=True, vllm_mode="colocate"))
+        chosen.add(os.environ["MASTER_PORT"])
+    assert len(chosen) > 1 and "29500" not in chosen
+    monkeypatch.setenv("MASTER_PORT", "23456")
+    engine.choose_port(SimpleNamespace(use_vllm=True, vllm_mode="colocate"))
+    assert os.environ["MASTER_PORT"] == "23456", "a launcher's"

@@ -8,6 +8,7 @@ vLLM's in `vllm_worker.py`; `private_names.py` lists them.
 import json
 import logging
 import os
+import socket
 import tempfile
 import time
 import urllib.error
@@ -310,6 +311,7 @@ def generation_backend(args: Any) -> Iterator[None]:
         args: a `GRPOConfig`.
     """
     original = grpo_trainer.VLLMGeneration
+    choose_port(args)
     if args.device.type == "cpu":
         grpo_trainer.VLLMGeneration = CpuGeneration
     try:
@@ -318,6 +320,18 @@ def generation_backend(args: Any) -> Iterator[None]:
         grpo_trainer.VLLMGeneration = original
     if args.use_vllm:
         set_seed(args.seed, device_specific=True)
+
+
+def choose_port(args: Any) -> None:
+    """Chooses where a colocated engine's processes meet, unless a launcher has.
+
+    TRL takes the first of four ports that is free, and engines listen seconds later: of two runs that begin at once on
+    one machine, such as `p2o compare`'s, the second would fail.
+    """
+    if args.use_vllm and args.vllm_mode == "colocate" and not os.environ.get("MASTER_PORT"):
+        with socket.socket() as free:
+            free.bind(("", 0))
+            os.environ["MASTER_PORT"] = str(free.getsockname()[1])
 
 
 def context_length(generation: VLLMGeneration | None) -> int | None:
