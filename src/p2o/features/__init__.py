@@ -1,0 +1,1 @@
+"""What happens inside a model: features of its residual stream, their quality and meaning, how training moves them."""
