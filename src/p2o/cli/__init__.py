@@ -20,6 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("eval", help="avg@n, pass@k, maj@k of a model; two evaluations compared", add_help=False)
     commands.add_parser("profile", help="how hard each question is for a model", add_help=False)
     commands.add_parser("rewrite", help="backward rewrites of questions, to train on", add_help=False)
+    commands.add_parser("features", help="what a model does inside, and how training moves it", add_help=False)
     commands.add_parser("evolve", help="the prompt phase alone, for a frozen model", add_help=False)
     commands.add_parser("compare", help="methods × seeds at equal compute", add_help=False)
     commands.add_parser("report", help="one HTML page about one run or several", add_help=False)
@@ -62,6 +63,10 @@ def _run(command: str, argv: list[str]) -> int:
         from p2o.cli.rewrite import rewrite
 
         return rewrite(argv)
+    if command == "features":
+        from p2o.cli.features import features
+
+        return features(argv)
     if command == "evolve":
         from p2o.cli.evolve import evolve_alone
 

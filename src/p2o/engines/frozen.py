@@ -279,21 +279,29 @@ def transformers_model(
     Raises:
         OSError, ValueError: as `from_pretrained`.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    tokenizer = AutoTokenizer.from_pretrained(name, **where)
-    model = AutoModelForCausalLM.from_pretrained(
-        name,
-        dtype="float32" if dtype == "auto" and device == "cpu" else dtype,
-        attn_implementation=attn_implementation,
-        **where,
-    ).to(device)
-    model.eval()
+    where = {"revision": revision, "trust_remote_code": trust_remote_code}
+    loaded = load_transformers(name, dtype=dtype, device=device, attn_implementation=attn_implementation, **where)
+    return transformers_frozen(*loaded, batch_size, template_options)
 
+
+def load_transformers(
+    name: str, *, dtype: str = "auto", device: str | None = None, attn_implementation: str | None = None, **where: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer as [`transformers_model`] has them; `where` goes to `from_pretrained` of both."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = "float32" if dtype == "auto" and device == "cpu" else dtype
+    how: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
+    tokenizer = AutoTokenizer.from_pretrained(name, **where)
+    return AutoModelForCausalLM.from_pretrained(name, **how, **where).to(device).eval(), tokenizer
+
+
+def transformers_frozen(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, options: Mapping[str, Any] | None
+) -> FrozenModel:
+    """A model at hand, to sample from; arguments as of [`transformers_model`]."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    options = dict(template_options or {})
-    complete = transformers_complete(model, tokenizer, batch_size, halving=Halving(), **options)
-    return FrozenModel(complete, tokenizer, positions, options, batch_size)
+    complete = transformers_complete(model, tokenizer, batch_size, halving=Halving(), **(options or {}))
+    return FrozenModel(complete, tokenizer, positions, dict(options or {}), batch_size)
 
 
 # -- vLLM --------------------------------------------------------------------------------------------------------------

@@ -156,7 +156,7 @@ class Dictionary(nn.Module):
     @torch.no_grad()
     def normalise_directions(self) -> None:
         """Makes the directions of the decoder unit vectors: else features could shrink while directions grow."""
-        self.decoder /= self.decoder.norm(dim=1, keepdim=True).clamp_min(1e-8)
+        self.decoder.div_(self.decoder.norm(dim=1, keepdim=True).clamp_min(1e-8))
 
     def losses(
         self,

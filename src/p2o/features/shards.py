@@ -3,6 +3,7 @@
 A shard is two files: `NAME.npy`, an array of shape (tokens, width), and `NAME.json`, its passages one behind the other.
 """
 
+import copy
 import json
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -125,6 +126,19 @@ class Activations:
     @property
     def tokens(self) -> int:
         return self._ends[-1]
+
+    def spread(self, count: int) -> list[int]:
+        """Numbers of at most so many passages, evenly spread over all."""
+        total = len(self.passages)
+        return [total * place // min(count, total) for place in range(min(count, total))]
+
+    def sample(self, count: int) -> "Activations":
+        """At most so many of the passages, evenly spread over all."""
+        chosen = self.spread(count)
+        few = copy.copy(self)
+        few.passages, few._at = [self.passages[n] for n in chosen], [self._at[n] for n in chosen]
+        few._ends = list(accumulate(len(passage.ids) for passage in few.passages))
+        return few
 
     def of_passage(self, number: int) -> Float[Tensor, "tokens width"]:
         """The activations of one passage."""
