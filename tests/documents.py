@@ -16,7 +16,7 @@ from p2o.difficulty.buckets import Cutoffs
 from p2o.difficulty.profile import PROFILE, Profile, profiled, reward_identity
 from p2o.evaluation.results import questions_digest
 from p2o.evaluation.types import Sample
-from p2o.pico import world
+from p2o.pico import model_path, world
 from p2o.tasks import NAMED_SETS
 from random_model import save_random_model
 
@@ -105,7 +105,7 @@ ROWS = {
     },
     "my.jsonl": lambda i: {"question": f"What is {i} + 1?", "answer": str(i + 1)},
 }
-MODELS = re.compile(r"(?:model(?:_name_or_path)?\s*[=:]\s*\"?|p2o (?:eval|evolve|profile) )([\w.-]+/[\w./-]+)")
+MODELS = re.compile(r"(?:model(?:_name_or_path)?\s*[=:]\s*\"?|p2o (?:eval|evolve|profile|features) )([\w.-]+/[\w./-]+)")
 # What `my.yaml` stands for: a user's own configuration, which fits whatever number of processes.
 MY_YAML = (
     "model_name_or_path: my/model\ndataset_name: my.jsonl\nprompt_column: question\nsolution_column: answer\n"
@@ -123,6 +123,10 @@ def make_stand_ins(directory, blocks):
     for file in ROOT.glob("requirements*.txt"):
         (directory / file.name).symlink_to(file)
     (directory / "my.yaml").write_text(MY_YAML)
+    (directory / "instructions.txt").write_text("Do the products first.\nWrite every step.\n")
+    for name in sorted({name for block in blocks for name in re.findall(r"runs/(?:p2o|grpo)-run", block.text)}):
+        shutil.copytree(model_path(), directory / name / "model")
+        (directory / name / "config.yaml").write_text("model_name_or_path: pico\n")
     for name, row in ROWS.items():
         path = directory / name if name.endswith(".jsonl") else directory / name / "train.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -34,6 +34,7 @@ from p2o.cli.arguments import parse
 from p2o.cli.compare import Comparison
 from p2o.cli.eval import EvalArguments
 from p2o.cli.evolve import EvolveArguments
+from p2o.cli.features import FeatureArguments
 from p2o.cli.options import option_types
 from p2o.cli.profile import ProfileArguments
 from p2o.cli.rewrite import RewriteArguments
@@ -53,7 +54,8 @@ SHORT = {"max_completion_length": 8, "reflection_max_tokens": 8, "max_steps": 1,
 FROZEN = "--use_vllm false --limit 3 --max_completion_length 4".split()
 EVOLVE = "--evolution_budget 4 --num_generations 2 --min_hard_questions 2 --confirm_samples 1 --reflection_max_tokens 4"
 
-SMALL = {"eval": "--n 1", "evolve": EVOLVE, "profile": "--n 2", "rewrite": "--n 1"}
+FEATURES = "--n 16 --max_completion_length 24 --features 64 --k 4 --dictionary_steps 4 --pairs_per_batch 32"
+SMALL = {"eval": "--n 1", "evolve": EVOLVE, "profile": "--n 2", "rewrite": "--n 1", "features": FEATURES}
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,8 @@ def stand_ins(tmp_path_factory):
             assert main(f"eval pico --tasks pico:hard --n 1 --output_dir {word} {' '.join(FROZEN)}".split()) == 0
         for word in sorted({word for block in BLOCKS for word in re.findall(r"runs/profile/[\w-]+", block.text)}):
             save_profile(directory / word)
+        if any("runs/features/pico" in block.text for block in BLOCKS):
+            assert main(f"features pico --output_dir runs/features/pico {' '.join(FROZEN)} {FEATURES}".split()) == 0
         for word in sorted({word for block in BLOCKS for word in re.findall(r"runs/rewrite/[\w-]+", block.text)}):
             assert main(f"rewrite --dataset pico --output_dir {word}".split()) == 0
     return directory
@@ -123,9 +127,9 @@ def test_a_command_in_the_text_is_one(here, monkeypatch, block):
     (words,) = commands(block.text)
     if words[0] == "p2o":
         kinds = {"eval": EvalArguments, "evolve": EvolveArguments, "profile": ProfileArguments}
-        kinds |= {"rewrite": RewriteArguments}
+        kinds |= {"rewrite": RewriteArguments, "features": FeatureArguments}
         known = {"train": set(option_types())} | {name: set(kind.__dataclass_fields__) for name, kind in kinds.items()}
-        assert words[1] in ("train", "eval", "profile", "rewrite", "evolve", "score", "report", "compare")
+        assert words[1] in ("score", "report", "compare", "train", *kinds)
         if words[1] in known:
             options = {word.partition("=")[0][2:].replace("-", "_") for word in words if word.startswith("--")}
             assert options <= known[words[1]] | {"help", "config", "resume", "check_only", "compare", "dataset"}
@@ -201,9 +205,12 @@ def run_p2o(words, monkeypatch, capfd):
         else:
             wanted = {0, 1} if command in ("evolve", "rewrite") else {0}  # 1: nothing was found
         if command in SMALL and "--compare" not in words and (command != "rewrite" or "--model" in words):
-            words = [*words, *FROZEN, *SMALL[command].split()]
-            # A profile is written beside the one that stands in for it.
+            small = "--n 2" if words[0] == "apply" else SMALL[command]
+            words = [*words, *FROZEN, *small.split()]
+            # A profile is written beside the one that stands in for it, and so is a dictionary.
             words = [word.replace("runs/profile/", "runs/profiled/") for word in words]
+            if words[0] != "apply":
+                words = [word.replace("runs/features/", "runs/features-again/") for word in words]
             words += ["--base_url", server.url] * ("--base_url" in words)
         assert main([command, *words]) in wanted, capfd.readouterr().err
 

@@ -13,17 +13,19 @@ import pytest
 from p2o.cli import main
 from p2o.cli.eval import EvalArguments
 from p2o.cli.evolve import EvolveArguments
+from p2o.cli.features import FeatureArguments
 from p2o.cli.help import PAGES, short_help
 from p2o.cli.options import option_types
 from p2o.cli.profile import ProfileArguments
 from p2o.cli.rewrite import RewriteArguments
 
-COMMANDS = ("train", "eval", "profile", "rewrite", "evolve", "compare", "score", "report")
+COMMANDS = ("train", "eval", "profile", "rewrite", "features", "evolve", "compare", "score", "report")
 OPTIONS = {
     "train": {*option_types(), "config", "resume", "resume_or_start", "check_only"},
     "eval": set(EvalArguments.__dataclass_fields__),
     "profile": set(ProfileArguments.__dataclass_fields__),
     "rewrite": set(RewriteArguments.__dataclass_fields__),
+    "features": set(FeatureArguments.__dataclass_fields__),
     "evolve": set(EvolveArguments.__dataclass_fields__),
 }
 

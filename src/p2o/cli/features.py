@@ -192,7 +192,7 @@ def _train(argv: list[str], console: Console) -> int:
         other = _fit(arguments, "plain BatchTopK", plain, read, directory, console)
         quality["plain BatchTopK"] = _quality(other, read.held_out, source)
     labels, report = _label(arguments, found, read.kept, source, spans)
-    origin = Origin(arguments.model, source.layer, architecture(source.model))
+    origin = Origin(arguments.model, source.layer, architecture(source.model.config))
     SavedDictionary(found, origin, labels).save(directory / DICTIONARY)
     _write(directory, found, quality, labels, report, read.kept, source, console)
     return 0

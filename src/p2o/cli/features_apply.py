@@ -139,7 +139,7 @@ def _strengths(
     saved: SavedDictionary, checkpoint: Checkpoint, arguments: ApplyArguments, tasks: list[QuestionSet]
 ) -> Strengths:
     source, tasks = source_of(arguments, checkpoint.path, tasks, saved.origin.layer)
-    saved.origin.check(source.model, str(checkpoint.path))
+    saved.origin.check(source.model.config, str(checkpoint.path))
     passages, activations, first = [], [], 0
     for task in tasks:
         for start in range(0, len(task.rows), arguments.questions_per_batch):

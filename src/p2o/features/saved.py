@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig
 
 from p2o.features.autoencoder import Dictionary, DictionaryError, Shape, to_state
 from p2o.features.labels import Labels
@@ -32,28 +32,32 @@ class Origin:
     layer: str
     architecture: dict[str, Any]
 
-    def check(self, model: PreTrainedModel, name: str) -> None:
+    def check(self, config: PreTrainedConfig, name: str) -> None:
         """
+        Args:
+            config: of the model in question.
+            name: of that model, for the message.
+
         Raises:
             DictionaryError: a model that cannot be a checkpoint of the one that the dictionary is of.
         """
-        if changed := differences(self.architecture, architecture(model)):
+        if changed := differences(self.architecture, architecture(config)):
             raise DictionaryError(
                 f"The dictionary is of {self.model}, {name} is another model: {changed}. Train one for it with "
                 f"`p2o features`."
             )
 
 
-def architecture(model: PreTrainedModel) -> dict[str, Any]:
-    """Type, width, layers and vocabulary of a model."""
-    config = model.config.get_text_config()
+def architecture(config: PreTrainedConfig) -> dict[str, Any]:
+    """Type, width, layers and vocabulary of a model, by its configuration."""
+    config = config.get_text_config()
     names = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
     return {name: getattr(config, name, None) for name in names}
 
 
 @dataclass(frozen=True)
 class SavedDictionary:
-    """A dictionary with its origin and its labels, and the mean activation of a token on what it was trained on."""
+    """A dictionary with its origin and its labels."""
 
     dictionary: Dictionary
     origin: Origin
