@@ -2,6 +2,7 @@
 
     python benchmarks/policy_step.py --json policy_step.json
     python benchmarks/policy_step.py --use_vllm
+    python benchmarks/policy_step.py --model pico --feature_dictionary runs/features/pico
 
 Every completion has `--tokens` tokens, whatever is sampled. Rewards are dealt out by place in the group, so that no
 group collapses, or every second one does. Trainers take turns; a figure is the median over their steps, the first of
@@ -144,7 +145,9 @@ def steps(arguments: argparse.Namespace, kind: str, collapsed: bool) -> list[tup
             with generation_backend(args):  # TRL's own cannot send weights to vLLM on a CPU
                 trainer = GRPOTrainer(args=args, **shared)
         else:
-            trainer = P2OTrainer(args=P2OConfig(prompt_phase=False, **settings), **shared)
+            guided = {"feature_dictionary": arguments.feature_dictionary, "feature_token_weight": 0.5}
+            own = guided if kind == "P²O, features" else {}
+            trainer = P2OTrainer(args=P2OConfig(prompt_phase=False, **settings, **own), **shared)
             if kind == "P²O, templated":
                 trainer.p2o.templates = [TEMPLATE]
                 trainer.p2o.assignment = {question: [0] * 8 for question in range(len(trainer.train_dataset))}
@@ -165,11 +168,12 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--use_vllm", action="store_true")
+    parser.add_argument("--feature_dictionary", help="of --model, by `p2o features`: a step that it guides, too")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.use_vllm:
         start_vllm_once()
-    kinds = ("GRPO", "P²O, bare", "P²O, templated")
+    kinds = ("GRPO", "P²O, bare", "P²O, templated", *(["P²O, features"] * bool(arguments.feature_dictionary)))
     seconds: dict[tuple[str, bool], list[tuple[float, float, float]]] = {
         (kind, c): [] for c in (False, True) for kind in kinds
     }

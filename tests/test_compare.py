@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import forked
+from dictionaries import save_dictionary
 from p2o.cli import main
 from p2o.methods import METHODS, with_method
 from p2o.pico import teacher, world
@@ -84,6 +85,7 @@ def test_all_methods_at_one_budget(tmp_path, config, capsys):
     out = tmp_path / "compare"
     command = ["compare", "--config", path, "--methods", ",".join(METHODS), "--seeds", "0", "--total_rollouts", "170"]
     command += ["--output_dir", str(out), "--save_strategy", "no"]
+    command += ["--feature_dictionary", save_dictionary(tmp_path / "dictionary")]
     assert main(command) == 0
     for method in METHODS:
         summary = json.loads((out / f"{method}-0" / "summary.json").read_text())

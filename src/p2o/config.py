@@ -8,6 +8,7 @@ from trl import GRPOConfig
 
 from p2o.batch_sizes import BatchSizes
 from p2o.difficulty.selection import parse_selection
+from p2o.features.options import FeatureOptions
 from p2o.options import RANGES_OF_TRL, check_ranges
 from p2o.prompt_phase.options import EvolutionOptions
 from p2o.reflection.options import ReflectionOptions
@@ -17,7 +18,7 @@ from p2o.thoughts import THOUGHTS
 
 
 @dataclass
-class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
+class P2OConfig(EvolutionOptions, ReflectionOptions, FeatureOptions, GRPOConfig):
     r"""
     Configuration of [`P2OTrainer`].
 
@@ -249,6 +250,7 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
         self._check_combinations()
         self.check_evolution()
         self.check_reflection()
+        self.check_features()
 
     def _check_each_option(self) -> None:
         choices = {
@@ -301,6 +303,11 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, GRPOConfig):
         if self.reused_rollouts_per_group and (self.dynamic_sampling_rounds or not self.context_distillation):
             raise ValueError(
                 "reused_rollouts_per_group goes neither with dynamic_sampling_rounds nor without context_distillation."
+            )
+        if self.dynamic_sampling_rounds and self.guided_by_features:
+            raise ValueError(
+                "dynamic_sampling_rounds replaces the groups that feature_proxy_reward is for: choose one of the two, "
+                "and leave feature_token_weight out with the former."
             )
         if self.dynamic_sampling_rounds and self.rewrite_share:
             raise ValueError("dynamic_sampling_rounds, which draws from all questions, does not go with rewrite_share.")

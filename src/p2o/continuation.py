@@ -20,6 +20,8 @@ REQUIRED = frozenset(
     # which questions come in which order, with which columns
     "seed data_seed shuffle_dataset ignore_data_skip accelerator_config dataloader_drop_last dataloader_in_order "
     "remove_unused_columns solution_column difficulty rewrite_share "
+    # features
+    "feature_dictionary feature_token_weight feature_proxy_reward feature_proxy_patience "
     # sampling
     "num_generations generation_batch_size max_completion_length temperature top_p top_k min_p generation_kwargs "
     "chat_template_kwargs repetition_penalty vllm_structured_outputs_regex max_tool_calling_iterations thoughts "

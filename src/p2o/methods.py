@@ -10,6 +10,20 @@ def _rewrites(base: Mapping[str, Any]) -> Settings:
     return {"rewrite_share": base.get("rewrite_share", 0) or 0.5}
 
 
+def _features(base: Mapping[str, Any]) -> Settings:
+    """
+    Raises:
+        ValueError: no dictionary.
+    """
+    if not base.get("feature_dictionary"):
+        raise ValueError(
+            "Methods with features need a feature_dictionary: `p2o features MODEL` trains one on the model that "
+            "training starts from."
+        )
+    defaults = {"feature_token_weight": 0.5, "feature_proxy_reward": 0.2}
+    return {name: base.get(name, 0) or default for name, default in defaults.items()}
+
+
 # The paper's method, its ablations, and the baselines. A setting may depend on those it is laid over.
 METHODS: dict[str, Callable[[Mapping[str, Any]], Settings]] = {
     "p2o": lambda base: {},
@@ -23,6 +37,9 @@ METHODS: dict[str, Callable[[Mapping[str, Any]], Settings]] = {
     # Backward rewrites in half of the places of hard questions (arXiv 2605.28388), at equal rollouts.
     "grpo-rewrites": lambda base: {"prompt_phase": False, **_rewrites(base)},
     "p2o-rewrites": lambda base: _rewrites(base),
+    # Features of a dictionary weigh tokens and stand in for rewards where all failed (arXiv 2605.28388).
+    "grpo-features": lambda base: {"prompt_phase": False, **_features(base)},
+    "p2o-features": lambda base: _features(base),
     "grpo-2x": lambda base: {
         "prompt_phase": False,
         "num_generations": 2 * base.get("num_generations", 8),

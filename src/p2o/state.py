@@ -13,6 +13,7 @@ from p2o import continuation
 from p2o.difficulty.shortcut import ShortcutWatch
 from p2o.files import write_whole
 from p2o.ledger import Ledger
+from p2o.policy_phase.feature_guidance import ProxyWatch
 from p2o.policy_phase.lengths import LengthWatch
 from p2o.policy_phase.reuse import Kept, load_kept, save_kept
 from p2o.prompt_phase.hard_samples import HardSamples, Outcome, taken_over
@@ -47,6 +48,7 @@ class P2OState:
         first_accuracy: of each evaluation set, what later ones are held against.
         lengths: of completions, now and in the beginning.
         shortcut: entropy and success in the same way.
+        proxy: strength of features and success in the same way, where features guide.
         templated_outcomes: mining's counts of the last complete epoch, of the questions that had templates in it.
         rewritten: rewrites that take the place of a hard question in this epoch, each with that question.
         trainer_step: TRL's count of forward/backward passes, its place within a generation batch.
@@ -71,6 +73,7 @@ class P2OState:
     first_accuracy: dict[str, float] = field(default_factory=dict)
     lengths: LengthWatch = field(default_factory=LengthWatch)
     shortcut: ShortcutWatch = field(default_factory=ShortcutWatch)
+    proxy: ProxyWatch = field(default_factory=ProxyWatch)
     templated_outcomes: dict[int, Outcome] = field(default_factory=dict)
     rewritten: dict[int, int] = field(default_factory=dict)
     trainer_step: int = 0
@@ -122,6 +125,18 @@ class P2OState:
                 self.lengths,
                 self.shortcut.entropies.ratio,
                 factor,
+            )
+
+    def watch_proxy(self, strength: float | None, success_rate: float, patience: float) -> None:
+        """Takes note of a batch that features guide. Warns, counts it and switches their rewards off where features
+        grow stronger in vain; see [`p2o.policy_phase.feature_guidance`]."""
+        before, self.proxy = self.proxy, self.proxy.after(strength, success_rate, patience)
+        if self.proxy.stopped and not before.stopped:
+            self.event("feature_proxy_stopped")
+            logger.warning(
+                "The share of reasoning features in failed rollouts has risen by more than feature_proxy_patience=%g, "
+                "and the share of successes has not: proxy rewards are switched off for the rest of the run.",
+                patience,
             )
 
     def end_step(self, last_of_epoch: bool, metrics: Mapping[str, list[float]], passes: int) -> None:
@@ -207,6 +222,7 @@ class P2OState:
                 "templated_outcomes": _outcomes(data.get("templated_outcomes", {})),
                 "lengths": LengthWatch(**_tuples(data.get("lengths", {}))),
                 "shortcut": ShortcutWatch.from_dict(data.get("shortcut", {})),
+                "proxy": ProxyWatch.from_dict(data.get("proxy", {})),
                 "templates": [Template.from_dict(t) for t in data["templates"]],
                 "selected": {int(e): [Template.from_dict(t) for t in f] for e, f in data.get("selected", {}).items()},
                 "assignment": {int(q): draws for q, draws in data["assignment"].items()},
@@ -282,14 +298,14 @@ def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
 @contextlib.contextmanager
 def uncounted_on_failure(state: P2OState, metrics: dict[str, list[float]]) -> Iterator[None]:
     """What is counted inside stays counted unless it ends in an exception: the batch will be tried again."""
-    counted, watches = copy.deepcopy((state.ledger, state.events)), (state.lengths, state.shortcut)
+    counted, watches = copy.deepcopy((state.ledger, state.events)), (state.lengths, state.shortcut, state.proxy)
     outcomes = dict(state.outcomes)  # one a question of the epoch, and none ever changes
     logged = {name: list(values) for name, values in metrics.items()}
     try:
         yield
     except Exception:
         state.ledger, state.events = counted
-        state.outcomes, (state.lengths, state.shortcut) = outcomes, watches
+        state.outcomes, (state.lengths, state.shortcut, state.proxy) = outcomes, watches
         metrics.clear()
         metrics.update(logged)
         raise

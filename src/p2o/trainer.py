@@ -178,11 +178,11 @@ class P2OTrainer(GRPOTrainer):
         self._batch = Batch(replace(plan, repeats=self._evaluation.batches[-1].repeats) if self._evaluation else plan)
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         (plan, rewards), self._batch = self._batch.plan_and_rewards(), None
-        if self._evaluation is not None:
-            rewards = self._evaluation.add(rewards, output, self._logs)
+        rewards = self._evaluation.add(rewards, output, self._logs) if self._evaluation else rewards
         is_sampled = self._policy_phase.charge(self.p2o, plan, output)
         report_rollouts(self._logs, plan.templates, rewards, self._notify, self._evaluation)
         if questions:
+            self._policy_phase.guide(self.p2o, output, rewards)
             self._policy_phase.mine(self.p2o, output, plan, rewards, is_sampled)
             self._policy_phase.prepare_distillation(self.p2o, output, plan, rewards, self._metrics["train"])
         return output, rewards

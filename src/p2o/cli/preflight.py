@@ -14,6 +14,7 @@ from p2o.checkpointing import check_parts
 from p2o.cli.arguments import Run
 from p2o.cli.errors import InputError
 from p2o.engines import vllm
+from p2o.features.guidance import Guidance
 from p2o.pico import model_path
 from p2o.state import P2OState
 from p2o.trainer import P2OTrainer
@@ -87,11 +88,16 @@ def check_trainer_builds(run: Run, checkpoint: Path | None) -> None:
             model.name_or_path = name  # which a difficulty profile's is compared with
             tokenizer = AutoTokenizer.from_pretrained(name, **known)
             get_peft_config(run.model)
+            guided = training.feature_token_weight, training.feature_proxy_reward
+            if training.guided_by_features:
+                Guidance.load(str(training.feature_dictionary)).saved.origin.check(config, str(name))
+            training.feature_token_weight = training.feature_proxy_reward = 0.0  # this is not the model that it reads
         except (ValueError, OSError, ImportError) as error:
             raise InputError(str(error)) from error
         training.use_vllm = False
         parts = {"model": model, "args": training, "peft_config": None, "quantization_config": None}
         trainer = make_trainer(run, processing_class=tokenizer, **parts)
+        training.feature_token_weight, training.feature_proxy_reward = guided
         refuse_other_checkpoint(trainer, checkpoint, without=NOT_THE_RUNS, report=True)
 
 

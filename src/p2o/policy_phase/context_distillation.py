@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from p2o.policy_phase.feature_guidance import weigh_tokens
 from p2o.policy_phase.policy_tokens import policy_tokens
 
 if TYPE_CHECKING:
@@ -208,6 +209,7 @@ def mask_by_context(
     ratio = context_ratio(bare_logps[rows], rollout_logps[rows])
     factor = context_mask(ratio, mask.mode, mask.minimum, mask.maximum)
     batch["advantages"] = token_advantages(batch["advantages"], factor, rows)
+    weigh_tokens(batch)
     if "sampling_per_token_logps" in batch:
         # TRL's off-policy mask compares them with log-probabilities under x.
         sampling = batch["sampling_per_token_logps"]

@@ -4,6 +4,7 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -14,9 +15,17 @@ from torch import Tensor
 
 from p2o.config import P2OConfig
 from p2o.engines.mismatch import replace_logged_mismatch
-from p2o.engines.processes import all_reduce_max, all_reduce_sum, local_slice
+from p2o.engines.processes import all_reduce_max, all_reduce_sum, is_sharded, local_slice
+from p2o.features.guidance import Guidance
 from p2o.policy_phase.context_distillation import ContextMask, ContextStatistics, mask_by_context, prepare_distillation
 from p2o.policy_phase.dynamic_sampling import Replacement
+from p2o.policy_phase.feature_guidance import (
+    TOKEN_WEIGHTS,
+    failed_groups,
+    mean_strength,
+    movement_weights,
+    proxy_advantages,
+)
 from p2o.policy_phase.logprobs import CompletionLogprobs
 from p2o.policy_phase.policy_tokens import policy_tokens
 from p2o.policy_phase.reuse import Kept, draw_successes, keep
@@ -62,6 +71,9 @@ class PolicyPhase:
     logprobs: CompletionLogprobs
     log: Callable[[dict[str, float]], None]
     observes: bool = False
+
+    def __post_init__(self) -> None:
+        self.guidance  # raises  # noqa: B018
 
     def plan(self, state: P2OState, rows: int, questions: Sequence[int]) -> RolloutPlan:
         """Who is sampled under what. It depends on the epoch, not on the rows: all processes go the same way."""
@@ -143,6 +155,49 @@ class PolicyPhase:
             output[COLLAPSED] = rewards.collapsed(k).repeat_interleave(k)[mine] & (output["advantages"] == 0)
         if self.args.reused_rollouts_per_group:
             self.log({"p2o/reused_rollouts": 1 - is_sampled.float().mean().item()})
+
+    @cached_property
+    def guidance(self) -> Guidance | None:
+        """The dictionary whose features guide this run.
+
+        Raises:
+            DictionaryError: one that cannot be used, or that is of another model.
+            ValueError: a model of which each process has a part.
+        """
+        if not self.args.guided_by_features or self.args.feature_dictionary is None:
+            return None
+        if is_sharded(self.accelerator):
+            raise ValueError("Features are read from a whole model: train without FSDP and DeepSpeed's sharding.")
+        guidance, model = (
+            Guidance.load(self.args.feature_dictionary),
+            self.accelerator.unwrap_model(self.logprobs.model()),
+        )
+        guidance.saved.origin.check(model.config, "the model in training")
+        return guidance
+
+    def guide(self, state: P2OState, output: dict[str, Any], rewards: Rewards) -> None:
+        """Features of the policy weigh tokens, and give advantages where all rollouts of a group failed alike."""
+        if self.guidance is None:
+            return
+        model = self.accelerator.unwrap_model(self.logprobs.model())
+        strength, read = self.guidance.strengths(model, output)
+        state.ledger.add_pass(int(all_reduce_sum(self.accelerator, read)[0]), backward=False)
+        mask = policy_tokens(output)
+        mean: Tensor = self.accelerator.gather(mean_strength(strength, mask))
+        failed = ~rewards.successes & ~rewards.unscored
+        state.watch_proxy(
+            float(mean[failed].mean()) if failed.any() else None,
+            rewards.success_rate(),
+            self.args.feature_proxy_patience,
+        )
+        k, mine = self.args.num_generations, local_slice(self.accelerator, len(mask))
+        if self.args.feature_proxy_reward and not state.proxy.stopped:
+            guided = failed_groups(rewards, k)
+            output["advantages"] += proxy_advantages(mean, guided, k, self.args.feature_proxy_reward)[mine]
+            self.log({"p2o/features/guided_groups": guided.float().mean().item()})
+        if self.args.feature_token_weight:
+            output[TOKEN_WEIGHTS] = movement_weights(strength, mask, self.args.feature_token_weight)
+        self.log({"p2o/features/reasoning": mean.mean().item()})
 
     def replace_collapsed(
         self, output: dict[str, Any], rewards: Rewards, sample: Sample, dataset: Any, step: int

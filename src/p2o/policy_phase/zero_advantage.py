@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from p2o.policy_phase.context_distillation import TEMPLATED
+from p2o.policy_phase.feature_guidance import weigh_tokens
 from p2o.policy_phase.policy_tokens import policy_tokens
 
 COLLAPSED = "collapsed_rows"
@@ -52,7 +54,10 @@ class LossPass:
     @classmethod
     def over(cls, batch: Mapping[str, Tensor], *, skips: bool) -> "LossPass":
         """Over this batch, without rows that have nothing to add if it `skips` them."""
-        return cls(dict(batch), rows_to_pass(_live(batch)) if skips else None, skips)
+        own = dict(batch)
+        if TEMPLATED not in own:  # else they are weighed once they are masked
+            weigh_tokens(own)
+        return cls(own, rows_to_pass(_live(own)) if skips else None, skips)
 
     def metrics(self) -> dict[str, float]:
         """Share of rows that have nothing to add, in [0, 1], where they are left out."""

@@ -1,0 +1,84 @@
+"""A frozen dictionary that reads the policy in training: how strong reasoning is in each token of a batch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from p2o.features.autoencoder import DictionaryError
+from p2o.features.saved import SavedDictionary, load_dictionary
+from p2o.features.spans import COMPUTATION, DELIBERATION
+
+REASONING = (COMPUTATION, DELIBERATION)
+ROWS = 64  # that are read at once
+
+
+class _Read(Exception):
+    """Ends a pass at the layer that was to be read: the rest of the model has nothing to say."""
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """A dictionary and its reasoning features, chosen on the base and the same for the whole run."""
+
+    saved: SavedDictionary
+    reasoning: list[int]
+
+    @classmethod
+    def load(cls, directory: str) -> "Guidance":
+        """
+        Raises:
+            DictionaryError: no dictionary there, or one without reasoning features.
+        """
+        saved = load_dictionary(Path(directory))
+        reasoning = [feature for kind in REASONING for feature in saved.labels.group(kind)]
+        if not reasoning:
+            raise DictionaryError(
+                f"No feature of the dictionary in {directory} is labelled as one of {' or '.join(REASONING)}: train "
+                "one on rollouts that reason, such as instructed ones."
+            )
+        return cls(saved, reasoning)
+
+    @torch.no_grad()
+    def strengths(self, model: Any, batch: dict[str, Tensor]) -> tuple[Float[Tensor, "rows after_each_token"], int]:
+        """The share of reasoning features in the activation of all, and how many tokens were read for it.
+
+        Args:
+            model: the policy, unwrapped.
+            batch: as TRL has it, prompts on the left and completions on the right.
+
+        Returns:
+            Strengths in [0, 1] at the last token of the prompt and at each of the completion's.
+        """
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        first = batch["prompt_ids"].size(1) - 1
+        dictionary = self.saved.dictionary.to(ids.device)
+        found = []
+        for start in range(0, len(ids), ROWS):
+            hidden = _hidden(model, self.saved.origin.layer, ids[start : start + ROWS], mask[start : start + ROWS])
+            features = dictionary.encode(hidden[:, first:].float())
+            found.append(features[..., self.reasoning].sum(-1) / features.sum(-1).clamp(min=1e-6))
+        return torch.cat(found), int(mask.sum())
+
+
+def _hidden(model: Any, layer: str, ids: Tensor, mask: Tensor) -> Float[Tensor, "rows tokens width"]:
+    """The output of a layer; the layers behind it are not computed."""
+    seen: list[Tensor] = []
+
+    def hook(module: torch.nn.Module, given: Any, output: Any) -> None:
+        seen.append(output[0] if isinstance(output, tuple) else output)
+        raise _Read
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    handle = base.get_submodule(layer).register_forward_hook(hook)
+    try:
+        base.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+    except _Read:
+        pass
+    finally:
+        handle.remove()
+    return seen[0]
