@@ -1,5 +1,7 @@
 """`p2o features`: a dictionary of what a model does inside, and how training moves it."""
 
+import resource
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -349,5 +351,7 @@ def _write(
         )
     files = " · ".join(str(directory / name) for name in (SUMMARY, CONTEXTS, PICTURE))
     console.print(files, markup=False, soft_wrap=True)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    console.print(f"{time.process_time():.0f} seconds of processor time, peak memory {memory / 1e9:.1f} GB.")
     advice = f"See how training moves them: p2o features apply {directory} RUN [RUN ...]"
     console.print(advice, markup=False, soft_wrap=True)
