@@ -80,7 +80,8 @@ def checkpoints_of(run: Path) -> list[Checkpoint]:
         raise DictionaryError(
             f"{run} is neither a run directory of `p2o train`, with its config.yaml, nor a model."
         ) from None
-    numbered = {int(path.name.partition("-")[2]): path for path in run.glob("checkpoint-*") if _is_model(path)}
+    names = [(path.name.partition("-")[2], path) for path in run.glob("checkpoint-*") if _is_model(path)]
+    numbered = {int(step): path for step, path in names if step.isdigit()}  # not one that is being written
     found = [Checkpoint(run.name, method, step, numbered[step]) for step in sorted(numbered)]
     if _is_model(run / "model"):
         last = _last_step(run)
@@ -124,7 +125,8 @@ def strengths(
     groups = {kind: labels.group(kind) for kind in KINDS}
     questions = sorted({passage.question for passage in passages})
     sums = {kind: dict.fromkeys(questions, 0.0) for kind in KINDS}
-    totals, lengths = dict.fromkeys(questions, 0.0), {question: [] for question in questions}  # type: ignore[var-annotated]
+    totals = dict.fromkeys(questions, 0.0)
+    lengths: dict[int, list[float]] = {question: [] for question in questions}
     rewards: dict[int, list[float]] = {question: [] for question in questions}
     everything = torch.cat(list(activations))
     left = 0.0

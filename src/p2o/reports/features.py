@@ -93,7 +93,7 @@ def draw_quality(quality: dict[str, dict[str, Any]], labels: dict[str, dict[str,
         places = [place + (number - (len(quality) - 1) / 2) * width for place in range(len(keys))]
         left.bar(places, [found[key] or 0 for key in keys], width, label=name, color=("#4c78a8", "#bbbbbb")[number % 2])
     left.set_xticks(range(len(keys)), [QUALITIES[key].replace(", ", ",\n").replace(" ", "\n", 1) for key in keys])
-    left.tick_params(axis="x", labelsize=8)
+    left.tick_params(axis="x", labelsize=7)
     left.legend(frameon=False)
     names = list(labels)
     right.barh(names, [labels[name]["high"] for name in names], color="#4c78a8", label="high-level")
