@@ -16,7 +16,14 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 # What a test reads, or a reader of the sdist looks for.
 IN_THE_SDIST = ("LICENSE", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "RELEASING.md", ".ci/run")
-IN_THE_SDIST += ("tests/conftest.py", "docs/metrics.md", "recipes/README.md", "benchmarks/cost.py", "constraints.txt")
+IN_THE_SDIST += (
+    "tests/conftest.py",
+    "docs/metrics.md",
+    "recipes/README.md",
+    "examples/sqlite_agent.py",
+    "benchmarks/cost.py",
+    "constraints.txt",
+)
 
 
 def files_of_the_package() -> set[str]:

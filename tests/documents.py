@@ -6,11 +6,13 @@ import re
 import runpy
 import shlex
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from trl import TrlParser
 
 from p2o.difficulty.buckets import Cutoffs
 from p2o.difficulty.profile import PROFILE, Profile, profiled, reward_identity
@@ -118,7 +120,7 @@ def make_stand_ins(directory, blocks):
 
     Models are one of Qwen3's architecture and a few thousand parameters, with the embedded model's tokenizer.
     """
-    for name in ("recipes", "benchmarks", "docs", "constraints.txt", "pyproject.toml"):
+    for name in ("recipes", "benchmarks", "examples", "docs", "constraints.txt", "pyproject.toml"):
         (directory / name).symlink_to(ROOT / name)
     for file in ROOT.glob("requirements*.txt"):
         (directory / file.name).symlink_to(file)
@@ -167,8 +169,14 @@ def run_to_its_parser(words, monkeypatch):
     """`python FILE` or `python -m MODULE`, as far as its parser; fails where that refuses the command line."""
     parse_args = argparse.ArgumentParser.parse_args
 
+    into_dataclasses = TrlParser.parse_args_and_config
+
     class Parsed(Exception):
         pass
+
+    def parsed_into_dataclasses(parser):
+        into_dataclasses(parser, [*sys.argv[1:], "--use_cpu", "true", "--bf16", "false"])  # this machine has no GPU
+        raise Parsed
 
     def parsed(parser, args=None, namespace=None):
         parse_args(parser, args, namespace)
@@ -177,5 +185,6 @@ def run_to_its_parser(words, monkeypatch):
     module = words[0] == "-m"
     monkeypatch.setattr("sys.argv", words[module:])
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
+    monkeypatch.setattr(TrlParser, "parse_args_and_config", parsed_into_dataclasses)
     with pytest.raises(Parsed):
         runpy.run_module(words[1], run_name="__main__") if module else runpy.run_path(words[0], run_name="__main__")

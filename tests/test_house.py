@@ -46,7 +46,7 @@ def imports(path):
 
 def test_no_file_has_more_than_400_lines():
     """Of all the repository: tests and benchmarks are read, too."""
-    folders = ("src", "tests", "benchmarks", "recipes", "docs")
+    folders = ("src", "tests", "benchmarks", "examples", "recipes", "docs")
     files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
     assert {path.parent.name for path in files} >= {"p2o", "tests", "benchmarks"}
     long = {str(path.relative_to(ROOT)) for path in files if len(path.read_text().splitlines()) > 400}
