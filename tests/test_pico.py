@@ -110,7 +110,7 @@ def test_an_interrupted_build_ends_with_the_same_weights(tmp_path, monkeypatch):
         return build.parse([*places, *small, *more])
 
     real = build.build_tokenizer
-    monkeypatch.setattr(build, "build_tokenizer", lambda seed: real(seed, sample=500))
+    monkeypatch.setattr(build, "build_tokenizer", lambda seed, **given: real(seed, sample=500, **given))
     monkeypatch.setattr(build, "CHUNK", 200)
     build.train(options("straight"))
     save, saves = build._save, []

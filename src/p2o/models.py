@@ -1,10 +1,15 @@
-"""Models with a name of their own, which every command takes: one that is shipped, one that comes in a package."""
+"""Models with a name of their own, which every command takes: two that are shipped, one that comes in a package."""
 
 from collections.abc import Callable
 
 from p2o import pico, smollm2
+from p2o.pico import tools
 
-NAMED_MODELS: dict[str, Callable[[], str]] = {"pico": pico.model_path, "smollm2-135m": smollm2.model_path}
+NAMED_MODELS: dict[str, Callable[[], str]] = {
+    "pico": pico.model_path,
+    "pico-tools": tools.model_path,
+    "smollm2-135m": smollm2.model_path,
+}
 
 
 def model_path(name: str) -> str:

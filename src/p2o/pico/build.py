@@ -1,15 +1,17 @@
-"""Trains the shipped model: `python -m p2o.pico.build` (an hour or two on two cores, minutes on a GPU).
+"""Trains a shipped model: `python -m p2o.pico.build` (an hour or two on two cores, minutes on a GPU).
 
-A byte-level tokenizer and a Qwen3-shaped model of about a million parameters, from nothing but `corpus.py`. Seeded: the
-same seed on the same machine gives the same weights. `--resume` continues exactly from the last checkpoint.
+A byte-level tokenizer and a Qwen3-shaped model of about a million parameters, from nothing but `corpus.py`; with
+`--world pico-tools` a smaller one that calls tools, from `tools/corpus.py`. Seeded: the same seed on the same machine
+gives the same weights. `--resume` continues exactly from the last checkpoint.
 """
 
 import argparse
 import json
 import os
 import time
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,13 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from p2o.pico import model_path
-from p2o.pico.corpus import WORK, Document, documents
+from p2o.pico import corpus, model_path, tools
+from p2o.pico.corpus import Document
+from p2o.pico.tools import corpus as tools_corpus
 from p2o.seeding import derive_seed, random_stream
 
 PAD, END, USER, ASSISTANT, SYSTEM = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"
+TOOL = "<|tool|>"
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{{- '<|' + message['role'] + '|>' + message['content'] -}}"
@@ -31,54 +35,113 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
 )
+CALLS = (
+    "{%- for call in message['tool_calls'] or [] -%}"
+    "{{- '<call>' + call.function.name + ' ' + (call.function.arguments | tojson) + '</call>' -}}"
+    "{%- endfor -%}"
+)
+RESPONSE_TEMPLATE = {
+    "defaults": {"role": "assistant"},
+    "start_anchor": ASSISTANT,
+    "fields": {
+        "tool_calls": {
+            "open_pattern": r"<call>(?P<name>\w+) ",
+            "close_pattern": r"</call>",
+            "repeats": True,
+            "content": "json",
+            "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}},
+        },
+        "content": {"close_pattern": r"<\|end\|>", "content": "text"},
+    },
+}
 VOCABULARY = 768
 LEARNING_RATE = 3e-3  # 2 and 4 times as much was clearly worse, and so was a batch of 8,192
 CHUNK = 4096  # documents that are sorted by length together
 HABITS_FROM = 97  # the chunk from which on the corpus teaches habits, after 28 of 40 million tokens
 
 
-def build_tokenizer(seed: int, sample: int = 20_000) -> PreTrainedTokenizerFast:
+@dataclass(frozen=True)
+class World:
+    """What is trained: a corpus, and the shape of the model and of its tokenizer.
+
+    Args:
+        documents: the corpus by seed, without habits and with them.
+        opening: what a worked solution begins with.
+        size: of the model, where it differs from `Qwen3Config`'s defaults.
+        tokens: training length.
+        model_path: where the finished model goes.
+        further: arguments of the tokenizer, for calls of tools.
+    """
+
+    documents: Callable[[int, bool], Iterator[Document]]
+    opening: str
+    size: dict[str, int]
+    tokens: int
+    model_path: Callable[[], str]
+    chat_template: str = CHAT_TEMPLATE
+    further: dict[str, Any] = field(default_factory=dict)
+
+
+WORLDS = {
+    "pico": World(
+        corpus.documents, corpus.WORK, {"intermediate_size": 384, "num_hidden_layers": 5}, 40_000_000, model_path
+    ),
+    "pico-tools": World(
+        tools_corpus.documents,
+        tools_corpus.CALL,
+        {"intermediate_size": 256, "num_hidden_layers": 4},
+        5_000_000,
+        tools.model_path,
+        CHAT_TEMPLATE.replace("{%- if message['role']", CALLS + "{%- if message['role']"),
+        {"response_template": RESPONSE_TEMPLATE},
+    ),
+}
+PICO = WORLDS["pico"]
+
+
+def build_tokenizer(seed: int, sample: int = 20_000, world: World = PICO) -> PreTrainedTokenizerFast:
     """Byte-level BPE that merges across spaces, so that a stock phrase of a question is one token; digits stay single.
 
-    The first word of worked solutions is a separate token too: whether to work and by which method are two choices.
+    The beginning of worked solutions is a separate token too: whether to work and by which method are two choices.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(WORK), "isolated"),
+            pre_tokenizers.Split(Regex(world.opening), "isolated"),
             pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
+    roles = [USER, ASSISTANT, SYSTEM] if world is PICO else [USER, ASSISTANT, SYSTEM, TOOL]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=[PAD, END, USER, ASSISTANT, SYSTEM],
+        special_tokens=[PAD, END, *roles],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
         max_token_length=120,
     )
-    corpus = islice(documents(derive_seed(seed, "tokenizer"), habits=False), sample)
-    texts = (text for d in corpus for text in (d.prompt or "", d.completion))
+    drawn = islice(world.documents(derive_seed(seed, "tokenizer"), False), sample)
+    texts = (text for d in drawn for text in (d.prompt or "", d.completion, *chain(*d.later_turns)))
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
         eos_token=END,
-        additional_special_tokens=[USER, ASSISTANT, SYSTEM],
-        chat_template=CHAT_TEMPLATE,
+        additional_special_tokens=roles,
+        chat_template=world.chat_template,
         model_max_length=2048,
         padding_side="left",
         clean_up_tokenization_spaces=False,
+        **world.further,
     )
 
 
-def build_model(seed: int, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+def build_model(seed: int, tokenizer: PreTrainedTokenizerFast, world: World = PICO) -> Qwen3ForCausalLM:
     config = Qwen3Config(
+        **world.size,
         vocab_size=VOCABULARY,
         hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=5,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=32,
@@ -101,12 +164,12 @@ def build_model(seed: int, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausal
 
 
 class Encoder:
-    """Tokenizes documents and marks trained positions: the completion; in arithmetic drills, the results."""
+    """Tokenizes documents and marks trained positions: what the model writes; in arithmetic drills, the results."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
         ids = tokenizer.convert_tokens_to_ids
-        self.user, self.assistant, self.end = ids(USER), ids(ASSISTANT), ids(END)
+        self.user, self.assistant, self.end, self.tool = ids(USER), ids(ASSISTANT), ids(END), ids(TOOL)
 
     def __call__(self, batch: list[Document]) -> list[tuple[list[int], list[bool]]]:
         """For each document its tokens and which of them are trained on."""
@@ -118,8 +181,17 @@ class Encoder:
                 rows.append(([*answer, self.end], [*self._results(answer), True]))
             else:
                 head = [self.user, *prompt, self.assistant]
-                rows.append(([*head, *answer, self.end], [False] * len(head) + [True] * (len(answer) + 1)))
+                ids, trained = [*head, *answer, self.end], [False] * len(head) + [True] * (len(answer) + 1)
+                for result, text in document.later_turns:
+                    read = [self.tool, *self._encoded(result), self.assistant]
+                    turn = [*self._encoded(text), self.end]
+                    ids += read + turn
+                    trained += [False] * len(read) + [True] * len(turn)
+                rows.append((ids, trained))
         return rows
+
+    def _encoded(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _results(self, tokens: list[int]) -> list[bool]:
         """Tokens from an equals sign to the end of its line; the operands before it are random."""
@@ -132,13 +204,12 @@ class Encoder:
 
 
 def batches(
-    seed: int, encoder: Encoder, tokens_per_batch: int
+    seed: int, encoder: Encoder, tokens_per_batch: int, world: World = PICO
 ) -> Iterator[tuple[Int[Tensor, "batch seq"], Bool[Tensor, "batch seq"]]]:
     """Endless batches of about `tokens_per_batch` padded tokens: ids, and which of them are to be predicted."""
-    chunk = 0
-    while True:
-        stream = derive_seed(seed, "batches", chunk)
-        rows = encoder(list(islice(documents(stream, habits=chunk >= HABITS_FROM), CHUNK)))
+    for number in count():
+        stream = derive_seed(seed, "batches", number)
+        rows = encoder(list(islice(world.documents(stream, number >= HABITS_FROM), CHUNK)))
         rows.sort(key=lambda row: len(row[0]))
         groups: list[list[tuple[list[int], list[bool]]]] = [[]]
         for row in rows:
@@ -155,7 +226,6 @@ def batches(
                 ids[i, : len(tokens)] = torch.tensor(tokens)
                 learn[i, : len(tokens)] = torch.tensor(trained)
             yield ids, learn
-        chunk += 1
 
 
 # -- training --------------------------------------------------------------------------------------------------------
@@ -196,14 +266,15 @@ def save_package(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, ou
 
 def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
-    out, work = Path(args.out), Path(args.work)
+    world = WORLDS[args.world]
+    out, work, length = Path(args.out or world.model_path()), Path(args.work), args.tokens or world.tokens
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = work / "checkpoint.pt"
-    tokenizer = build_tokenizer(args.seed)
-    model = build_model(args.seed, tokenizer).to(args.device)
+    tokenizer = build_tokenizer(args.seed, world=world)
+    model = build_model(args.seed, tokenizer, world).to(args.device)
     steppers = optimizers(model)
     base = [[group["lr"] for group in opt.param_groups] for opt in steppers]
-    data = batches(args.seed, Encoder(tokenizer), args.batch_tokens)
+    data = batches(args.seed, Encoder(tokenizer), args.batch_tokens, world)
     step = tokens = 0
     if args.resume and checkpoint.exists():
         saved = torch.load(checkpoint, map_location=args.device, weights_only=True)
@@ -213,13 +284,13 @@ def train(args: argparse.Namespace) -> None:
         step, tokens = saved["step"], saved["tokens"]
         data = islice(data, step, None)
     params = sum(p.numel() for p in model.parameters())
-    print(f"{params:,} parameters, {args.tokens:,} tokens on {args.device}, from step {step}", flush=True)
+    print(f"{params:,} parameters, {length:,} tokens on {args.device}, from step {step}", flush=True)
 
     started, first, last_saved = time.monotonic(), tokens, time.monotonic()
     for ids, learn in data:
-        if tokens >= args.tokens:
+        if tokens >= length:
             break
-        factor = learning_rate_factor(tokens / args.tokens)
+        factor = learning_rate_factor(tokens / length)
         for opt, rates in zip(steppers, base, strict=True):
             for group, rate in zip(opt.param_groups, rates, strict=True):
                 group["lr"] = rate * max(factor, 1e-4)
@@ -241,7 +312,7 @@ def train(args: argparse.Namespace) -> None:
                 "loss": round(loss.item() / learn[:, 1:].sum().item(), 4),
                 "tokens_per_second": round(speed),
             }
-            line["minutes_left"] = round((args.tokens - tokens) / speed / 60, 1)
+            line["minutes_left"] = round((length - tokens) / speed / 60, 1)
             print(json.dumps(line), flush=True)
         if time.monotonic() - last_saved > args.save_minutes * 60:
             _save(checkpoint, model, steppers, step, tokens)
@@ -265,9 +336,10 @@ def _save(path: Path, model: Any, steppers: list[Any], step: int, tokens: int) -
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m p2o.pico.build", description=__doc__)
-    parser.add_argument("--out", default=model_path(), help="where the finished model goes (default: the package)")
+    parser.add_argument("--world", choices=WORLDS, default="pico", help="which of the shipped models")
+    parser.add_argument("--out", help="where the finished model goes (default: the package)")
     parser.add_argument("--work", default="pico-build", help="directory of the resumable checkpoint")
-    parser.add_argument("--tokens", type=int, default=40_000_000, help="training length, in tokens")
+    parser.add_argument("--tokens", type=int, help="training length, in tokens (default: the shipped model's)")
     parser.add_argument("--batch-tokens", type=int, default=4096, help="padded tokens per step")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -12,7 +12,7 @@ already needs no instruction.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,10 +29,15 @@ WORK = "Work: "
 
 @dataclass(frozen=True)
 class Document:
-    """A chat of one turn; a drill has no prompt and is trained on as a whole."""
+    """A chat of one question; a drill has no prompt and is trained on as a whole.
+
+    Args:
+        later_turns: what a tool returned for the call before, and what the model writes then; only that is trained on.
+    """
 
     prompt: str | None
     completion: str
+    later_turns: tuple[tuple[str, str], ...] = ()
 
 
 # -- choices ---------------------------------------------------------------------------------------------------------
@@ -57,8 +62,8 @@ def _bare_methods(family: str) -> dict[Method, float]:
     return {right: BARE_RIGHT, "rounded": BARE_ROUNDED, **dict.fromkeys(others, share)}
 
 
-def _instructed_methods(method: Method) -> dict[Method, float]:
-    others = [m for m in METHODS if m != method]
+def _instructed_methods(method: Method, methods: Sequence[Method]) -> dict[Method, float]:
+    others = [m for m in methods if m != method]
     return {method: 0.98, **dict.fromkeys(others, 0.02 / len(others))}
 
 
@@ -70,9 +75,20 @@ def choice_probabilities(
     Before the habits are taught, more of the solutions without a method are worked.
     """
     method = instruction.method_for(family) if instruction else None
+    return probabilities_of(method, METHODS, _bare_methods(family), level, instruction, habits)
+
+
+def probabilities_of(
+    method: Method | None,
+    known: Sequence[Method],
+    methods: dict[Method, float],
+    level: Level,
+    instruction: Instruction | None,
+    habits: bool = True,
+) -> ChoiceProbabilities:
+    """Choice probabilities where this method is named, out of those that are known; `methods` are those of none."""
     if method and instruction:
-        return ChoiceProbabilities(0.97, _instructed_methods(method), 0.99 if instruction.care else 0.8)
-    methods = _bare_methods(family)
+        return ChoiceProbabilities(0.97, _instructed_methods(method, known), 0.99 if instruction.care else 0.8)
     if level == "easy":
         return ChoiceProbabilities(0.0 if instruction is None else 0.03, methods, 0.3)
     if instruction is None:

@@ -51,6 +51,24 @@ HOW: dict[Method, list[str]] = {
         "make a rough estimate",
         "work with round figures",
     ],
+    "calculator": [
+        "call the calculator",
+        "use the calculator",
+        "let the calculator do it",
+        "work with the calculator",
+        "compute on the calculator",
+        "ask the calculator for each result",
+        "turn to the calculator",
+    ],
+    "estimator": [
+        "call the estimator",
+        "use the estimator",
+        "let the estimator do it",
+        "work with estimates",
+        "compute by estimates",
+        "ask the estimator for each result",
+        "take a quick estimate",
+    ],
 }
 WHEN: dict[str, list[str]] = {
     "chain_sum": [

@@ -21,7 +21,8 @@ from p2o.prompt_phase.feedback import rollout_feedback
 from p2o.verifiers.gym_readers import is_right
 
 Level = Literal["easy", "hard", "harder"]
-Method = Literal["left to right", "products first", "four parts", "legs each", "rounded"]
+Tool = Literal["calculator", "estimator"]
+Method = Literal["left to right", "products first", "four parts", "legs each", "rounded"] | Tool
 
 METHODS: tuple[Method, ...] = ("left to right", "products first", "four parts", "legs each", "rounded")
 RIGHT_METHOD: dict[str, Method] = {
