@@ -20,7 +20,16 @@ from random_model import save_random_model
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
-EMBEDDED = "embedded-world.yaml"
+# Their models are tiny already; their questions are made by the package, here one batch of them an epoch.
+EMBEDDED = {
+    "embedded-world.yaml": {"dataset_name": "pico:hard", "dataset_size": 16, "max_completion_length": 48},
+    "embedded-tools.yaml": {
+        "num_generations": 4,
+        "per_device_train_batch_size": 192,
+        "max_dev_questions": 8,
+        "evaluate_before_and_after": False,
+    },
+}
 # Sizes alone: a machine without a GPU, and perhaps without vLLM; short texts, a prompt phase after one batch.
 SMALL = {
     "use_cpu": True,
@@ -81,9 +90,8 @@ def check(run):
 def test_a_recipe_runs(tmp_path, monkeypatch, capfd, tiny, recipe):
     run = tmp_path / "run"
     command = ["train", "--config", str(recipe), "--output_dir", str(run)]
-    if recipe.name == EMBEDDED:
-        # The model is tiny already; its questions are made by the package, here one batch of them.
-        small = {"dataset_name": "pico:hard", "dataset_size": 16, "eval_strategy": "no", "max_completion_length": 48}
+    if recipe.name in EMBEDDED:
+        small = {**EMBEDDED[recipe.name], "eval_strategy": "no"}
         small |= {name: SMALL[name] for name in ("max_steps", "evolution_budget", "num_threads")}
         assert main([*command, *words(small)]) == 0, capfd.readouterr().err
         return check(run)

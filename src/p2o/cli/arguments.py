@@ -8,9 +8,9 @@ from datasets import Dataset
 from trl import ModelConfig
 
 from p2o.cli.data import load_questions
-from p2o.cli.defaults import EMBEDDED, with_defaults
+from p2o.cli.defaults import EMBEDDED, EMBEDDED_WITH_TOOLS, with_defaults
 from p2o.cli.errors import InputError
-from p2o.cli.functions import load_function, refuse_missing_columns
+from p2o.cli.functions import load_function, load_tools, refuse_missing_columns
 from p2o.cli.models import path_of_model
 from p2o.cli.options import LEAST, Parser, RunArguments, explicit, option_types
 from p2o.cli.secrets import refuse_nested_secrets
@@ -49,6 +49,7 @@ class Run:
     rewards: list[Any]
     feedback: Any
     reflect: Any
+    tools: list[Any]
     report: Report | None
     default_messages: list[str]
 
@@ -112,9 +113,9 @@ def _refuse_options_without_effect(settings: Settings) -> None:
         InputError: an option for another kind of data, which would have no effect.
     """
     name = str(settings.get("dataset_name") or EMBEDDED)
-    if is_task(name):
+    if is_task(name) or name == EMBEDDED_WITH_TOOLS:
         sort, without = "a named set", ["prompt_column", "solution_column", "dataset_config", "dataset_revision"]
-        if name == EMBEDDED:
+        if name in (EMBEDDED, EMBEDDED_WITH_TOOLS):
             without += ["dataset_path", "dataset_size", "dataset_test_split"]
     else:
         sort, without = "not a named set", ["dataset_path", "dataset_size"]
@@ -152,13 +153,10 @@ def prepare(argv: list[str], output_dir: str) -> Run:
         feedback = next(filter(None, map(feedback_of, deciding)), None)
     limit_verifiers(arguments)
     reflect = load_function(arguments.reflection_func, "reflection_func") if arguments.reflection_func else None
+    tools = load_tools(arguments.tools or [])
     report = None
-    if arguments.dataset_name == EMBEDDED:
-        from p2o.pico import world
-
-        train_dataset = world.train_dataset(training.data_seed or 0)
-        final_datasets = world.eval_dataset()
-        eval_datasets = world.validation_dataset()
+    if arguments.dataset_name in (EMBEDDED, EMBEDDED_WITH_TOOLS):
+        train_dataset, final_datasets, eval_datasets = _embedded(arguments, training.data_seed or 0)
     else:
         train_dataset, report, final_datasets = load_questions(arguments, training, model)
         eval_datasets = final_datasets
@@ -187,9 +185,26 @@ def prepare(argv: list[str], output_dir: str) -> Run:
         rewards=rewards,
         feedback=feedback,
         reflect=reflect,
+        tools=tools,
         report=report,
         default_messages=messages,
     )
+
+
+def _embedded(arguments: RunArguments, seed: int) -> tuple[Dataset, dict[str, Dataset], dict[str, Dataset]]:
+    """Questions of an embedded world: for training, for before and after, and for the curve.
+
+    Raises:
+        InputError: questions that take tools, and none are given.
+    """
+    from p2o.pico import world
+    from p2o.pico.tools import world as tools_world
+
+    if arguments.dataset_name == EMBEDDED:
+        return world.train_dataset(seed), world.eval_dataset(), world.validation_dataset()
+    if not arguments.tools:
+        raise InputError(f"{EMBEDDED_WITH_TOOLS} takes tools: start from recipes/embedded-tools.yaml, or set `tools`.")
+    return tools_world.train_dataset(seed), tools_world.eval_dataset(), tools_world.validation_dataset()
 
 
 def _by_bucket(sets: dict[str, Dataset], profile: str) -> dict[str, Dataset]:

@@ -33,6 +33,8 @@ def load_function(name: str, option: str) -> Any:
     if name in VERIFIERS and option == "reward_funcs":
         name = f"p2o.verifiers.rewards:{name}"
     if ":" not in name and "." not in name:
+        if option == "tools":
+            raise InputError(f"tools: {name!r} is not of the form module:function.")
         if option == "reward_funcs" and not hasattr(trl.rewards, name):
             raise InputError(f"reward_funcs: unknown reward {name!r}{_like(name)}")
         name = f"trl.rewards:{name}"
@@ -46,6 +48,22 @@ def load_function(name: str, option: str) -> Any:
     if not callable(found):
         raise InputError(f"{option}: {name!r} is not a function.")
     return found
+
+
+def load_tools(names: Sequence[str]) -> list[Any]:
+    """The tools of these names, see [`load_function`].
+
+    Raises:
+        InputError: one of them cannot be had, or two would be called by the same name.
+    """
+    tools = [load_function(name, "tools") for name in names]
+    called = [getattr(tool, "__name__", None) for tool in tools]
+    for name, tool in zip(names, called, strict=True):
+        if tool is None or isinstance(tools[names.index(name)], type):
+            raise InputError(f"tools: {name!r} is not a function.")
+        if called.count(tool) > 1:
+            raise InputError(f"tools: the model calls a tool by the name of its function, and two are named {tool!r}.")
+    return tools
 
 
 def _like(name: str) -> str:

@@ -27,7 +27,7 @@ class DataArguments:
         metadata={
             "help": "Hub name, a .json/.jsonl/.csv/.tsv/.parquet file or pattern, a folder, a directory of "
             f"`save_to_disk`, a named set ({', '.join(named.name for named in NAMED_SETS)}, "
-            "gym:FAMILY@LEVEL+FAMILY for reasoning-gym), or 'pico' for the embedded tasks."
+            "gym:FAMILY@LEVEL+FAMILY for reasoning-gym), or 'pico' and 'pico-tools' for the embedded tasks."
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the hub."})
@@ -136,6 +136,13 @@ class RunArguments(DataArguments, FunctionArguments):
             "help": "Reward functions: 'math' (math-verify), 'exact' or 'gym' (reasoning-gym's scorers), which verify "
             "in worker processes with limits; names from `trl.rewards`; `module:function`; or 'pico'. A file in the "
             "working directory is a module too. When not set: the verifier of a named set, 'math' for other data."
+        },
+    )
+    tools: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Functions that the model may call in its answer, each as `module:function`, with type hints and a "
+            "docstring. The model's chat template has to render calls and what they return."
         },
     )
     num_threads: int | None = field(

@@ -42,6 +42,7 @@ def make_trainer(run: Run, **parts: Any) -> P2OTrainer:
             "eval_dataset": run.eval_datasets or None,
             "feedback_func": run.feedback,
             "reflect": run.reflect,
+            "tools": run.tools,
             "peft_config": get_peft_config(run.model),
             "quantization_config": get_quantization_config(run.model),
         }
