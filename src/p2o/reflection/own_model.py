@@ -152,7 +152,7 @@ def make_own(
     policy: Callable[[], Any],
     reference_model: Any,
     engine: VLLMGeneration | None,
-    tokenizer: Any,
+    processing_class: Any,
     args: P2OConfig,
 ) -> OwnReflection:
     """The model that `reflection_model` names, 'reference' or 'policy'.
@@ -165,6 +165,7 @@ def make_own(
         ValueError: reflections so long leave no room for a prompt; or FSDP1, see `_refuse_gathering`.
     """
     model, frozen = accelerator.unwrap_model(policy()), None
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
     held = hasattr(model, "peft_config") or (reference_model is not None and not args.sync_ref_model)
     if args.prompt_phase and args.reflection_model == "reference" and not held:
         dtype = torch.bfloat16 if args.bf16 else None
