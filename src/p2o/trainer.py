@@ -177,7 +177,7 @@ class P2OTrainer(GRPOTrainer):
         """Rollouts of these rows, scored, mined and distilled. `questions` are all processes'; none in evaluation."""
         plan = self._policy_phase.plan(self.p2o, len(inputs), questions)
         self._batch = Batch(replace(plan, repeats=self._evaluation.batches[-1].repeats) if self._evaluation else plan)
-        output: dict[str, Any] = super()._generate_and_score_completions(image_inputs.with_lists(inputs))
+        output = image_inputs.counted(super()._generate_and_score_completions(image_inputs.with_lists(inputs)))
         (plan, rewards), self._batch = self._batch.plan_and_rewards(), None
         rewards = rewards if self._evaluation is None else self._evaluation.add(rewards, output, self._logs)
         is_sampled = self._policy_phase.charge(self.p2o, plan, output)
@@ -373,6 +373,7 @@ class P2OTrainer(GRPOTrainer):
             self.p2o, self._buffered_inputs = checkpointing.load(checkpoint, self.accelerator, fingerprint)
             self._resumed, self._step = True, self.p2o.trainer_step
             self._metrics["train"].update(self.p2o.pending_metrics)
+            checkpointing.load_renamed(self.accelerator.unwrap_model(self.model), checkpoint)
         return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

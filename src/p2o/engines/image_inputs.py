@@ -32,6 +32,19 @@ def fields_of(batch: Mapping[str, Any]) -> Fields:
     return {name: batch[name] for name in (*TYPES, *PIXELS) if batch.get(name) is not None}
 
 
+def counted(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch, or arguments of a pass. Where pixels have a row for each of its rows, padded to the most images of one
+    (Idefics), `num_images` becomes 1 for a row that shows any and 0 for others.
+
+    TRL takes pixels to have a row for each image where they have as many rows as there are images, which may be by
+    chance.
+    """
+    pixels, mask = batch.get("pixel_values"), batch.get("pixel_attention_mask")
+    if not isinstance(pixels, Tensor) or pixels.dim() != 5 or mask is None:
+        return batch
+    return {**batch, "num_images": mask.flatten(1).any(dim=1).long().tolist()}
+
+
 def select(fields: Mapping[str, Any], rows: Sequence[int]) -> Fields:
     """The part that belongs to these rows. Without any image among them, what is left are types of tokens."""
     split = split_pixel_values_by_grid(dict(fields))
@@ -61,6 +74,7 @@ def in_passes(forward: Callable[..., Any], model: Any, ids: Tensor, mask: Tensor
 
     Models do not take empty tensors of pixels, as TRL hands them over.
     """
+    arguments = counted(arguments)
     counts = arguments.get("num_images")
     size = arguments.get("batch_size") or len(ids)
     starts = range(0, len(ids), size)
