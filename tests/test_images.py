@@ -130,13 +130,16 @@ def test_loss_and_gradient_equal_the_definition(tmp_path, kind, counts):
 
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_rows_without_advantage_are_left_out_with_their_pixels(tmp_path, kind):
-    """One group of each kind of question is without variance: the loss is the definition's all the same."""
+    """A group of either kind of question is without variance: the loss is the definition's all the same."""
 
-    def flat(completions, images, **kwargs):
-        return [0.0 if len(i) == dull else r for i, r in zip(images, length_reward(completions), strict=True)]
+    def flat_for(count):
+        def flat(completions, images, **kwargs):
+            return [0.0 if len(i) == count else r for i, r in zip(images, length_reward(completions), strict=True)]
+
+        return flat
 
     for dull in (2, 1):
-        trainer = make(tmp_path, kind, [2, 1], reward=flat, max_completion_length=8, context_mask="off")
+        trainer = make(tmp_path, kind, [2, 1], reward=flat_for(dull), max_completion_length=8, context_mask="off")
         output, watch = watched_batch(trainer, [LOOK])
         trainer.model.train()
         terms, lengths, _ = terms_of(trainer, output, watch, 0, float("inf"))
