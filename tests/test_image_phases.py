@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import re
+import zlib
 
 import pytest
 from datasets import Dataset
@@ -12,7 +13,7 @@ from PIL import Image
 
 import vision_model
 from endpoints import TEXT, reflection, serve, well
-from p2o import P2OConfig, P2OTrainer
+from p2o import P2OCallback, P2OConfig, P2OTrainer
 from p2o.engines import seeing
 from p2o.images import MARK
 from p2o.prompt_phase.shown_images import UNSEEN
@@ -21,7 +22,7 @@ from test_images import LAYOUTS, make
 from trainers import ALTERNATE, Watch, assert_same, coin, options, weights
 
 COUNTS = [1, 2, 0, 1, 1, 0, 2, 1]
-CHANGES = {**ALTERNATE, "per_device_train_batch_size": 16, "max_completion_length": 4}
+CHANGES = {**ALTERNATE, "evolution_budget": 40, "per_device_train_batch_size": 16, "max_completion_length": 4}
 
 
 def proposing(sees, asked):
@@ -36,17 +37,27 @@ def proposing(sees, asked):
     return reflect
 
 
-def luck(completions, images, prompts, **kwargs):
-    """Right by chance; rollouts are given their images with the blocks that show them."""
-    for prompt, shown in zip(prompts, images, strict=True):
-        blocks = [] if isinstance(prompt[-1]["content"], str) else prompt[-1]["content"]
-        assert sum(block["type"] == "image" for block in blocks) == len(shown or [])
-    return coin(completions)
+class Luck(P2OCallback):
+    """Wrong until the prompt phase, then right by chance; sees that images come with the blocks that show them."""
+
+    lucky = False
+
+    def on_prompt_phase_begin(self, *args, **kwargs):
+        self.lucky = True
+
+    def reward(self, completions, images, prompts, **kwargs):
+        for prompt, shown in zip(prompts, images, strict=True):
+            blocks = [] if isinstance(prompt[-1]["content"], str) else prompt[-1]["content"]
+            assert sum(block["type"] == "image" for block in blocks) == len(shown or [])
+        said = [completion[-1]["content"].encode() for completion in completions]
+        return [float(self.lucky and zlib.crc32(text) % 2) for text in said]
 
 
-def alternating(tmp_path, kind="gemma", reward=luck, **changes):
-    trainer = make(tmp_path, kind, COUNTS, reward=reward, **{**CHANGES, **changes})
-    trainer.add_callback(watch := Watch())
+def alternating(tmp_path, kind="gemma", **changes):
+    luck, watch = Luck(), Watch()
+    trainer = make(tmp_path, kind, COUNTS, reward=luck.reward, **{**CHANGES, **changes})
+    trainer.add_callback(watch)
+    trainer.add_callback(luck)
     return trainer, watch
 
 
@@ -104,7 +115,7 @@ def test_an_interrupted_phase_goes_on_with_the_images_of_its_rows(tmp_path):
     def killing(calls):
         def reflect(prompts, *, seed, images=()):
             calls.append(len(prompts))
-            if len(calls) == 2:
+            if len(calls) == 1:
                 raise Killed
             return [Reflection(f"```\nTry way {seed % 1000 + n}.\n```") for n in range(len(prompts))]
 
@@ -112,7 +123,7 @@ def test_an_interrupted_phase_goes_on_with_the_images_of_its_rows(tmp_path):
         return reflect
 
     changes = {"save_strategy": "steps", "save_steps": 1, "num_train_epochs": 2}
-    calm = killing([0, 0, 0])
+    calm = killing([0])
     whole, _ = alternating(tmp_path / "whole", reflect=calm, **changes)
     whole.train()
     cut, _ = alternating(tmp_path / "cut", reflect=killing([]), **changes)
