@@ -10,8 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from trl.data_utils import prepare_multimodal_messages
-
 from p2o.templates import Prompt, last_user_message, prompt_of
 
 COLUMNS = ("image", "images")
@@ -42,6 +40,8 @@ def question_prompt(row: Mapping[str, Any]) -> Prompt:
         raise ValueError("a text. With images prompts are chats: [{'role': 'user', 'content': …}].")
     if not images and (isinstance(prompt, str) or not any(_blocks(prompt))):
         return prompt
+    from trl.data_utils import prepare_multimodal_messages  # here: the prompt phase is free of TRL
+
     return cast(Prompt, prepare_multimodal_messages(cast(Any, prompt), images=images))
 
 

@@ -71,8 +71,7 @@ def evolve(
     if len(questions) < 2:
         raise ValueError(f"Evolution needs two hard questions, one to learn from and one to judge by; got {questions}.")
     by_id = {question.id: question for question in questions}
-    rng = random.Random(derive_seed(seed, "prompt phase", epoch, "split"))
-    feedback_ids, dev_ids = split_hard_set(list(by_id), max_dev=config.max_dev_questions, rng=rng)
+    feedback_ids, dev_ids = _split(list(by_id), config, derive_seed(seed, "prompt phase", epoch, "split"))
     limit = _limit(config, len(dev_ids))
     if limit <= len(dev_ids):
         logger.warning("No prompt phase: %d rollouts do not score the empty template.", limit)
@@ -101,6 +100,10 @@ def evolve(
         selected=selected,
         trials={c.index: trials[c.text] for c in candidates if c.text in trials},
     )
+
+
+def _split(ids: list[int], config: EvolutionConfig, seed: int) -> tuple[list[int], list[int]]:
+    return split_hard_set(ids, max_dev=config.max_dev_questions, rng=random.Random(seed))
 
 
 def _journal(run_dir: Path, questions: list[Question], decides: dict[str, Any]) -> Journal:
