@@ -75,7 +75,7 @@ class NoPass:
     def of_batch(self, *args):
         raise AssertionError("a pass of the model")
 
-    under = of_batch
+    of_rows = of_batch
 
 
 def plan(templates):

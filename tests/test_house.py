@@ -20,6 +20,7 @@ SOURCE = ROOT / "src" / "p2o"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 PURE = ("templates", "hard_samples", "context_distillation", "rewards", "parents", "guard", "budget", "ledger")
+PURE += ("images", "shown_images", "proposals")
 PURE_FILES = [path for path in FILES if path.stem in PURE and path.parent.name != "verifiers"]
 
 

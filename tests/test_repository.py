@@ -34,7 +34,7 @@ def test_the_changelog_names_every_command(capsys):
     main([])
     commands = re.findall(r"^    (\w+) ", capsys.readouterr().out, re.MULTILINE)
     text = (ROOT / "CHANGELOG.md").read_text()
-    assert len(commands) == 8 and all(f"`p2o {command}" in text for command in commands)
+    assert len(commands) == 9 and all(f"`p2o {command}" in text for command in commands)
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form.name != "config.yml"], ids=lambda form: form.stem)

@@ -200,10 +200,10 @@ def assert_loss_is(trainer, output, terms, lengths):
     else:
         expected = total / sum(lengths)
     names, parameters = zip(*trainer.model.named_parameters(), strict=True)
-    expected_gradient = torch.autograd.grad(expected, parameters)
+    expected_gradient = torch.autograd.grad(expected, parameters, materialize_grads=True)
     trainer.current_gradient_accumulation_steps = 1
     loss = trainer._compute_loss(trainer.model, output)
-    gradient = torch.autograd.grad(loss, parameters)
+    gradient = torch.autograd.grad(loss, parameters, materialize_grads=True)
     torch.testing.assert_close(loss, expected, atol=2e-5, rtol=2e-4)
     assert trainer._compute_loss(trainer.model, output) == loss, "the same rollouts may be learnt from again"
     for name, actual, wanted in zip(names, gradient, expected_gradient, strict=True):

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from transformers import TrainerState, TrainingArguments
+from safetensors import safe_open
+from transformers import PreTrainedModel, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
@@ -193,6 +194,33 @@ def load(
     check_parts(checkpoint)
     state = P2OState.load(checkpoint, fingerprint, report=accelerator.is_main_process)
     return state, load_buffer(checkpoint, accelerator)
+
+
+def load_renamed(model: Any, checkpoint: Path) -> None:
+    """Loads weights that a checkpoint has by other names than the model, as vision-language models do.
+
+    `Trainer` reads weights by the model's names and passes over all others, with a warning: it would go on from the
+    weights that the run started with.
+
+    Raises:
+        CheckpointError: weights of the model are in the checkpoint by no name at all.
+    """
+    files = sorted(checkpoint.glob("*.safetensors"))
+    if not isinstance(model, PreTrainedModel) or not files:
+        return
+    names = set()
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            names.update(opened.keys())
+    own = model.state_dict()
+    if names <= own.keys():
+        return
+    loaded, report = type(model).from_pretrained(checkpoint, dtype=model.dtype, output_loading_info=True)
+    if report["missing_keys"]:
+        raise CheckpointError(
+            f"{checkpoint} lacks weights of the model: {', '.join(sorted(report['missing_keys'])[:5])}"
+        )
+    model.load_state_dict(loaded.state_dict())
 
 
 def check_parts(checkpoint: Path) -> None:

@@ -40,7 +40,7 @@ REQUIRED = frozenset(
     # the prompt phase
     "prompt_phase near_hard min_hard_questions max_dev_questions evolution_budget parents_per_iteration "
     "feedback_minibatch_size max_template_length selection_margin selection_rollouts max_prompt_phases "
-    "reflection_model reflection_prompt reflection_max_prompt_tokens reflection_max_tokens "
+    "reflection_model reflection_sees_images reflection_prompt reflection_max_prompt_tokens reflection_max_tokens "
     "reflection_temperature".split()
 )
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from p2o.continuation import Facts, plain, settings
 from p2o.engines.processes import is_sharded
+from p2o.images import image_columns, stored_images
 
 LENGTH = 16  # hexadecimal digits of a digest
 # Of a model's configuration: names, places, versions, and what training aligns with the tokenizer.
@@ -34,15 +36,21 @@ def digest(values: Iterable[Any]) -> str:
 
 
 def rows_digest(dataset: Any, columns: Iterable[str]) -> str | None:
-    """Of these columns of a dataset; None where it has none of them."""
+    """Of these columns of a dataset, of images the bytes or the path; None where it has none of them."""
     names = sorted(set(columns) & set(dataset.column_names))
-    return digest([names, *(list(row.values()) for row in dataset.select_columns(names))]) if names else None
+    if not names:
+        return None
+    chosen = dataset.select_columns(names)
+    images = image_columns(chosen)
+    rows = (list(row.values()) for row in (chosen.remove_columns(images) if images else chosen))
+    return digest(chain([names], rows, stored_images(chosen)))
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
     """Of what turns prompts into tokens and tokens into texts: vocabulary, special tokens, chat template."""
-    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
-    return digest([sorted(tokenizer.get_vocab().items()), tokenizer.special_tokens_map, tokenizer.chat_template])
+    chat_template = tokenizer.chat_template  # a processor has its own
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    return digest([sorted(tokenizer.get_vocab().items()), tokenizer.special_tokens_map, chat_template])
 
 
 def architecture_digest(config: dict[str, Any], adapters: dict[str, dict[str, Any]]) -> str:

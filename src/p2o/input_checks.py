@@ -7,11 +7,14 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 
+from p2o import image_checks
 from p2o.batch_sizes import BatchSizes
 from p2o.config import P2OConfig
 from p2o.difficulty.exchange import with_rewrites
 from p2o.difficulty.training import selected_questions
 from p2o.engines.environments import check_tools, names_in, unknown_names
+from p2o.engines.image_inputs import AT_ONCE
+from p2o.images import image_columns, without_images
 from p2o.tasks import refused_by
 from p2o.templates import apply_template, prompt_of, question_text
 
@@ -53,6 +56,8 @@ def training_questions(
     if train_dataset is None and environment_factory is not None:
         return None  # TRL makes one, of empty prompts
     check_questions(train_dataset, args, asks=environment_factory is not None, converses=bool(called))
+    image_checks.check_options(train_dataset, args, called)
+    image_checks.check_rows(train_dataset, "train_dataset")
     return with_rewrites(selected_questions(train_dataset, args, reward_funcs or [], model), args)
 
 
@@ -102,7 +107,7 @@ def check_questions(dataset: Any, args: P2OConfig, *, asks: bool = False, conver
         converses: whether there are tools or environments, for which prompts have to be chats.
 
     Raises:
-        ValueError: not a dataset of known length, no or empty prompts, images; rows are named.
+        ValueError: not a dataset of known length, no or empty prompts; rows are named.
     """
     if dataset is None:
         raise ValueError("`train_dataset` is required: a `datasets.Dataset` with a column `prompt`.")
@@ -118,8 +123,6 @@ def check_questions(dataset: Any, args: P2OConfig, *, asks: bool = False, conver
         raise ValueError(f"train_dataset has no `prompt` column; it has {', '.join(dataset.column_names) or 'none'}.")
     if len(dataset) == 0:
         raise ValueError("train_dataset is empty.")
-    if "image" in dataset.column_names or "images" in dataset.column_names:
-        raise ValueError("train_dataset has images; P2OTrainer supports text questions only.")
     taken = [name for name in ("prompts", "completions") if name in dataset.column_names]
     if taken:
         raise ValueError(
@@ -127,9 +130,10 @@ def check_questions(dataset: Any, args: P2OConfig, *, asks: bool = False, conver
             "that name. Rename or remove it."
         )
     _check_size(dataset, args)
+    shows = bool(image_columns(dataset))  # a question may be an image alone
     for row, prompt in enumerate(dataset["prompt"] if "prompt" in dataset.column_names else ()):
         try:
-            empty = not prompt or not (question_text(prompt).strip() or asks)
+            empty = not prompt or not (question_text(prompt).strip() or asks or shows)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"train_dataset row {row}, field `prompt`: {error}") from None
         if empty:
@@ -160,6 +164,7 @@ def _check_size(dataset: Any, args: P2OConfig) -> None:
 def check_prompts(
     train: Any,
     evaluation: Any,
+    processing_class: Any,
     tokenize: Callable[..., list[list[int]]],
     limit: int | None,
     tools: Any,
@@ -169,6 +174,7 @@ def check_prompts(
     """
     Args:
         evaluation: one dataset or several by name; None for none. A stream is left alone.
+        processing_class: a tokenizer, or a processor of images, too.
         tokenize: prompts, of rows of these environments, as they are generated from.
         limit: of a training prompt, in tokens.
         tools: that prompts describe to the model; None for none.
@@ -179,16 +185,19 @@ def check_prompts(
         The first training prompt, as tokens, for a process that has nothing else to generate from.
 
     Raises:
-        ValueError: tools that cannot be described, chats that the model's chat template refuses, or training prompts
-            over the limit; rows are named.
+        ValueError: tools that cannot be described, images that the model cannot see, chats that the model's chat
+            template refuses, or training prompts over the limit; rows are named.
     """
     check_tools(tools or [])
+    image_checks.check_model(processing_class, _by_name(train, evaluation))
     for name, data in _by_name(train, evaluation).items():
         if not isinstance(data, Dataset) or "prompt" not in data.column_names:
             continue
         names = names_in(data, factories)
         if unknown_names(names, factories):
             continue
+        if name != "train_dataset":
+            image_checks.check_rows(data, name)
         refused = refused_by(data["prompt"], partial(_tokens_of, tokenize, names[:1]))
         for row, why in refused.items():
             raise ValueError(
@@ -197,15 +206,17 @@ def check_prompts(
                 "the question."
             )
         if name == "train_dataset":
-            check_prompt_lengths(data["prompt"], names, tokenize, limit)
+            images = image_columns(data)
+            prompts = image_checks.ImagePrompts(data, name) if images else data["prompt"]
+            check_prompt_lengths(prompts, names, tokenize, limit)
             _check_position(data["prompt"], partial(_tokens_of, tokenize, names[:1]), position)
     first = train.select(range(1))
     known = names_in(first, factories)
-    return [] if unknown_names(known, factories) else tokenize([prompt_of(first[0])], known)[0]
+    return [] if unknown_names(known, factories) else tokenize([without_images(prompt_of(first[0]))], known)[0]
 
 
 def _tokens_of(tokenize: Callable[..., list[list[int]]], names: list[str | None], chat: Any) -> list[list[int]]:
-    return tokenize([chat], names)
+    return tokenize([without_images(chat)], names)
 
 
 def _check_position(prompts: Any, tokens: Callable[[Any], list[list[int]]], position: str) -> None:
@@ -243,15 +254,20 @@ def check_prompt_lengths(
 ) -> None:
     """
     Raises:
-        ValueError: prompts over the limit, in tokens; rows are named.
+        ValueError: prompts over the limit, in tokens, or images that cannot be read; rows are named.
     """
-    if limit is None:
+    shows = isinstance(prompts, image_checks.ImagePrompts)
+    if limit is None and not shows:
         return
-    too_long = []
-    for start in range(0, len(prompts), 1000):
-        some = slice(start, start + 1000)
-        ids = tokenize(list(prompts[some]), names[some])
-        too_long += [(start + i, len(row)) for i, row in enumerate(ids) if len(row) > limit]
+    too_long, size = [], AT_ONCE if shows else 1000
+    for start in range(0, len(prompts), size):
+        some = range(start, min(start + size, len(prompts)))
+        ids = (
+            prompts.tokens(some, tokenize)
+            if shows
+            else tokenize(list(prompts[start : start + size]), names[start : start + size])
+        )
+        too_long += [(start + i, len(row)) for i, row in enumerate(ids) if limit is not None and len(row) > limit]
     if too_long:
         rows = ", ".join(f"row {row}: {length} tokens" for row, length in too_long[:5])
         raise ValueError(

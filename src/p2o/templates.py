@@ -4,7 +4,6 @@ Pure Python, no tensors. `T(x, z)` of the paper is [`apply_template`], its greed
 assignment [`assign_templates`].
 """
 
-import copy
 import heapq
 import itertools
 import random
@@ -80,7 +79,8 @@ def question_text(prompt: Prompt) -> str:
 def apply_template(prompt: Prompt, template: str, position: str = "user") -> Prompt:
     """T(x, z): the prompt with the stripped template and a blank line before its last user message.
 
-    The empty template changes nothing. The given prompt is not modified.
+    The empty template changes nothing. The given prompt is not modified. Where the message has blocks of content, texts
+    and images, the template becomes a block of text before them.
 
     Args:
         position: "system": at the end of the system message instead, which a chat without one gets. A text has none.
@@ -97,12 +97,10 @@ def apply_template(prompt: Prompt, template: str, position: str = "user") -> Pro
     index = last_user_message(prompt)
     if index is None:
         return prefix + str(prompt)
-    messages: Any = copy.deepcopy(prompt)
-    message = messages[index]
-    if isinstance(message["content"], str):
-        message["content"] = prefix + message["content"]
-    else:
-        message["content"] = [{"type": "text", "text": prefix}, *message["content"]]
+    messages: Any = list(prompt)  # shallow: its images are large
+    content = messages[index]["content"]
+    content = prefix + content if isinstance(content, str) else [{"type": "text", "text": prefix}, *content]
+    messages[index] = {**messages[index], "content": content}
     return cast(Prompt, messages)
 
 

@@ -40,7 +40,7 @@ from trl.trainer.grpo_trainer import EnvironmentFactory, RewardFunc, RolloutFunc
 from p2o import checkpointing, input_checks, model_card, thoughts
 from p2o.callbacks import Alternation, notify, report_rollouts
 from p2o.config import P2OConfig
-from p2o.engines import generation, processes, vllm
+from p2o.engines import generation, image_inputs, processes, vllm
 from p2o.engines.environments import Environments, Episode
 from p2o.engines.sampled_logprobs import recorded
 from p2o.engines.tools import ToolTurns, converse, tools_by_row
@@ -74,7 +74,7 @@ class P2OTrainer(GRPOTrainer):
     Args:
         reward_funcs: required, since mining needs rewards, unless an environment owns its reward.
         args: a [`P2OConfig`].
-        train_dataset: a `datasets.Dataset` with a column `prompt`, not streamed; images are not supported.
+        train_dataset: a `datasets.Dataset` with a column `prompt`, and `image` or `images` if need be; not streamed.
         callbacks: transformers', and [`P2OCallback`]s with the events of P²O.
         tools, environment_factory: called in both phases; what they return is not learnt.
         rollout_func: generates in TRL's place in both phases, from T(x, z); reward functions get its further fields.
@@ -130,8 +130,8 @@ class P2OTrainer(GRPOTrainer):
             super().__init__(model, reward_funcs, args, *data, *rest)
         self._vllm, self._turns = getattr(self, "vllm_generation", None), ToolTurns(self.accelerator, self._complete)
         self.max_prompt_length = input_checks.longest_prompt(args, self.model, vllm.context_length(self._vllm))
-        checked = (self.train_dataset, eval_dataset, self._tokens, self.max_prompt_length, self.tools)
-        self._filler = input_checks.check_prompts(*checked, self.environment_factories, args.template_position)
+        own = (self.train_dataset, eval_dataset, self.processing_class, self._tokens, self.max_prompt_length)
+        self._filler = input_checks.check_prompts(*own, self.tools, self.environment_factories, args.template_position)
         reading = thoughts.thought_reading(args.thoughts, self._tokenizer, args.chat_template_kwargs)
         self.reward_funcs[:] = reading.given_to(*self.reward_funcs)
         (self.feedback_func,) = reading.given_to(feedback_func or default_feedback(args.solution_column))
@@ -142,12 +142,13 @@ class P2OTrainer(GRPOTrainer):
         parts = (self._tokens, self.max_prompt_length, scoring, logprobs, self._log_metrics)
         self._policy_phase = PolicyPhase(args, self.accelerator, *parts, self.environment_factories is not None)
         self.add_callback(Alternation(self._begin_epoch, self._end_step, lambda: self.p2o.take_rate_factor()))
-        run = (args, self.accelerator, lambda: self.model, self.train_dataset, self._tokenizer)
+        run = (args, self.accelerator, lambda: self.model, self.train_dataset, self.processing_class)
         facts = (self.reward_func_names, self.reward_weights, self.max_prompt_length, self.feedback_func)
         self.fingerprint = RunIdentity(*run, *facts, prompt_phase.reflector(args, self.reflect)).fingerprint
 
     def _own_reflection(self) -> OwnReflection:
-        return make_own(self.accelerator, lambda: self.model, self.ref_model, self._vllm, self._tokenizer, self.args)
+        own = (self.accelerator, lambda: self.model, self.ref_model, self._vllm)
+        return make_own(*own, self.processing_class, self.args)
 
     # -- policy phase: sample under T(x, z), learn on x --------------------------------------------------------------
 
@@ -176,7 +177,7 @@ class P2OTrainer(GRPOTrainer):
         """Rollouts of these rows, scored, mined and distilled. `questions` are all processes'; none in evaluation."""
         plan = self._policy_phase.plan(self.p2o, len(inputs), questions)
         self._batch = Batch(replace(plan, repeats=self._evaluation.batches[-1].repeats) if self._evaluation else plan)
-        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        output = image_inputs.counted(super()._generate_and_score_completions(image_inputs.with_lists(inputs)))
         (plan, rewards), self._batch = self._batch.plan_and_rewards(), None
         rewards = self._evaluation.add(rewards, output, self._logs) if self._evaluation else rewards
         is_sampled = self._policy_phase.charge(self.p2o, plan, output)
@@ -188,42 +189,41 @@ class P2OTrainer(GRPOTrainer):
         return output, rewards
 
     def _generate(self, prompts: list[Prompt]) -> tuple[Any, ...]:
-        """TRL generates from T(x, z); what follows gets the tokens of x."""
+        """TRL generates from T(x, z), or a `rollout_func` from tokens of its own; what follows gets the tokens of x."""
         self._batch = self._batch and self._policy_phase.fit(self.p2o, self._batch, prompts)
         if self._batch is None or not self._batch.plan.two_contexts:
-            generated = super()._generate(prompts)
+            generated = image_inputs.lists_of_images(super()._generate(prompts))
             ends = [*self.eos_token_ids, self._tokenizer.pad_token_id]
             return self._evaluation.add_completions(generated, ends) if self._evaluation else generated
-        prompt_ids, *others = super()._generate(self._batch.plan.prompts(prompts))
-        # A `rollout_func` may generate from other tokens than T(x, z) has: the context ratio needs its own.
+        prompt_ids, *others = image_inputs.lists_of_images(super()._generate(self._batch.plan.prompts(prompts)))
         self._batch = replace(self._batch, plan=replace(self._batch.plan, contexts=tuple(prompt_ids)))
         return (self._tokens(prompts) if self.args.context_distillation else prompt_ids), *others
 
-    def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Completions:
+    def _generate_single_turn(self, ids: Any, images: Any, fields: Any, *args: Any, **kwargs: Any) -> Completions:
         """Kept rollouts are not sampled again. Log-probabilities of the others come from the engine or are recorded."""
         if self._turns.under_way:
-            return self._turns.next(prompt_ids)
+            return self._turns.next(ids, images)
         if self._batch is None or not self._batch.plan.two_contexts or self.rollout_func is not None:
-            repeats = 0 if self._batch is None or vllm.is_shared(self._vllm) else self._batch.plan.repeats
+            repeats = 0 if self._batch is None or vllm.is_shared(self._vllm) or fields else self._batch.plan.repeats
             with vllm.tensor_parallel_stream(self._vllm), generation.only_asked_settings(self.model):
                 turn = super()._generate_single_turn
-                return completing_real_rows(lambda ids: turn(ids, *args, **kwargs), prompt_ids, repeats)
+                return completing_real_rows(lambda some: turn(some, images, fields, *args, **kwargs), ids, repeats)
         plan = self._batch.plan
-        contexts = [prompt_ids[row] for row in plan.sampled_rows()]
+        given = image_inputs.sampled_from(plan.sampled_rows(), ids, images, fields)
         if self.use_vllm or self.use_transformers_continuous_batching or self.tools:
-            return plan.with_kept_rollouts(*self._complete(contexts))
+            return plan.with_kept_rollouts(*self._complete(*given))
         sampling = (self.accelerator, self.model, self.temperature)
-        return plan.with_kept_rollouts(*recorded(*sampling, lambda: self._complete(contexts)[0]))
+        return plan.with_kept_rollouts(*recorded(*sampling, lambda: self._complete(*given)[0]))
 
     def _tool_call_loop(self, *conversations: Any) -> Any:
         with self._turns.taken_together():
             return super()._tool_call_loop(*conversations)
 
-    def _complete(self, contexts: list[list[int]]) -> Completions:
+    def _complete(self, contexts: list[list[int]], images: Any = None, fields: Any = None) -> Completions:
         """One completion of each context. Processes that have fewer contexts generate fillers, which are dropped."""
         padded = processes.pad_to_longest(self.accelerator, contexts, self._filler, shared=self.use_vllm)
         with vllm.tensor_parallel_stream(self._vllm), generation.only_asked_settings(self.model):
-            ids, logprobs = super()._generate_single_turn(padded, None, {}, 1)  # no images; one completion each
+            ids, logprobs = super()._generate_single_turn(padded, image_inputs.beside(padded, images), fields or {}, 1)
         return ids[: len(contexts)], None if logprobs is None else logprobs[: len(contexts)]
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids: Any) -> Tensor:
@@ -260,11 +260,11 @@ class P2OTrainer(GRPOTrainer):
         """Every pass over sampled tokens, TRL's and ours. One with a gradient is the loss's own."""
         loss_pass = self._loss_pass if torch.is_grad_enabled() else None
         if loss_pass is not None:
-            input_ids, attention_mask = loss_pass.select(input_ids), loss_pass.select(attention_mask)
+            input_ids, attention_mask, kwargs = image_inputs.of_rows(loss_pass.rows, input_ids, attention_mask, kwargs)
         tokens = int(processes.all_reduce_sum(self.accelerator, int(attention_mask.sum()))[0])
         self.p2o.ledger.add_pass(tokens, backward=torch.is_grad_enabled())
-        forward = super()._get_per_token_logps_and_entropies
-        logps, entropies, auxiliary = forward(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
+        run = (super()._get_per_token_logps_and_entropies, model, input_ids, attention_mask, logits_to_keep)
+        logps, entropies, auxiliary = image_inputs.in_passes(*run, *args, **kwargs)
         if loss_pass is not None:
             logps, entropies = loss_pass.over_all_rows(logps, entropies)
             if TEMPLATED in loss_pass.batch:
@@ -303,7 +303,7 @@ class P2OTrainer(GRPOTrainer):
     @property
     def policy_rollouts(self) -> PolicyRollouts:
         """How evolution tries templates: with the present policy, the reward functions and the feedback of this run."""
-        given = (self.args, self.accelerator, self.train_dataset, self.processing_class, self.max_prompt_length)
+        given = (self.args, self.accelerator, self.train_dataset, self._tokenizer, self.max_prompt_length)
         hooks = (self._generate_for_evolution, self._calculate_rewards, self._policy_phase.scoring, self.feedback_func)
         pool = Environments.of(self.environment_factories, self.args, self.reward_funcs)
         return PolicyRollouts(*given, self._tokens, *hooks, self.p2o.event, bool(self.tools), pool, self._bind)
@@ -319,7 +319,7 @@ class P2OTrainer(GRPOTrainer):
         if self.rollout_func is not None:
             self._last_loaded_step = vllm.load(self._vllm, self._last_loaded_step, self.state.global_step)
             return generated_by(self.rollout_func(prompts, self), len(prompts))
-        ids, _ = self._complete(contexts)
+        ids, _ = self._complete(contexts, *image_inputs.seen(self._tokenize_prompts, prompts))
         if not self.tools:
             return list(map(Generated, contexts, ids))
         tools = (self._sync_tool_dicts, self._async_tool_dicts)
@@ -374,6 +374,7 @@ class P2OTrainer(GRPOTrainer):
             self.p2o, self._buffered_inputs = checkpointing.load(checkpoint, self.accelerator, fingerprint)
             self._resumed, self._step = True, self.p2o.trainer_step
             self._metrics["train"].update(self.p2o.pending_metrics)
+            checkpointing.load_renamed(self.accelerator.unwrap_model(self.model), checkpoint)
         return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -397,4 +398,4 @@ class P2OTrainer(GRPOTrainer):
 
     def _tokens(self, prompts: list[Prompt], names: list[str | None] | None = None) -> list[list[int]]:
         self._batch_environments = names or self._batch_environments  # of TRL's, where a batch is under way
-        return self._tokenize_prompts(prompts)[0]
+        return image_inputs.tokens(self._tokenize_prompts, prompts, together=self.environment_factories is not None)

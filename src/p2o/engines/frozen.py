@@ -152,7 +152,7 @@ def sample_tokens(
     was_training = model.training
 
     def sample(batch: list[list[int]], stream: int) -> list[list[int]]:
-        return _sample_batch(model, tokenizer, batch, sampling)  # draws from the process-wide stream, seeded below
+        return sample_batch(model, tokenizer, batch, sampling)  # draws from the process-wide stream, seeded below
 
     model.eval()
     try:
@@ -166,9 +166,14 @@ def sample_tokens(
         model.train(was_training)
 
 
-def _sample_batch(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[int]], sampling: Sampling
+def sample_batch(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    sampling: Sampling,
+    **seen: Any,
 ) -> list[list[int]]:
+    """Tokens sampled after each prompt's, from the process-wide stream; `seen` is what the model reads of images."""
     width = max(len(ids) for ids in prompts)
     stops = stop_tokens(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(stops, default=0)
@@ -190,6 +195,7 @@ def _sample_batch(
             pad_token_id=pad,
             eos_token_id=sorted(stops) or None,
             **drawing,
+            **seen,
         )
     rows: list[list[int]] = output[:, width:].tolist()
     return [_ended(row, stops) for row in rows]

@@ -40,8 +40,17 @@ class ToolTurns:
         finally:
             self.under_way = False
 
-    def next(self, contexts: list[list[int]]) -> Any:
-        """Completions of conversations that a tool has returned something in."""
+    def next(self, contexts: list[list[int]], images: Any = None) -> Any:
+        """Completions of conversations that a tool has returned something in.
+
+        Raises:
+            ValueError: they show images.
+        """
+        if images and any(images):
+            raise ValueError(
+                "A conversation with calls of tools shows images, the question's or what a tool or an environment "
+                "returned: P2OTrainer supports either tools or images. Have the tool return text."
+            )
         all_reduce_max(self.accelerator, 1)  # tells those that have no more turns of their own
         return self.complete(contexts)
 

@@ -11,6 +11,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer.utils import use_adapter
 
 from p2o.completions import Sampling
+from p2o.engines.image_inputs import beside
 from p2o.engines.processes import pad_to_longest
 from p2o.engines.vllm import send_weights, tensor_parallel_stream
 
@@ -117,9 +118,15 @@ def settings(generation: VLLMGeneration, sampling: Sampling) -> Iterator[None]:
         vars(generation).update(before)
 
 
-def sample(generation: VLLMGeneration, prompts: list[list[int]], sampling: Sampling) -> list[list[int]]:
-    """Tokens sampled after each prompt's, with the one that ended them. All processes take part, each with its own."""
+def sample(
+    generation: VLLMGeneration, prompts: list[list[int]], sampling: Sampling, images: Any = None
+) -> list[list[int]]:
+    """Tokens sampled after each prompt's, with the one that ended them. All processes take part, each with its own.
+
+    Args:
+        images: of each prompt, a list or None; None for no images at all.
+    """
     equal = pad_to_longest(generation.accelerator, prompts, prompts[0], shared=True)
     with settings(generation, sampling), tensor_parallel_stream(generation):
-        _, completions, *_ = generation.generate(prompts=equal, images=None, num_generations=1)
+        _, completions, *_ = generation.generate(prompts=equal, images=beside(equal, images), num_generations=1)
     return [list(ids) for ids in completions[: len(prompts)]]

@@ -180,8 +180,7 @@ def prepare_distillation(
     batch[TEMPLATED], batch[ROLLOUT_LOGPS] = rows, sampled
     if need_old_logps(int(rows.sum())):
         if "old_per_token_logps" not in batch:
-            names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
-            batch["old_per_token_logps"] = logprobs.of_batch(*(batch[name] for name in names))
+            batch["old_per_token_logps"] = logprobs.of_batch(batch)
         # Those of a kept rollout are of the policy that sampled it.
         plan.fill_kept(batch["old_per_token_logps"], "bare_logps")
 
@@ -193,7 +192,7 @@ def _logprobs_under_rollout_context(
     logps = torch.zeros_like(batch["completion_ids"], dtype=torch.float32)
     fresh = rows & plan.is_sampled(rows.device)
     contexts = [plan.contexts[row] for row in fresh.nonzero().flatten().tolist()]
-    logps[fresh] = logprobs.under(contexts, batch["completion_ids"][fresh], batch["completion_mask"][fresh]).to(logps)
+    logps[fresh] = logprobs.of_rows(batch, fresh, contexts).to(logps)
     plan.fill_kept(logps, "sampled_logps")
     return logps
 

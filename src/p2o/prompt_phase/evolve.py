@@ -21,6 +21,7 @@ from p2o.prompt_phase.journal import Journal
 from p2o.prompt_phase.parents import DistinctParents
 from p2o.prompt_phase.proposals import ProposalStrategy
 from p2o.prompt_phase.selection import select
+from p2o.prompt_phase.shown_images import ImagesOf, no_images
 from p2o.prompt_phase.traces import PromptLimit
 from p2o.prompt_phase.types import (
     COMPONENT,
@@ -50,6 +51,7 @@ def evolve(
     policy: str = "",
     special_tokens: Collection[str] = (),
     prompt_limit: PromptLimit | None = None,
+    images: ImagesOf = no_images,
     spent: Ledger | None = None,
     on_progress: Callable[[EvolutionProgress], None] | None = None,
 ) -> EvolutionResult:
@@ -58,6 +60,7 @@ def evolve(
     Args:
         policy: digest of the weights that generate; a journal of others is not used.
         prompt_limit: the longest reflection prompt; None where it is not known.
+        images: those of a question, by its id, for a reflection model that sees them.
         spent: an empty ledger, in which spending is counted as it happens; the result's.
 
     Raises:
@@ -68,8 +71,7 @@ def evolve(
     if len(questions) < 2:
         raise ValueError(f"Evolution needs two hard questions, one to learn from and one to judge by; got {questions}.")
     by_id = {question.id: question for question in questions}
-    rng = random.Random(derive_seed(seed, "prompt phase", epoch, "split"))
-    feedback_ids, dev_ids = split_hard_set(list(by_id), max_dev=config.max_dev_questions, rng=rng)
+    feedback_ids, dev_ids = _split(list(by_id), config, derive_seed(seed, "prompt phase", epoch, "split"))
     limit = _limit(config, len(dev_ids))
     if limit <= len(dev_ids):
         logger.warning("No prompt phase: %d rollouts do not score the empty template.", limit)
@@ -77,7 +79,7 @@ def evolve(
     decides = {"seed": seed, "epoch": epoch, "limit": limit, "config": asdict(config), "policy": policy}
     with _journal(run_dir, questions, decides) as journal:
         adapter = GepaAdapter(by_id, frozenset(dev_ids), rollout, journal, seed, epoch, spent, config)
-        proposals = ProposalStrategy(adapter, reflect, config, special_tokens, prompt_limit)
+        proposals = ProposalStrategy(adapter, reflect, config, special_tokens, prompt_limit, images)
         progress = ProgressCallback(adapter, proposals, limit, on_progress)
         found = _optimize([by_id[i] for i in feedback_ids], [by_id[i] for i in dev_ids], proposals, progress)
         if proposals.error is not None:
@@ -100,9 +102,13 @@ def evolve(
     )
 
 
+def _split(ids: list[int], config: EvolutionConfig, seed: int) -> tuple[list[int], list[int]]:
+    return split_hard_set(ids, max_dev=config.max_dev_questions, rng=random.Random(seed))
+
+
 def _journal(run_dir: Path, questions: list[Question], decides: dict[str, Any]) -> Journal:
     ordered = sorted(questions, key=lambda question: question.id)
-    return Journal(run_dir / "journal.jsonl", decides | {"questions": [asdict(question) for question in ordered]})
+    return Journal(run_dir / "journal.jsonl", decides | {"questions": [question.to_dict() for question in ordered]})
 
 
 def _limit(config: EvolutionConfig, dev_questions: int) -> int:

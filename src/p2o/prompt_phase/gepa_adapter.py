@@ -12,7 +12,7 @@ from gepa.core.adapter import EvaluationBatch
 from p2o.ledger import Ledger, Purpose
 from p2o.prompt_phase.journal import Journal
 from p2o.prompt_phase.selection import Trial
-from p2o.prompt_phase.traces import ANSWER, FEEDBACK, QUESTION
+from p2o.prompt_phase.shown_images import RolloutRecord
 from p2o.prompt_phase.types import COMPONENT, EvolutionConfig, Question, Rollout, RolloutFn, Success
 from p2o.seeding import derive_seed
 
@@ -180,8 +180,7 @@ class GepaAdapter:
             return {}
         return {
             COMPONENT: [
-                {QUESTION: question.text, ANSWER: outcome.completion, FEEDBACK: outcome.feedback}
-                for question, outcome in trajectories
+                RolloutRecord(question, outcome.completion, outcome.feedback) for question, outcome in trajectories
             ]
         }
 

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from p2o.config import P2OConfig
 from p2o.engines.processes import FINISHED, Tasks
 from p2o.identity import policy_digest
+from p2o.images import images_in, marked_text
 from p2o.ledger import Ledger
 from p2o.prompt_phase.evolve import evolve
 from p2o.prompt_phase.policy_rollouts import PolicyRollouts, Request
@@ -126,6 +127,7 @@ class Evolution:
             run_dir=directory,
             special_tokens=set(self.rollouts.tokenizer.all_special_tokens),
             prompt_limit=limit_of(self.reflect, self.args.reflection_max_prompt_tokens),
+            images=lambda row: images_in(self.rollouts.asked(row)),
             spent=state.phase_ledger,
             on_progress=lambda progress: self.notify("on_prompt_phase_progress", progress=progress),
         )
@@ -142,8 +144,9 @@ class Evolution:
 def question(dataset: Any, row: int, solution_column: str, prompt: Prompt | None = None) -> Question:
     """A row of the training set as evolution sees it; `prompt` is its own where nothing else is given."""
     values = dataset[row]
-    text = question_text(values["prompt"] if prompt is None else prompt)
-    return Question(id=row, text=text, solution=str(values.get(solution_column, "")))
+    prompt = values["prompt"] if prompt is None else prompt
+    solution = str(values.get(solution_column, ""))
+    return Question(id=row, text=question_text(prompt), solution=solution, marked=marked_text(prompt))
 
 
 def adopt(state: P2OState, result: EvolutionResult) -> dict[str, float]:

@@ -24,12 +24,13 @@ from p2o.engines.processes import (
     run_in_batches,
     share,
 )
+from p2o.images import question_prompt
 from p2o.policy_phase.rewards import Rewards, Scoring
 from p2o.policy_phase.rollouts import contexts_within
 from p2o.prompt_phase.feedback import rollout_feedback
 from p2o.prompt_phase.types import Question, Rollout
 from p2o.seeding import derive_seed, random_stream
-from p2o.templates import Prompt, Tokenize, apply_template, prompt_of
+from p2o.templates import Prompt, Tokenize, apply_template
 
 FeedbackFn = Callable[[str, dict[str, Any]], str]
 """`feedback_func(completion, row)`: what to tell the reflection model.
@@ -123,7 +124,9 @@ class PolicyRollouts:
     bind: Callable[[list[Episode]], None]
 
     def __call__(self, requests: Sequence[Request], seed: int) -> list[Rollout]:
-        rows = [dict(self.dataset[question.id]) for question, _ in requests]
+        # Read once each: rollouts of a question share its images.
+        read = {number: self.dataset[number] for number in {question.id for question, _ in requests}}
+        rows = [dict(read[question.id]) for question, _ in requests]
         tried, rewards = (self._complete if self.environments is None else self._play)(requests, rows, seed)
         if not self.accelerator.is_main_process:
             return []
@@ -151,7 +154,7 @@ class PolicyRollouts:
         """The bare prompt of a row of the training set, with what its environment observes where there is one."""
         values = dict(self.dataset[row])
         if self.environments is None:
-            return prompt_of(values)
+            return question_prompt(values)
         with self.environments.episodes([values], [row]) as (episode,):
             return episode.prompt
 
@@ -159,7 +162,7 @@ class PolicyRollouts:
         self, requests: Sequence[Request], rows: list[dict[str, Any]], seed: int
     ) -> tuple[list[Tried], Rewards]:
         """All of them are generated, then all of them are scored."""
-        prompts, asked = [prompt_of(row) for row in rows], [template for _, template in requests]
+        prompts, asked = [question_prompt(row) for row in rows], [template for _, template in requests]
         templated, contexts, used = self._templated(prompts, asked)
         self.count("template_too_long_for_question", sum(map(bool, asked)) - sum(map(bool, used)))
         generated = self._generate(templated, contexts, seed)

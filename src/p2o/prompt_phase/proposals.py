@@ -9,10 +9,12 @@ from typing import Any
 from gepa.proposer.reflective_mutation.reflection_lm import ReflectionProposal
 from gepa.strategies.instruction_proposal import InstructionProposalSignature
 
+from p2o.images import without_marks
 from p2o.prompt_phase.extraction import extract_instruction, read_reflection
 from p2o.prompt_phase.gepa_adapter import GepaAdapter
 from p2o.prompt_phase.guard import Rejection, check_template, stock_runs
-from p2o.prompt_phase.traces import QUESTION, PromptLimit, fit
+from p2o.prompt_phase.shown_images import ImagesOf, RolloutRecord, ShownImages, no_images, told_in_words
+from p2o.prompt_phase.traces import PromptLimit, fit
 from p2o.prompt_phase.types import COMPONENT, EvolutionConfig, Reflection, ReflectionError, ReflectionFn
 
 __all__ = ["ProposalStrategy", "extract_instruction", "reflection_prompt"]
@@ -47,6 +49,7 @@ class ProposalStrategy:
         adapter: whose journal and ledger reflections go through.
         special_tokens: the tokenizer's, which no template may contain.
         prompt_limit: how long a reflection prompt may be; None where it is not known.
+        images: those of a question, by its id.
     """
 
     adapter: GepaAdapter
@@ -54,6 +57,7 @@ class ProposalStrategy:
     config: EvolutionConfig
     special_tokens: Collection[str]
     prompt_limit: PromptLimit | None = None
+    images: ImagesOf = no_images
     proposed: set[str] = field(default_factory=lambda: {""})
     rejections: Counter[str] = field(default_factory=Counter)
     events: Counter[str] = field(default_factory=Counter)
@@ -62,7 +66,6 @@ class ProposalStrategy:
 
     def __post_init__(self) -> None:
         self.fenced = asks_for_a_fence(self.config.reflection_prompt_template)
-        self.solutions = {question.text: question.solution for question in self.adapter.questions.values()}
         self.stock = stock_runs([(q.text, q.solution) for q in self.adapter.questions.values()])
         for record in self.adapter.journal.lost:
             self._count([Reflection(**reflection) for reflection in record["result"]])
@@ -78,11 +81,10 @@ class ProposalStrategy:
         """A proposal for each (candidate, reflective dataset, components); an empty one where there is none."""
         proposals = [ReflectionProposal(new_texts={}) for _ in jobs]
         asked = {index: self._prompt(job) for index, job in enumerate(jobs) if job[1].get(COMPONENT)}
-        wanted = [index for index, prompt in asked.items() if prompt is not None]
-        prompts = [prompt for prompt in asked.values() if prompt is not None]
-        if prompts and not self.stopped():
+        wanted = {index: prompt for index, prompt in asked.items() if prompt is not None}
+        if wanted and not self.stopped():
             try:
-                for index, answer in zip(wanted, self._answers(prompts), strict=True):
+                for index, answer in zip(wanted, self._answers(list(wanted.values())), strict=True):
                     text = None if answer.error else self._checked(answer, jobs[index][1][COMPONENT])
                     if text is not None:
                         proposals[index].new_texts[COMPONENT] = text
@@ -97,13 +99,24 @@ class ProposalStrategy:
                 self.error = error
         return [(proposal, self) for proposal in proposals]
 
-    def _prompt(self, job: Any) -> str | None:
-        """The reflection prompt of a job within the model's limit; None where it cannot be made to fit."""
+    @property
+    def _sees(self) -> bool:
+        return bool(getattr(self.reflection_fn, "sees_images", False))
+
+    def _prompt(self, job: Any) -> "tuple[str, list[Any]] | None":
+        """The reflection prompt of a job within the model's limit, and the images that its marks stand for.
+
+        None where it cannot be made to fit.
+        """
         candidate, records, _ = job
         wording = self.config.reflection_prompt_template
-        prompt = fit(
-            lambda some: reflection_prompt(candidate[COMPONENT], some, wording), records[COMPONENT], self.prompt_limit
-        )
+        shown = ShownImages.of(records[COMPONENT], self.images if self._sees else no_images)
+
+        def render(some: Sequence[Mapping[str, str]]) -> str:
+            text = reflection_prompt(without_marks(candidate[COMPONENT]), some, wording)
+            return text if self._sees else told_in_words(text)
+
+        prompt = fit(render, records[COMPONENT], shown.within(self.prompt_limit))
         for event, count in (
             ("reflection_answers_cut", prompt.shortened),
             ("reflection_examples_dropped", prompt.dropped),
@@ -111,17 +124,20 @@ class ProposalStrategy:
         ):
             if count:
                 self.events[event] += count
-        return prompt.text
+        if prompt.text is None:
+            return None
+        return prompt.text, shown.of_first(len(records[COMPONENT]) - prompt.dropped)
 
-    def _answers(self, prompts: list[str]) -> list[Reflection]:
+    def _answers(self, asked: "list[tuple[str, list[Any]]]") -> list[Reflection]:
         """Reflections in the order of the prompts, from the journal where they are in it."""
-        recorded = self.adapter.journal.call(
-            "reflection",
-            prompts,
-            lambda position: [
-                asdict(reflection) for reflection in self.reflection_fn(prompts, seed=self.adapter.batch_seed(position))
-            ],
-        )
+        prompts, images = [text for text, _ in asked], [shown for _, shown in asked]
+        more: dict[str, Any] = {"images": images} if any(images) else {}
+
+        def reflect(position: int) -> list[Any]:
+            seed = self.adapter.batch_seed(position)
+            return [asdict(reflection) for reflection in self.reflection_fn(prompts, seed=seed, **more)]
+
+        recorded = self.adapter.journal.call("reflection", prompts, reflect)
         answers = [Reflection(**record) for record in recorded]
         self._count(answers)
         return answers
@@ -142,7 +158,7 @@ class ProposalStrategy:
         if unknown:
             self.events["reflection_usage_unknown"] += unknown
 
-    def _checked(self, answer: Reflection, records: Sequence[Mapping[str, Any]]) -> str | None:
+    def _checked(self, answer: Reflection, records: Sequence[RolloutRecord]) -> str | None:
         """The proposed template, or None where it may not become a candidate, which is counted."""
         found = read_reflection(answer.text, answer.truncated, fenced=self.fenced)
         text, reason = found.instruction, found.rejection
@@ -155,10 +171,10 @@ class ProposalStrategy:
         self.proposed.add(str(text))
         return text
 
-    def _guard(self, text: str, records: Sequence[Mapping[str, Any]]) -> Rejection | None:
+    def _guard(self, text: str, records: Sequence[RolloutRecord]) -> Rejection | None:
         return check_template(
             text,
-            questions=[(r[QUESTION], self.solutions[r[QUESTION]]) for r in records],
+            questions=[(r.question.text, r.question.solution) for r in records],
             max_length=self.config.max_template_length,
             special_tokens=self.special_tokens,
             stock=self.stock,

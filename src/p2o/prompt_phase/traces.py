@@ -9,6 +9,7 @@ QUESTION, ANSWER, FEEDBACK = "Question", "Answer given", "Feedback"
 
 MARK = "\n[… {:,} characters left out …]\n"
 Record = Mapping[str, str]
+IMAGE_TOKENS = 1500  # an image, where nobody says; providers take some hundred to two thousand
 BYTES_PER_TOKEN = 3  # of UTF-8: fewer than English has, about as many as one sign of Chinese
 
 
@@ -24,10 +25,12 @@ class PromptLimit:
     Args:
         tokens: at most so many, with the chat template's.
         count: tokens of a prompt as the model gets it.
+        count_image: tokens that an image adds.
     """
 
     tokens: int
     count: Callable[[str], int] = estimated_tokens
+    count_image: Callable[[Any], int] = lambda image: IMAGE_TOKENS
 
 
 def prompt_limit(
@@ -35,6 +38,7 @@ def prompt_limit(
     max_new_tokens: int,
     longest: int | None,
     count: Callable[[str], int] = estimated_tokens,
+    count_image: Callable[[Any], int] = lambda image: IMAGE_TOKENS,
 ) -> PromptLimit | None:
     """The limit of a reflection model; None where there is none.
 
@@ -54,7 +58,7 @@ def prompt_limit(
         )
     limits = [longest, None if context_length is None else context_length - max_new_tokens]
     known = [limit for limit in limits if limit is not None]
-    return PromptLimit(min(known), count) if known else None
+    return PromptLimit(min(known), count, count_image) if known else None
 
 
 def limit_of(reflect: Any, longest: int | None) -> PromptLimit | None:

@@ -25,11 +25,18 @@ class Question:
         id: row in the training set.
         text: the bare question, for reflection and the guard.
         solution: gold answer as text, "" when the data has none.
+        marked: the text with a mark in the place of each image, see [`p2o.images.marked_text`]; None without images,
+            which stay in the training set.
     """
 
     id: int
     text: str
     solution: str
+    marked: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the journal's fingerprint has it."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 class _MadeOnce:
@@ -102,6 +109,9 @@ class RolloutFn(Protocol):
 
 class ReflectionFn(Protocol):
     """Answers each reflection prompt, in their order.
+
+    One with an attribute `sees_images` that is true is given `images=`, too: of each prompt the images that its marks
+    ([`p2o.images.MARK`]) stand for, in their order. Others read a line in the place of each.
 
     Raises:
         ReflectionError: none can be had at present; evolution ends with the candidates that it has.

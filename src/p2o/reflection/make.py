@@ -49,6 +49,7 @@ def make_reflection(
         max_retries=options.reflection_max_retries,
         left=left,
         longest_prompt=options.reflection_max_prompt_tokens,
+        sees_images=options.reflection_sees_images,
     )
     if options.reflection_cost_limit is not None and not endpoint.priced:
         raise ValueError(

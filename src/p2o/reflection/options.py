@@ -30,6 +30,13 @@ class ReflectionOptions:
             "help": "Where the endpoint is, such as http://127.0.0.1:8000/v1. The provider's own address when not set."
         },
     )
+    reflection_sees_images: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether the endpoint's model sees images: those of questions are then sent to it, as `data:` "
+            "URLs. Otherwise it reads that there was one. A vision-language model in training sees them anyway."
+        },
+    )
     reflection_concurrency: int = field(
         default=16, metadata={"help": "Requests to the endpoint that are under way at once."}
     )
@@ -103,8 +110,9 @@ class ReflectionOptions:
         }
         check_ranges(self, ranges)
         if not self.reflection_endpoint:
-            for name in ("reflection_base_url", "reflection_token_limit", "reflection_cost_limit"):
-                if getattr(self, name) is not None:
+            names = ("reflection_base_url", "reflection_token_limit", "reflection_cost_limit", "reflection_sees_images")
+            for name in names:
+                if getattr(self, name):
                     raise ValueError(
                         f"{name} is about an endpoint, and reflection_model={self.reflection_model!r} is none; name "
                         "the endpoint's model, such as 'openai/<name>'."

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from p2o.engines import vllm, vllm_sampling
 from p2o.engines.frozen import completion, encode, stop_tokens
 from p2o.engines.memory import out_of_memory
 from p2o.engines.processes import Tasks, is_sharded, run_in_batches, share
+from p2o.engines.seeing import Seen, complete_seen, encode_seen, sees, token_counts
 from p2o.prompt_phase.traces import PromptLimit, prompt_limit
 from p2o.prompt_phase.types import Reflection, ReflectionError
 from p2o.reflection.model import as_requests, prompt_tokens, transformers_reflection
@@ -44,6 +45,7 @@ class OwnReflection:
         prompt_limit: the longest prompt; None for no limit.
         events: incidents by their names, for whoever collects them.
         tasks: through which the first process has all of them reflect.
+        processor: of texts and images; None for a model of texts.
     """
 
     accelerator: Accelerator
@@ -60,22 +62,31 @@ class OwnReflection:
     prompt_limit: PromptLimit | None
     events: Counter[str] = field(default_factory=Counter)
     tasks: Tasks = field(default_factory=Tasks)
+    processor: Any = None
 
-    def __call__(self, prompts: list[str], *, seed: int) -> list[Reflection]:
+    @property
+    def sees_images(self) -> bool:
+        return self.processor is not None
+
+    def __call__(self, prompts: list[str], *, seed: int, images: Sequence[Any] = ()) -> list[Reflection]:
         """Reflections in the order of the prompts; one for which even alone memory does not suffice has an `error`.
+
+        Args:
+            images: of each prompt those that its marks stand for; empty where none has any.
 
         Raises:
             ReflectionError: that is so of all of them.
         """
-        reflections = self.tasks.run("reflections", self.in_all_processes, prompts, seed)
+        texts = list(zip(prompts, images or [()] * len(prompts), strict=True))
+        reflections = self.tasks.run("reflections", self.in_all_processes, texts, seed)
         if reflections and all(reflection.error for reflection in reflections):
             raise ReflectionError(reflections[0].error, reflections)
         return reflections
 
-    def in_all_processes(self, prompts: list[str], seed: int) -> list[Reflection]:
-        return self._with_transformers(prompts, seed) if self.engine is None else self._with_vllm(prompts, seed)
+    def in_all_processes(self, texts: list[Seen], seed: int) -> list[Reflection]:
+        return self._with_transformers(texts, seed) if self.engine is None else self._with_vllm(texts, seed)
 
-    def _with_vllm(self, prompts: list[str], seed: int) -> list[Reflection]:
+    def _with_vllm(self, texts: list[Seen], seed: int) -> list[Reflection]:
         engine = self.engine
         assert engine is not None
         self._load(engine)
@@ -83,13 +94,18 @@ class OwnReflection:
         stops = stop_tokens(self.accelerator.unwrap_model(self.policy()), self.tokenizer)
         decode = decoder(self.tokenizer)
 
-        def reflect(batch: list[str], stream: int) -> list[Reflection]:
-            encoded = encode(self.tokenizer, as_requests(self.tokenizer, batch), **self.template_options)
-            sampled = vllm_sampling.sample(engine, encoded, sampling)
+        def reflect(batch: list[Seen], stream: int) -> list[Reflection]:
+            shown = [list(images) or None for _, images in batch]
+            if self.processor is not None:
+                encoded = list(encode_seen(self.processor, batch, self.template_options)["input_ids"])
+            else:
+                prompts = as_requests(self.tokenizer, [text for text, _ in batch])
+                encoded = encode(self.tokenizer, prompts, **self.template_options)
+            sampled = vllm_sampling.sample(engine, encoded, sampling, shown if any(shown) else None)
             return [completion(decode, *ids, stops) for ids in zip(encoded, sampled, strict=True)]
 
-        everything = len(share(self.accelerator, len(prompts)))  # vLLM makes its own batches
-        return run_in_batches(self.accelerator, reflect, prompts, batch_size=everything, seed=seed)
+        everything = len(share(self.accelerator, len(texts)))  # vLLM makes its own batches
+        return run_in_batches(self.accelerator, reflect, texts, batch_size=everything, seed=seed)
 
     def _load(self, engine: VLLMGeneration) -> None:
         """Gives the engine the weights of the model that reflects."""
@@ -102,20 +118,13 @@ class OwnReflection:
         else:
             vllm_sampling.load_base(engine, "ref" if "ref" in engine.model.peft_config else None)
 
-    def _with_transformers(self, prompts: list[str], seed: int) -> list[Reflection]:
+    def _with_transformers(self, texts: list[Seen], seed: int) -> list[Reflection]:
         with self._model() as model:
-            reflection = transformers_reflection(
-                model,
-                self.tokenizer,
-                max_new_tokens=self.max_new_tokens,
-                temperature=self.temperature,
-                batch_size=self.batch_size,
-                template_options=self.template_options,
-            )
+            reflection = self._reflection(model)
 
-            def reflect(batch: list[str], stream: int) -> list[Reflection]:
+            def reflect(batch: list[Seen], stream: int) -> list[Reflection]:
                 try:
-                    return reflection(batch, seed=stream)
+                    return reflection(batch, stream)
                 except RuntimeError as error:
                     if len(batch) > 1 or not out_of_memory(error):
                         raise
@@ -124,12 +133,26 @@ class OwnReflection:
             return run_in_batches(
                 self.accelerator,
                 reflect,
-                prompts,
+                texts,
                 batch_size=self.batch_size,
                 seed=seed,
                 halve=self.frozen is not None or not is_sharded(self.accelerator),
                 count=lambda event, times: self.events.update({event: times}),
             )
+
+    def _reflection(self, model: Any) -> Callable[[list[Seen], int], list[Reflection]]:
+        """Reflections of a batch, by this model; from a stream of this seed."""
+        options = self.template_options
+        if self.processor is not None:
+            sampling = Sampling(self.max_new_tokens, self.temperature)
+            return lambda batch, stream: complete_seen(
+                model, self.processor, batch, sampling, seed=stream, template_options=options
+            )
+        lengths = {"max_new_tokens": self.max_new_tokens, "batch_size": self.batch_size}
+        reflection = transformers_reflection(
+            model, self.tokenizer, **lengths, temperature=self.temperature, template_options=options
+        )
+        return lambda batch, stream: reflection([text for text, _ in batch], seed=stream)
 
     @contextlib.contextmanager
     def _model(self) -> Iterator[Any]:
@@ -152,7 +175,7 @@ def make_own(
     policy: Callable[[], Any],
     reference_model: Any,
     engine: VLLMGeneration | None,
-    tokenizer: Any,
+    processing_class: Any,
     args: P2OConfig,
 ) -> OwnReflection:
     """The model that `reflection_model` names, 'reference' or 'policy'.
@@ -165,6 +188,7 @@ def make_own(
         ValueError: reflections so long leave no room for a prompt; or FSDP1, see `_refuse_gathering`.
     """
     model, frozen = accelerator.unwrap_model(policy()), None
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
     held = hasattr(model, "peft_config") or (reference_model is not None and not args.sync_ref_model)
     if args.prompt_phase and args.reflection_model == "reference" and not held:
         dtype = torch.bfloat16 if args.bf16 else None
@@ -175,7 +199,8 @@ def make_own(
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     limits = [limit for limit in (positions, vllm.context_length(engine)) if limit is not None]
     context_length = min(limits, default=None) if args.prompt_phase else None  # else nobody reflects
-    longest, counts = args.reflection_max_prompt_tokens, prompt_tokens(tokenizer, options)
+    longest, processor = args.reflection_max_prompt_tokens, processing_class if sees(processing_class) else None
+    counts = token_counts(processor, options) if processor else (prompt_tokens(tokenizer, options),)
     return OwnReflection(
         accelerator,
         policy,
@@ -188,7 +213,8 @@ def make_own(
         temperature=args.reflection_temperature,
         batch_size=args.prompt_phase_batch_size,
         template_options=options,
-        prompt_limit=prompt_limit(context_length, args.reflection_max_tokens, longest, counts),
+        prompt_limit=prompt_limit(context_length, args.reflection_max_tokens, longest, *counts),
+        processor=processor,
     )
 
 
