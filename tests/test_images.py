@@ -1,8 +1,9 @@
 """Questions with images: the instruction is a block of text before them, the images stay, and the loss is on the bare
 question with its pixels.
 
-Without torchvision `qwen` is skipped, whose processor needs it: requirements-vision.txt has how to install it, in
-an environment of its own. `pytest tests/test_images.py tests/test_image_phases.py` then runs all there. The other layouts of pixels are tested everywhere.
+Without torchvision `qwen` is skipped, whose processor needs it: requirements-vision.txt has how to install it, in an
+environment of its own. `pytest tests/test_images.py tests/test_image_phases.py` then runs all there. The other layouts of
+pixels are tested everywhere.
 """
 
 import importlib.util
