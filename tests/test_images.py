@@ -2,8 +2,8 @@
 question with its pixels.
 
 Without torchvision `qwen` is skipped, whose processor needs it: requirements-vision.txt has how to install it, in an
-environment of its own. `pytest tests/test_images.py tests/test_image_phases.py` then runs all there. The other layouts of
-pixels are tested everywhere.
+environment of its own. `pytest tests/test_images.py tests/test_image_phases.py` then runs all there. The other layouts
+of pixels are tested everywhere.
 """
 
 import importlib.util

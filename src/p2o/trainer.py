@@ -7,7 +7,7 @@ What an epoch consists of:
    learns to do without the instruction what it could do only with it.
 2. Mining. A question is hard if none of its rollouts, templated or not, succeeds, or one at most (`near_hard`).
 3. Context distillation. Tokens that the bare policy would hardly have written are masked.
-4. Prompt phase. GEPA evolves instructions; of a small set that covers the hard questions, each of their rollouts gets one.
+4. Prompt phase. GEPA evolves instructions; of a small set that covers the hard questions, their rollouts get one each.
 
 TRL's hooks, which are overridden in this file only, in the order in which they are called (indented: from within):
 
