@@ -15,14 +15,10 @@ from random_model import save_random_model
 EXAMPLE = Path(__file__).parent.parent / "examples" / "answer_forms"
 RIGHT = {
     "page": "<<The capital>>\n\nParis is the capital of France.",
-    "slide": "* Paris is the capital.\n* It is in France.",
-    "note": "The capital of France is *Paris*.",
     "chat": "Paris.",
 }
 SMALL = {
-    "per_device_train_batch_size": 64,  # as many rollouts a batch, in one step in place of four
-    "steps_per_generation": 1,
-    "max_steps": 5,
+    "max_steps": 7,  # six batches are an epoch
     "max_completion_length": 8,
     "min_hard_questions": 2,
     "evolution_budget": 24,
@@ -45,7 +41,7 @@ def folder(tmp_path, monkeypatch):
 def test_an_answer_needs_its_capital_and_its_form(folder):
     forms = runpy.run_path(str(folder / "forms.py"))
     rows = [json.loads(line) for split in ("train", "test") for line in (folder / f"data/{split}.jsonl").open()]
-    assert len(rows) == 64 and len({row["prompt"][0]["content"] for row in rows}) == 64
+    assert len(rows) == 40 and len({row["prompt"][0]["content"] for row in rows}) == 40
     for form, text in RIGHT.items():
         said = [[{"role": "assistant", "content": text}]]
         judged = {wanted: forms["accuracy"](said, ["Paris"], [wanted]) for wanted in RIGHT}
@@ -53,8 +49,7 @@ def test_an_answer_needs_its_capital_and_its_form(folder):
         assert [wanted for wanted in RIGHT if judged[wanted] == [1.0]] in ([form], [form, "chat"])
         assert forms["feedback"](text, {"solution": "Paris", "form": form}) == "Right."
         told = forms["feedback"]("Rome.", {"solution": "Paris", "form": form})
-        (answer,) = forms["reflect"]([f"# Example 1\n## Feedback\n{told}"], seed=0)
-        assert forms["FORMS"][form][2].removeprefix("The answer") in answer.text and "Paris" not in answer.text
+        assert forms["FORMS"][form][2] in told and "Paris" not in told
 
 
 def test_the_example_trains_through_a_prompt_phase(folder, capfd):
@@ -63,4 +58,4 @@ def test_the_example_trains_through_a_prompt_phase(folder, capfd):
     command = ["train", "--config", "smollm2.yaml", "--output_dir", "run", "--model_name_or_path", "model", *words]
     assert main([*command, "--evaluate_before_and_after", "false"]) == 0, capfd.readouterr().err
     summary = json.loads(Path("run/summary.json").read_text())
-    assert summary["steps"] == 5 and summary["rollouts"]["evolution_dev"] > 0
+    assert summary["steps"] == 7 and summary["rollouts"]["evolution_dev"] > 0

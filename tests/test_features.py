@@ -11,7 +11,8 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from p2o.cli import main
-from p2o.engines.frozen import encode, load_transformers
+from p2o.engines.frozen import encode
+from p2o.engines.loading import load_transformers
 from p2o.features.activations import completion_loss, find_layer, layer_names, read_activations
 from p2o.features.autoencoder import Dictionary, DictionaryError, Shape
 from p2o.features.dynamics import checkpoints_of, interval

@@ -9,7 +9,8 @@ from p2o.cli.frozen import refuse_long_questions
 from p2o.cli.frozen_answers import AnswerArguments
 from p2o.cli.frozen_questions import reading_thoughts
 from p2o.cli.functions import load_function
-from p2o.engines.frozen import load_transformers, transformers_frozen
+from p2o.engines.frozen import transformers_frozen
+from p2o.engines.loading import load_transformers
 from p2o.evaluation.types import QuestionSet
 from p2o.features.activations import find_layer
 from p2o.features.collecting import Source

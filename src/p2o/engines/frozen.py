@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from p2o.completions import Call, CompleteFn, Completion, GenerationError, Sampling
 from p2o.engines.decoding import decode
 from p2o.engines.endpoint import Endpoint
 from p2o.engines.generation import only_asked_settings
+from p2o.engines.loading import load_transformers
 from p2o.engines.memory import Halving
 from p2o.seeding import derive_seed, random_stream
 from p2o.tasks import long_prompts, refused_chats
@@ -288,17 +289,6 @@ def transformers_model(
     where = {"revision": revision, "trust_remote_code": trust_remote_code}
     loaded = load_transformers(name, dtype=dtype, device=device, attn_implementation=attn_implementation, **where)
     return transformers_frozen(*loaded, batch_size, template_options)
-
-
-def load_transformers(
-    name: str, *, dtype: str = "auto", device: str | None = None, attn_implementation: str | None = None, **where: Any
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer as [`transformers_model`] has them; `where` goes to `from_pretrained` of both."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = "float32" if dtype == "auto" and device == "cpu" else dtype
-    how: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
-    tokenizer = AutoTokenizer.from_pretrained(name, **where)
-    return AutoModelForCausalLM.from_pretrained(name, **how, **where).to(device).eval(), tokenizer
 
 
 def transformers_frozen(

@@ -87,11 +87,9 @@ def evolve(
         candidates = _candidates(found, adapter, progress.found_in)
         _warn(proposals, epoch, limit, len(candidates))
         selected, trials = select([c.as_template() for c in candidates], config.selection_margin, adapter.try_again)
+    found_by = (feedback_ids, dev_ids, candidates, spent)
     return EvolutionResult(
-        feedback_ids=feedback_ids,
-        dev_ids=dev_ids,
-        candidates=candidates,
-        spent=spent,
+        *found_by,
         iterations=progress.iteration,
         rejections=dict(sorted(proposals.rejections.items())),
         successes=adapter.successes,
