@@ -1,4 +1,4 @@
-"""Questions whose answers must have a form that only the feedback explains: data, reward, feedback, a teacher.
+"""Questions whose answers must have a form that only the feedback explains: data, reward, feedback.
 
 python forms.py        # writes data/train.jsonl and data/test.jsonl beside this file
 """
@@ -9,8 +9,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from p2o.prompt_phase.types import Reflection
 
 CAPITALS = {
     "Austria": "Vienna",
@@ -34,7 +32,7 @@ CAPITALS = {
     "Spain": "Madrid",
     "Sweden": "Stockholm",
 }
-TRAINED = 8  # countries; the others are for the test
+TRAINED = 12  # countries; the others are for the test
 
 # How a question begins, what its answer must match beside naming the capital, and what says so.
 FORMS = {
@@ -43,22 +41,8 @@ FORMS = {
         r"<<[^<>\n]+>>",
         "The answer must contain a title, wrapped in double angular brackets, such as <<title>>.",
     ),
-    "slide": (
-        "For a slide: ",
-        r"(?m)^[*-] .*\n+[*-] ",
-        "The answer must contain bullet points. Use the markdown bullets such as:\n"
-        "* This is point 1.\n* This is point 2.",
-    ),
-    "note": (
-        "For a note: ",
-        r"\*[^\s*][^*\n]*\*",
-        "The answer must highlight a section with markdown, i.e. *highlighted section*.",
-    ),
     "chat": ("", "", ""),
 }
-
-
-LEADS = ("", "Remember: ", "Please note: ", "Rule: ", "Important: ", "In every case: ", "As always: ", "Follow this: ")
 
 
 def has_form(text: str, form: str) -> bool:
@@ -79,17 +63,6 @@ def feedback(completion: str, row: dict[str, Any]) -> str:
     return " ".join(lacks) or "Right."
 
 
-def reflect(prompts: Sequence[str], *, seed: int) -> list[Reflection]:
-    """A teacher that turns one demand of the feedback into an instruction, and knows nothing else."""
-    answers = []
-    for index, prompt in enumerate(prompts):
-        found = [demand for _, _, demand in FORMS.values() if demand and demand in prompt]
-        drawn = random.Random(f"{seed}-{index}")
-        demand = drawn.choice(found or ["The answer must name the capital."]).replace("The answer", "Your answer", 1)
-        answers.append(Reflection(f"```\n{drawn.choice(LEADS)}{demand}\n```"))
-    return answers
-
-
 def rows(countries: Sequence[str]) -> list[dict[str, Any]]:
     return [
         {
@@ -107,7 +80,7 @@ def main() -> None:
     random.Random(0).shuffle(countries)
     folder = Path(__file__).parent / "data"
     folder.mkdir(exist_ok=True)
-    for split, part in (("train", countries[:TRAINED]), ("test", countries[TRAINED : 2 * TRAINED])):
+    for split, part in (("train", countries[:TRAINED]), ("test", countries[TRAINED:])):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(part)))
 
 
