@@ -144,9 +144,9 @@ def count_rollouts_to_generate():
     """Those of batches of two contexts, some of whose rollouts may be kept ones and are not generated."""
     complete = trainer._complete
 
-    def counted(contexts):
+    def counted(contexts, *images):
         global policy_tokens
-        completions = complete(contexts)
+        completions = complete(contexts, *images)
         if phase == "policy":
             asked.append(len(contexts))
             policy_tokens += sum(map(len, completions[0]))

@@ -107,8 +107,8 @@ def test_loss_and_gradient_equal_the_definition(tmp_path, tool_model, loss_type)
 def test_an_evaluation_calls_tools_too(tmp_path, tool_model):
     counted, asked = watched_tool()
     trainer = make(tmp_path, tool_model, reward=right, tools=[counted], num_generations_eval=2)
-    told, untold = (trainer.evaluate(data(8, instruction)) for instruction in (INSTRUCTION, ""))
-    assert told["eval_accuracy"] > 0.5 > untold["eval_accuracy"] and len(asked) >= 8
+    told, untold = (trainer.evaluate(data(32, instruction)) for instruction in (INSTRUCTION, ""))
+    assert told["eval_accuracy"] > 0.3 > untold["eval_accuracy"] and len(asked) >= 32
 
 
 def test_verifiers_judge_what_was_said_last(tool_model):
