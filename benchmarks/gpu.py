@@ -38,9 +38,9 @@ MIB = 2**20
 # -- what the other machine lacks --------------------------------------------------------------------------------------
 
 
-def needed(roots: Iterable[str]) -> dict[str, str]:
-    """Versions by name of all that these requirements need, as installed here."""
-    found: dict[str, str] = {}
+def required(roots: Iterable[str]) -> dict[str, str | None]:
+    """Versions by name of all that these requirements need, extras too, as installed here; None of what is not."""
+    found: dict[str, str | None] = {}
     todo = [(Requirement(root), "") for root in roots]
     seen = set()
     while todo:
@@ -52,6 +52,7 @@ def needed(roots: Iterable[str]) -> dict[str, str]:
         try:
             package = distribution(name)
         except PackageNotFoundError:
+            found[name] = None
             continue
         found[name] = package.version
         for line in package.requires or []:
@@ -59,6 +60,11 @@ def needed(roots: Iterable[str]) -> dict[str, str]:
             if further.marker is None or any(further.marker.evaluate({"extra": extra}) for extra in ("", *extras)):
                 todo.append((further, name))
     return found
+
+
+def needed(roots: Iterable[str]) -> dict[str, str]:
+    """Versions by name of all that these requirements need, as far as it is installed here."""
+    return {name: version for name, version in required(roots).items() if version is not None}
 
 
 def lacking(wanted: Mapping[str, str], had: Mapping[str, str]) -> dict[str, str]:

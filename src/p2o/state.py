@@ -129,7 +129,7 @@ class P2OState:
 
     def watch_proxy(self, strength: float | None, success_rate: float, patience: float) -> None:
         """Takes note of a batch that features guide. Warns, counts it and switches their rewards off where features
-        grow stronger in vain; see [`p2o.policy_phase.feature_guidance`]."""
+        grow stronger and successes do not; see [`p2o.policy_phase.feature_guidance`]."""
         before, self.proxy = self.proxy, self.proxy.after(strength, success_rate, patience)
         if self.proxy.stopped and not before.stopped:
             self.event("feature_proxy_stopped")

@@ -58,11 +58,11 @@ def load_tools(names: Sequence[str]) -> list[Any]:
     """
     tools = [load_function(name, "tools") for name in names]
     called = [getattr(tool, "__name__", None) for tool in tools]
-    for name, tool in zip(names, called, strict=True):
-        if tool is None or isinstance(tools[names.index(name)], type):
+    for name, tool, word in zip(names, tools, called, strict=True):
+        if word is None or isinstance(tool, type):
             raise InputError(f"tools: {name!r} is not a function.")
-        if called.count(tool) > 1:
-            raise InputError(f"tools: the model calls a tool by the name of its function, and two are named {tool!r}.")
+        if called.count(word) > 1:
+            raise InputError(f"tools: the model calls a tool by the name of its function, and two are named {word!r}.")
     return tools
 
 

@@ -199,17 +199,34 @@ def show(result: dict[str, Any], console: Console) -> None:
     console.print(f"Reflections: {shares}.")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m p2o.pico.premise", description=__doc__)
-    parser.add_argument("--model", default=model_path())
-    parser.add_argument("--samples", type=int, default=4, help="completions per question")
+def command(
+    prog: str,
+    description: str | None,
+    model: str,
+    measured: Callable[[str, int], dict[str, Any]],
+    shown: Callable[[dict[str, Any], Console], None],
+) -> None:
+    """`python -m …premise`: measures a model, and prints tables or JSON.
+
+    Args:
+        model: measured where none is named.
+        measured: of a model's directory, with so many samples of each question.
+        shown: prints the tables.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description)
+    parser.add_argument("--model", default=model)
+    parser.add_argument("--samples", type=int, default=4, help="of each question")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     arguments = parser.parse_args()
-    result = measure(Premise(arguments.model, arguments.samples))
+    result = measured(arguments.model, arguments.samples)
     if arguments.json:
         print(json.dumps(result, indent=1))
     else:
-        show(result, Console(width=150))
+        shown(result, Console(width=150))
+
+
+def main() -> None:
+    command("p2o.pico.premise", __doc__, model_path(), lambda *asked: measure(Premise(*asked)), show)
 
 
 if __name__ == "__main__":

@@ -44,8 +44,8 @@ class TrueDocument(NamedTuple):
 
 
 def true_documents(count: int, seed: int = 0) -> Iterator[TrueDocument]:
-    """Documents as the base model learnt from, alternately worked through, half of them as instructed, and answered
-    at once.
+    """Documents of the kind that the base model was trained on, alternately worked through, half of them as instructed,
+    and answered at once.
 
     They are put together from the parts, not read off the text: what [`pico_spans`] finds can be compared with them.
     """

@@ -94,15 +94,15 @@ class ProxyWatch:
 
         Args:
             strength: None where no rollout failed.
-            patience: by how much strength may rise in vain.
+            patience: by how much strength may rise while successes do not.
         """
         watch = replace(
             self,
             strengths=self.strengths if strength is None else self.strengths.followed_by(strength),
             successes=self.successes.followed_by(success_rate),
         )
-        in_vain = watch.strengths.change > patience and watch.successes.change <= 0
-        return replace(watch, stopped=self.stopped or in_vain)
+        useless = watch.strengths.change > patience and watch.successes.change <= 0
+        return replace(watch, stopped=self.stopped or useless)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "ProxyWatch":

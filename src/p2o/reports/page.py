@@ -27,7 +27,7 @@ EVENTS = {
     "single_template": "an epoch had a single template in use",
     "response_length_changed": "response length left the range around its beginning (length_change_factor)",
     "shortcut_suspected": "length and entropy of responses collapsed while rewards still paid for it (shortcut_factor)",
-    "feature_proxy_stopped": "reasoning features grew in vain, and gave no rewards any more (feature_proxy_patience)",
+    "feature_proxy_stopped": "reasoning features grew, successes did not: proxy rewards ended (feature_proxy_patience)",
     "selection_within_noise": "a prompt phase's templates solved no more dev questions than none, but by chance",
     "templates_not_tried_again": "templates that selection_margin left out because max_rollouts was reached",
     "unscored_rollouts": "rollouts that no reward function scored",

@@ -3,8 +3,6 @@
 Everything is sampled from the shipped weights at temperature 1, on questions that are in no corpus, with the tools.
 """
 
-import argparse
-import json
 import random
 import tempfile
 from collections.abc import Callable, Sequence
@@ -18,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from p2o.pico.instructions import HOW, Instruction
+from p2o.pico.premise import command
 from p2o.pico.tools import model_path, world
 from p2o.pico.tools.corpus import RIGHT, WRONG, Source
 from p2o.reflection.model import transformers_reflection
@@ -122,16 +121,7 @@ def show(result: dict[str, Any], console: Console) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m p2o.pico.tools.premise", description=__doc__)
-    parser.add_argument("--model", default=model_path())
-    parser.add_argument("--samples", type=int, default=4, help="conversations per question")
-    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
-    arguments = parser.parse_args()
-    result = measure(Premise(arguments.model, arguments.samples))
-    if arguments.json:
-        print(json.dumps(result, indent=1))
-    else:
-        show(result, Console(width=100))
+    command("p2o.pico.tools.premise", __doc__, model_path(), lambda *asked: measure(Premise(*asked)), show)
 
 
 if __name__ == "__main__":
