@@ -8,6 +8,7 @@ vLLM's in `vllm_worker.py`; `private_names.py` lists them.
 import json
 import logging
 import os
+import secrets
 import socket
 import tempfile
 import time
@@ -31,7 +32,7 @@ from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import grpo_trainer
 
-from p2o.engines.vllm_worker import EXTENSION, take_weights
+from p2o.engines.vllm_worker import EXTENSION, forget_shared_memory, shared_memory_named_for, take_weights
 from p2o.seeding import random_stream
 
 logger = logging.getLogger(__name__)
@@ -256,7 +257,11 @@ class CpuGeneration(VLLMGeneration):
 
     def _init_vllm(self) -> None:
         if self.mode != "server":
-            super()._init_vllm()
+            job = broadcast_object_list([f"p2o-{secrets.token_hex(8)}"], from_process=0)[0]
+            with shared_memory_named_for(job):
+                super()._init_vllm()
+            self.accelerator.wait_for_everyone()
+            forget_shared_memory(job)
             return
         if self.accelerator.is_main_process:
             url = self.server_base_url or f"http://{self.server_host}:{self.server_port}"
