@@ -6,8 +6,6 @@ import json
 import math
 import random
 import re
-import subprocess
-import sys
 from collections import Counter
 from functools import partial
 from math import comb
@@ -353,17 +351,6 @@ def test_a_reward_is_recognised_by_its_name_and_its_lines():
     exec("def some_reward(completions, **columns):\n    return [1.0]", edited)
     assert reward_identity(edited["some_reward"]) == dataclasses.replace(found, source=None)
     assert reward_identity("my/reward-model") == RewardIdentity("my/reward-model")
-
-
-# -- the layout --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["buckets", "groups", "charge", "profile", "selection", "summary", "rewrites"])
-def test_what_is_pure_imports_neither_trl_nor_transformers(name):
-    assert " Pure." in (SOURCE / f"{name}.py").read_text().split("\n\n")[0]
-    code = f"import sys, p2o.difficulty.{name}; print(*sorted({{'trl', 'transformers'}} & sys.modules.keys()))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ""
 
 
 def test_one_minus_pass_at_k_is_the_share_without_success():

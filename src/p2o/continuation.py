@@ -312,3 +312,12 @@ def learning_rate_factor(was: Mapping[str, Any], now: Mapping[str, Any]) -> floa
     """By what the rates that a checkpoint brings along are to be multiplied: new rate over old, 1 where unknown."""
     before, after = was.get("learning_rate"), now.get("learning_rate")
     return after / before if before and after is not None else 1.0
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two sets of settings, in words; empty when nothing does."""
+    return "; ".join(
+        f"{name} was {was.get(name)!r}, is {now.get(name)!r}"
+        for name in sorted(was.keys() | now.keys())
+        if was.get(name) != now.get(name)
+    )

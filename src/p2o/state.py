@@ -311,15 +311,6 @@ def uncounted_on_failure(state: P2OState, metrics: dict[str, list[float]]) -> It
         raise
 
 
-def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What differs between two sets of settings, in words; empty when nothing does."""
-    return "; ".join(
-        f"{name} was {was.get(name)!r}, is {now.get(name)!r}"
-        for name in sorted(was.keys() | now.keys())
-        if was.get(name) != now.get(name)
-    )
-
-
 def write_json(path: Path, data: Any) -> None:
     """Writes whole or not at all: a reader, or a resumed run, never meets half a file."""
     write_whole(path, json.dumps(data, indent=1))

@@ -22,9 +22,10 @@ from p2o.cli.defaults import with_defaults
 from p2o.cli.errors import InputError
 from p2o.cli.secrets import take_secrets
 from p2o.cli.words import normalized_option, take_option
+from p2o.continuation import differences
 from p2o.methods import METHODS
 from p2o.reports.comparison import Cell, as_table, choose, collect, draw, effects, effects_table
-from p2o.state import differences, write_json
+from p2o.state import write_json
 
 DEFAULT_METHODS = "p2o,grpo,grpo-2x,dapo"
 ENDLESS = 10**6  # epochs; a run ends at its budget

@@ -16,6 +16,7 @@ from p2o.cli.errors import InputError
 from p2o.cli.frozen_options import FrozenArguments
 from p2o.cli.models import path_of_model
 from p2o.completions import GenerationError, Sampling
+from p2o.continuation import differences
 from p2o.engines.endpoint import Endpoint, OptionNames
 from p2o.engines.frozen import FrozenModel, served_model, transformers_model, vllm_model, weights_digest
 from p2o.engines.shared import load_together, serve, take_own_devices
@@ -24,7 +25,7 @@ from p2o.evaluation.types import QuestionSet, Sample
 from p2o.files import UNWRITABLE
 from p2o.ledger import Ledger, Purpose
 from p2o.ranks import Ranks
-from p2o.state import differences, write_json
+from p2o.state import write_json
 from p2o.verifiers import SolutionError
 
 # -- the model ---------------------------------------------------------------------------------------------------------

@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from p2o.continuation import differences
 from p2o.evaluation.statistics import mcnemar, paired_bootstrap
 from p2o.seeding import derive_seed
-from p2o.state import differences
 
 
 def compare(first: Mapping[str, Any], second: Mapping[str, Any], *, seed: int = 0, resamples: int = 10_000) -> Any:

@@ -10,10 +10,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedConfig
 
+from p2o.continuation import differences
 from p2o.features.autoencoder import Dictionary, DictionaryError, Shape, to_state
 from p2o.features.labels import Labels
 from p2o.files import write_errors
-from p2o.state import differences, write_json
+from p2o.state import write_json
 
 WEIGHTS, ABOUT = "dictionary.safetensors", "dictionary.json"
 

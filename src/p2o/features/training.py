@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from p2o.continuation import differences
 from p2o.features.autoencoder import Dictionary, DictionaryError, Losses, Objective, Shape
 from p2o.features.shards import Activations
 from p2o.files import write_errors
 from p2o.seeding import derive_seed
-from p2o.state import differences
 
 UNITS_FROM = 8192  # pairs, whose activations set the units
 
