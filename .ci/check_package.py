@@ -23,6 +23,7 @@ IN_THE_SDIST += (
     "examples/sqlite_agent.py",
     "benchmarks/cost.py",
     "constraints.txt",
+    "mkdocs.yml",
 )
 
 
