@@ -23,7 +23,7 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, FeatureOptions, GRPOConfig)
     Configuration of [`P2OTrainer`].
 
     Defaults are the paper's (arXiv 2603.21877) wherever it states one; everything inherited from `GRPOConfig` keeps
-    TRL's meaning and default. Section numbers refer to the paper's algorithm as implemented in `trainer.py`.
+    TRL's meaning and default. docs/method.md says where each equation stands in the code.
 
     Raises:
         ValueError: an option out of its range or of its choices, naming the option and what it may be.
