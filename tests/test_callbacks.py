@@ -2,13 +2,15 @@
 
 import inspect
 import re
+from collections import Counter
 from pathlib import Path
 
 from p2o import P2OCallback
 from p2o.callbacks import notify
 from p2o.cli.console import Watch
 from p2o.cli.run_directory import RunDirectory
-from trainers import alternate, questions
+from p2o.templates import question_text
+from trainers import K, alternate, make, questions
 
 PAGE = Path(__file__).parent.parent / "docs" / "callbacks.md"
 EVENTS = [name for name in vars(P2OCallback) if name.startswith("on_")]
@@ -46,3 +48,21 @@ def test_our_own_callbacks_have_no_event_of_their_own():
 
 def test_a_callback_without_the_event_is_passed_over():
     notify([object(), P2OCallback()], "on_rollouts", None, None, None, p2o=None, rollouts=[])
+
+
+class Seen(P2OCallback):
+    def __init__(self):
+        self.rollouts = []
+
+    def on_evaluation_rollouts(self, args, state, control, rollouts, **kwargs):
+        self.rollouts += rollouts
+
+
+def test_an_evaluation_batch_may_be_larger_than_a_generation_batch(tmp_path):
+    """Watchers are told of all of it, although TRL's table has room for a generation batch."""
+    seen, data = Seen(), questions(6)
+    trainer = make(tmp_path, eval_dataset=data, per_device_eval_batch_size=6 * K, steps_per_generation=1)
+    trainer.add_callback(seen)
+    trainer.evaluate()
+    asked = Counter(question_text(rollout.prompt) for rollout in seen.rollouts)
+    assert asked == Counter({question_text(prompt): K for prompt in data["prompt"]})

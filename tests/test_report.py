@@ -1,5 +1,6 @@
 """The report page: what it shows, and that a damaged run directory is told, not hidden."""
 
+import io
 import json
 import re
 import shutil
@@ -7,8 +8,10 @@ import shutil
 import pytest
 import yaml
 from playwright.sync_api import sync_playwright
+from rich.console import Console
 
 from p2o.cli import main
+from p2o.cli.console import examples_table
 from p2o.reports.page import render, write_report
 from p2o.reports.run_data import RunData, hard_set_transitions, load_run
 
@@ -66,6 +69,22 @@ def run(tmp_path):
     }
     (path / "summary.json").write_text(json.dumps(summary))
     return path
+
+
+def test_a_terminal_shows_the_same_answers_with_those_that_were_gained_first(run):
+    """Long ones by their beginning and their end; what they look like is not taken for markup."""
+    with (run / "answers-after.jsonl").open("a") as file:
+        file.write(json.dumps({"dataset": "hard", "question": "long", "completion": "[b]" + "x" * 999, "reward": 1.0}))
+    with (run / "answers-before.jsonl").open("a") as file:
+        file.write(json.dumps({"dataset": "hard", "question": "long", "completion": "short", "reward": None}))
+    examples = load_run(run).examples()
+    assert [before["question"] for before, _ in examples] == ["2 + 2 =", "3 + 3 ="], "what nobody scored is left out"
+    console = Console(width=900, file=io.StringIO())
+    console.print(examples_table([*examples, (examples[0][0], {"completion": "[b]" + "x" * 999, "reward": 1.0})]))
+    shown = console.file.getvalue()
+    for part in ("2 + 2 =", "before </script>", "after </script>", "[reward 0]", "[reward 1]", "[b]xxx", "x … x"):
+        assert part in shown
+    assert shown.count("x") < 250
 
 
 def test_the_page_is_whole_and_self_contained(run):

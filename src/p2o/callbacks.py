@@ -161,8 +161,6 @@ def report_rollouts(
 ) -> None:
     """Tells watchers of the batch that TRL has just logged, and puts its templates into TRL's table.
 
-    Watchers are told nothing of a batch that is larger than what TRL keeps of it.
-
     Args:
         templates: of this process's rows.
         rewards: of the rollouts, which may be fewer than the templates: a batch of an evaluation may be filled up.
@@ -173,7 +171,7 @@ def report_rollouts(
     templates = gather_object(list(templates))[: len(totals)]
     table["extra"]["template"].extend(templates)
     prompts, completions = (list(table[column])[-len(templates) :] for column in ("prompt", "completion"))
-    if not templates or len(prompts) < len(templates):
+    if not templates:
         return
     columns = zip(prompts, templates, completions, totals, strict=True)
     rollouts = [SampledRollout(*rollout) for rollout in columns]

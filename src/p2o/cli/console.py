@@ -266,6 +266,23 @@ def outcome_table(summary: dict[str, Any]) -> Table:
     return table
 
 
+def examples_table(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> Table:
+    """Questions and one bare answer to each of them, before and after."""
+    table = Table(title="Bare answers", show_lines=True)
+    for heading in ("question", "before", "after"):
+        table.add_column(heading, ratio=1)
+    for before, after in pairs:
+        answers = (f"{excerpt(answer['completion'])}\n[reward {answer['reward']:g}]" for answer in (before, after))
+        table.add_row(*map(Text, (excerpt(str(before["question"])), *answers)))
+    return table
+
+
+def excerpt(text: str, length: int = 240) -> str:
+    """The text, or its beginning and its end where it is longer than `length` characters."""
+    text, half = text.strip(), length // 2
+    return text if len(text) <= length else f"{text[:half].rstrip()} … {text[-half:].lstrip()}"
+
+
 def share(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
 

@@ -21,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from p2o.batch_sizes import BatchSizes
 from p2o.checkpointing import newest_checkpoint
 from p2o.cli.arguments import Run, prepare
-from p2o.cli.console import Watch, bare_accuracies, clock, outcome_table
+from p2o.cli.console import Watch, bare_accuracies, clock, examples_table, outcome_table
 from p2o.cli.data import hub_name
 from p2o.cli.errors import InputError
 from p2o.cli.help import asks_for_help
@@ -34,6 +34,7 @@ from p2o.cli.upload import prepare_upload
 from p2o.cli.words import normalized_option, take_option
 from p2o.files import unwritable, write_errors
 from p2o.reports.page import write_report
+from p2o.reports.run_data import load_run
 from p2o.state import CheckpointError, write_json
 from p2o.trainer import P2OTrainer
 
@@ -272,6 +273,8 @@ def _write_outcome(
     write_json(directory.path / "summary.json", summary)
     if summary["bare_accuracy"]:
         console.print(outcome_table(summary))
+    if examples := load_run(directory.path).examples():
+        console.print(examples_table(examples))
     spent = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in state.ledger.rollouts.items())
     console.print(f"Rollouts charged to training: {state.ledger.total_rollouts} (by purpose: {spent}).")
     if state.events:

@@ -8,9 +8,9 @@ the completions, where a process's batch has the same size.
 
 import math
 import re
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
@@ -279,9 +279,22 @@ class EvaluationSet:
 # -- what of a batch is generated and judged ---------------------------------------------------------------------------
 
 
-def next_stream(evaluation: EvaluationSet | None, rows: int) -> AbstractContextManager[None]:
-    """Begins the next batch, of which this process has so many `rows`, and is its random stream."""
-    return nullcontext() if evaluation is None else evaluation.next_batch(rows).stream
+@contextmanager
+def next_batch(evaluation: EvaluationSet | None, rows: int, table: dict[str, Any]) -> Iterator[None]:
+    """Begins the next batch, of which this process has so many `rows`. Inside is its random stream, and TRL's `table`
+    of completions keeps all that watchers are told of the batch: by itself it has room for a generation batch."""
+    if evaluation is None:
+        yield
+        return
+    batch, room = evaluation.next_batch(rows), {name: table[name].maxlen for name in ("prompt", "completion")}
+    for name, most in room.items():
+        table[name] = deque(table[name], max(most, batch.all_rows))
+    try:
+        with batch.stream:
+            yield
+    finally:
+        for name, most in room.items():
+            table[name] = deque(table[name], most)
 
 
 def rows_of(dataloader: Any) -> int | None:

@@ -181,7 +181,7 @@ def _run(run: RunData, charts: Charts) -> dict[str, Any]:
         "transitions": _flows(hard_set_transitions(run), FATES, fates, charts),
         "buckets": _flows(bucket_transitions(run), BUCKET_COLOURS, buckets, charts),
         "lineages": [_lineage(epoch, record) for epoch, record in run.templates.items()],
-        "answers": _answers(run),
+        "answers": run.examples(),
         "settings": Table(["setting", "value"], [[k, v] for k, v in sorted(run.config.items())]),
         "versions": Table(["package", "version"], [[k, v] for k, v in run.versions.items()]),
     }
@@ -230,15 +230,6 @@ def _dev_success(evolution: dict[str, Any], in_use: list[Any]) -> Table:
             low, high = wilson(rate, count)
             rows.append([f"#{index}" if index else "none", _share(rate), f"{_share(low)} to {_share(high)}", count])
     return Table(["template", "dev questions solved", "95 % interval", "dev questions"], rows)
-
-
-def _answers(run: RunData) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Three questions with their answers before and after: first hard ones newly solved, then any."""
-    after = {answer["question"]: answer for answer in run.answers.get("after", [])}
-    pairs = [(b, after[b["question"]]) for b in run.answers.get("before", []) if b["question"] in after]
-    pairs = [(b, a) for b, a in pairs if b["reward"] is not None and a["reward"] is not None]
-    pairs.sort(key=lambda p: (p[0]["dataset"] != "hard", p[0]["reward"] - p[1]["reward"]))
-    return pairs[:3]
 
 
 def _ledger(runs: list[RunData]) -> Table:

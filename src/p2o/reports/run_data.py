@@ -43,6 +43,14 @@ class RunData:
     def method(self) -> str:
         return str(self.config.get("method", "p2o"))
 
+    def examples(self, count: int = 3) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """Questions with their answers before and after: first hard ones newly solved, then any."""
+        after = {answer["question"]: answer for answer in self.answers.get("after", [])}
+        pairs = [(b, after[b["question"]]) for b in self.answers.get("before", []) if b["question"] in after]
+        pairs = [(b, a) for b, a in pairs if b["reward"] is not None and a["reward"] is not None]
+        pairs.sort(key=lambda p: (p[0]["dataset"] != "hard", p[0]["reward"] - p[1]["reward"]))
+        return pairs[:count]
+
 
 def load_run(path: Path) -> RunData:
     """Reads a run directory; a file that is missing, damaged or malformed is a problem, not an exception."""
