@@ -14,6 +14,7 @@ from p2o.cli import main
 from p2o.cli.console import examples_table
 from p2o.reports.page import render, write_report
 from p2o.reports.run_data import RunData, hard_set_transitions, load_run
+from p2o.reports.words import in_words
 
 
 @pytest.fixture
@@ -69,6 +70,25 @@ def run(tmp_path):
     }
     (path / "summary.json").write_text(json.dumps(summary))
     return path
+
+
+def test_what_happened_is_said_in_words(run):
+    said = " ".join(in_words(load_run(run)))
+    for part in (
+        "accuracy went on hard from 1.0% to 50.0%.",
+        "No rollout solved 4 of the training questions in epoch 0, and 1 of them in epoch 2.",
+        "It took 66 rollouts, 3% of them to find instructions.",
+        "1 prompt phase found no instruction",
+    ):
+        assert part in said
+    record = json.loads((run / "templates" / "epoch-001.json").read_text())
+    record["selected"] = [{"candidate": 1, "text": "<b>Go on.</b>", "score": 0.75}]
+    (run / "templates" / "epoch-001.json").write_text(json.dumps(record))
+    assert (
+        "The best solved 75% of the hard questions that it was tried on: “<b>Go on.</b>”" in in_words(load_run(run))[2]
+    )
+    assert "“&lt;b&gt;Go on.&lt;/b&gt;”" in render([load_run(run)])
+    assert in_words(RunData(run / "nowhere")) == []
 
 
 def test_a_terminal_shows_the_same_answers_with_those_that_were_gained_first(run):

@@ -21,6 +21,7 @@ from p2o.ledger import PURPOSES
 from p2o.reports.figures import BUCKET_COLOURS, BY_EPOCH, FATES, accuracy_figure, epoch_figure, flow_figure
 from p2o.reports.metrics import accuracy_curves, by_epoch
 from p2o.reports.run_data import RunData, bucket_transitions, hard_set_transitions, load_run
+from p2o.reports.words import in_words
 
 EVENTS = {
     "accuracy_regression": "accuracy on an evaluation set fell by more than regression_margin",
@@ -91,6 +92,7 @@ def render(runs: list[RunData]) -> str:
     return environment.get_template("page.html.jinja").render(
         title=" · ".join(run.name for run in runs),
         problems=[(run.name, run.problems) for run in runs if run.problems],
+        words=[(run.name, in_words(run)) for run in runs],
         outcome=_outcome(runs),
         charts=[*_accuracies(runs, charts), *_by_epoch(runs, charts)],
         taken_over=_taken_over(runs),

@@ -1,0 +1,61 @@
+"""What happened in a run, in sentences. Pure."""
+
+from collections.abc import Iterator
+
+from p2o.reports.run_data import RunData
+
+EVOLUTION = ("evolution_feedback", "evolution_dev", "reflection")
+
+
+def in_words(run: RunData) -> list[str]:
+    """The sentences on top of a run's report; empty where nothing was finished yet."""
+    return [*_accuracy(run), *_hard_sets(run), *_templates(run), *_spent(run)]
+
+
+def _accuracy(run: RunData) -> Iterator[str]:
+    sets = run.summary.get("bare_accuracy", {})
+    known = {name: v for name, v in sets.items() if v.get("before") is not None and v.get("after") is not None}
+    changes = [f"on {name.replace('_', ' ')} from {v['before']:.1%} to {v['after']:.1%}" for name, v in known.items()]
+    if changes:
+        yield f"Without any instruction, accuracy went {', '.join(changes)}."
+
+
+def _hard_sets(run: RunData) -> Iterator[str]:
+    if not run.hard_sets:
+        return
+    first, last = min(run.hard_sets), max(run.hard_sets)
+    before = len(run.hard_sets[first])
+    if first == last:
+        yield f"Of the training questions {before} were not solved by any rollout of an epoch."
+    else:
+        yield (
+            f"No rollout solved {before} of the training questions in epoch {first - 1}, and "
+            f"{len(run.hard_sets[last])} of them in epoch {last - 1}."
+        )
+
+
+def _templates(run: RunData) -> Iterator[str]:
+    phases = [record for record in run.templates.values() if record["evolution"].get("candidates")]
+    used = [template for record in phases for template in record["selected"] if template.get("text")]
+    if not phases:
+        return
+    if not used:
+        yield f"{_count(len(phases), 'prompt phase')} found no instruction that solves a hard question."
+        return
+    best = max(used, key=lambda template: template.get("score", 0.0))
+    yield (
+        f"{_count(len(phases), 'prompt phase')} brought {_count(len(used), 'instruction')} into use. The best solved "
+        f"{best.get('score', 0.0):.0%} of the hard questions that it was tried on: “{' '.join(best['text'].split())}”"
+    )
+
+
+def _spent(run: RunData) -> Iterator[str]:
+    rollouts = run.summary.get("rollouts", {})
+    if total := rollouts.get("total"):
+        evolved = sum(rollouts.get(purpose, 0) for purpose in EVOLUTION)
+        shared = f", {evolved / total:.0%} of them to find instructions" if evolved else ""
+        yield f"It took {total:,} rollouts{shared}."
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
