@@ -1,5 +1,6 @@
 """The events of a run, by the example in docs/callbacks.md."""
 
+import contextlib
 import inspect
 import re
 from collections import Counter
@@ -66,3 +67,6 @@ def test_an_evaluation_batch_may_be_larger_than_a_generation_batch(tmp_path):
     trainer.evaluate()
     asked = Counter(question_text(rollout.prompt) for rollout in seen.rollouts)
     assert asked == Counter({question_text(prompt): K for prompt in data["prompt"]})
+    # Outside an evaluation, too; what TRL does not support there is another matter.
+    with contextlib.suppress(NotImplementedError):
+        trainer.predict(data)

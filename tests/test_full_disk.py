@@ -17,6 +17,7 @@ from p2o.files import append_whole, failed_write, unwritable, write_whole
 from p2o.journal import JsonLines
 from p2o.prompt_phase.journal import Journal
 from p2o.reports.page import write_report
+from p2o.reports.run_data import load_run
 from p2o.state import write_json
 
 
@@ -56,7 +57,7 @@ WRITERS = {
     "journal.jsonl": append_to_journal,
     "config.yaml": lambda path: RunDirectory(path).create({"text": LONG[0]}),
     "metrics.jsonl": lambda path: run_directory(path).append("metrics.jsonl", {"step": 2, "text": LONG}),
-    "report.html": lambda path: write_report([path], path / "report.html"),
+    "report.html": lambda path: write_report([load_run(path)], path / "report.html"),
     "templates.txt": lambda path: write_whole(path / "templates.txt", LONG[0]),
 }
 

@@ -85,6 +85,8 @@ def test_pure_rooms_import_neither_trl_nor_transformers():
     """Those, and every module that calls itself pure; one after another in a process of its own."""
     pure = {*PURE_FILES, *(path for path in FILES if " Pure." in path.read_text().split('"""')[1])}
     assert len(pure) > 40
+    difficulty = ("buckets", "groups", "charge", "profile", "selection", "summary", "rewrites")
+    assert {SOURCE / "difficulty" / f"{name}.py" for name in difficulty} <= pure
     modules = [".".join(["p2o", *path.relative_to(SOURCE).with_suffix("").parts]) for path in sorted(pure)]
     code = (
         "import importlib, sys\n"

@@ -76,17 +76,15 @@ def test_what_happened_is_said_in_words(run):
     said = " ".join(in_words(load_run(run)))
     for part in (
         "accuracy went on hard from 1.0% to 50.0%.",
-        "No rollout solved 4 of the training questions in epoch 0, and 1 of them in epoch 2.",
+        "Hard training questions: 4 in epoch 0, 1 in epoch 2.",
         "It took 66 rollouts, 3% of them to find instructions.",
-        "1 prompt phase found no instruction",
+        "1 prompt phase brought no instruction into use.",
     ):
         assert part in said
     record = json.loads((run / "templates" / "epoch-001.json").read_text())
     record["selected"] = [{"candidate": 1, "text": "<b>Go on.</b>", "score": 0.75}]
     (run / "templates" / "epoch-001.json").write_text(json.dumps(record))
-    assert (
-        "The best solved 75% of the hard questions that it was tried on: “<b>Go on.</b>”" in in_words(load_run(run))[2]
-    )
+    assert "The one with the best mean dev score, 0.75: “<b>Go on.</b>”" in in_words(load_run(run))[2]
     assert "“&lt;b&gt;Go on.&lt;/b&gt;”" in render([load_run(run)])
     assert in_words(RunData(run / "nowhere")) == []
 
@@ -102,7 +100,15 @@ def test_a_terminal_shows_the_same_answers_with_those_that_were_gained_first(run
     console = Console(width=900, file=io.StringIO())
     console.print(examples_table([*examples, (examples[0][0], {"completion": "[b]" + "x" * 999, "reward": 1.0})]))
     shown = console.file.getvalue()
-    for part in ("2 + 2 =", "before </script>", "after </script>", "[reward 0]", "[reward 1]", "[b]xxx", "x … x"):
+    for part in (
+        "2 + 2 =",
+        "before </script>",
+        "after </script>",
+        "[reward 0]",
+        "[reward 1]",
+        "[b]xxx",
+        "characters left out …]",
+    ):
         assert part in shown
     assert shown.count("x") < 250
 
@@ -269,7 +275,7 @@ def browser():
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1920, "light")])
 def test_the_page_in_a_browser(run, tmp_path, browser, width, scheme):
-    write_report([run], tmp_path / "page.html")
+    write_report([load_run(run)], tmp_path / "page.html")
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
     errors = []
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)

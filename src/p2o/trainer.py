@@ -45,7 +45,7 @@ from p2o.engines.sampled_logprobs import recorded
 from p2o.engines.tools import ToolTurns, converse, tools_by_row
 from p2o.identity import RunIdentity
 from p2o.policy_phase.context_distillation import TEMPLATED
-from p2o.policy_phase.evaluation import EvaluationSet, completing_real_rows, next_batch
+from p2o.policy_phase.evaluation import EvaluationSet, completing_real_rows, evaluation_batch
 from p2o.policy_phase.logprobs import CompletionLogprobs
 from p2o.policy_phase.phase import PolicyPhase
 from p2o.policy_phase.rewards import Rewards, Scoring
@@ -161,7 +161,7 @@ class P2OTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """A generation batch: rollouts, their rewards, and all that the loss reads."""
         if not self.model.training:
-            with next_batch(self._evaluation, len(inputs), self._logs):
+            with evaluation_batch(self._evaluation, self.accelerator, len(inputs), self._logs):
                 return self._sample(inputs, [])[0]
         passes, global_rows = self._step - self._first_pass_of_epoch, len(inputs) * self.accelerator.num_processes
         questions = drawn_questions(self._sampler, passes, global_rows)

@@ -15,8 +15,11 @@ from rich.text import Text
 
 from p2o.callbacks import P2OCallback
 from p2o.prompt_phase.phase import dev_success
+from p2o.prompt_phase.traces import shorten
 from p2o.prompt_phase.types import EvolutionProgress, EvolutionResult
 from p2o.state import P2OState
+
+LONGEST_SHOWN = 240  # characters of a question or an answer
 
 
 def clock(seconds: float) -> str:
@@ -277,10 +280,10 @@ def examples_table(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> Ta
     return table
 
 
-def excerpt(text: str, length: int = 240) -> str:
-    """The text, or its beginning and its end where it is longer than `length` characters."""
-    text, half = text.strip(), length // 2
-    return text if len(text) <= length else f"{text[:half].rstrip()} … {text[-half:].lstrip()}"
+def excerpt(text: str) -> str:
+    """The text, or its beginning and its end where it is longer than `LONGEST_SHOWN`."""
+    text = text.strip()
+    return text if len(text) <= LONGEST_SHOWN else shorten(text, LONGEST_SHOWN / len(text))
 
 
 def share(value: float | None) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from p2o.reports.page import write_report
+from p2o.reports.run_data import load_run
 
 
 def report(argv: list[str]) -> int:
@@ -21,7 +22,7 @@ def report(argv: list[str]) -> int:
         return 2
     output = arguments.output or (arguments.runs[0] if len(arguments.runs) == 1 else Path()) / "report.html"
     try:
-        write_report(arguments.runs, output)
+        write_report([load_run(path) for path in arguments.runs], output)
     except OSError as error:
         errors.print(f"Error: cannot write {output}: {error.strerror}.")
         return 2

@@ -273,14 +273,15 @@ def _write_outcome(
     write_json(directory.path / "summary.json", summary)
     if summary["bare_accuracy"]:
         console.print(outcome_table(summary))
-    if examples := load_run(directory.path).examples():
+    finished = load_run(directory.path)
+    if examples := finished.examples():
         console.print(examples_table(examples))
     spent = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in state.ledger.rollouts.items())
     console.print(f"Rollouts charged to training: {state.ledger.total_rollouts} (by purpose: {spent}).")
     if state.events:
         console.print("Events: " + ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in state.events.items()) + ".")
     console.print(f"{clock(summary['wall_seconds'])} in total, peak memory {summary['peak_rss_bytes'] / 1e9:.1f} GB.")
-    write_report([directory.path], directory.path / "report.html")
+    write_report([finished], directory.path / "report.html")
     console.print(f"Model: {directory.path / 'model'} · report: {directory.path / 'report.html'}")
 
 

@@ -1,4 +1,5 @@
-"""How a vLLM worker on a CPU takes new weights. It runs inside vLLM: in the trainer's process, or in a server's.
+"""What a vLLM worker on a CPU needs: new weights, and shared memory of its own. It runs inside vLLM: in the trainer's
+process, or, for the weights, in a server's.
 
 A server is started with `--worker-extension-cls p2o.engines.vllm_worker.TakesWeights`.
 """

@@ -280,17 +280,16 @@ class EvaluationSet:
 
 
 @contextmanager
-def next_batch(evaluation: EvaluationSet | None, rows: int, table: dict[str, Any]) -> Iterator[None]:
+def evaluation_batch(
+    evaluation: EvaluationSet | None, accelerator: Accelerator, rows: int, table: dict[str, Any]
+) -> Iterator[None]:
     """Begins the next batch, of which this process has so many `rows`. Inside is its random stream, and TRL's `table`
     of completions keeps all that watchers are told of the batch: by itself it has room for a generation batch."""
-    if evaluation is None:
-        yield
-        return
-    batch, room = evaluation.next_batch(rows), {name: table[name].maxlen for name in ("prompt", "completion")}
+    room = {name: table[name].maxlen for name in ("prompt", "completion")}
     for name, most in room.items():
-        table[name] = deque(table[name], max(most, batch.all_rows))
+        table[name] = deque(table[name], max(most, rows * accelerator.num_processes))
     try:
-        with batch.stream:
+        with nullcontext() if evaluation is None else evaluation.next_batch(rows).stream:
             yield
     finally:
         for name, most in room.items():

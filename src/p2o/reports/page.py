@@ -20,7 +20,7 @@ from p2o.files import write_whole
 from p2o.ledger import PURPOSES
 from p2o.reports.figures import BUCKET_COLOURS, BY_EPOCH, FATES, accuracy_figure, epoch_figure, flow_figure
 from p2o.reports.metrics import accuracy_curves, by_epoch
-from p2o.reports.run_data import RunData, bucket_transitions, hard_set_transitions, load_run
+from p2o.reports.run_data import RunData, bucket_transitions, hard_set_transitions
 from p2o.reports.words import in_words
 
 EVENTS = {
@@ -77,9 +77,9 @@ class Charts:
         return Markup(f"[{','.join(self.figures)}]".replace("</", "<\\/"))
 
 
-def write_report(runs: list[Path], output: Path) -> None:
-    """Writes the page about these run directories."""
-    write_whole(output, render([load_run(path) for path in runs]))
+def write_report(runs: list[RunData], output: Path) -> None:
+    """Writes the page about these runs."""
+    write_whole(output, render(runs))
 
 
 def render(runs: list[RunData]) -> str:

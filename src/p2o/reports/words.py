@@ -4,8 +4,6 @@ from collections.abc import Iterator
 
 from p2o.reports.run_data import RunData
 
-EVOLUTION = ("evolution_feedback", "evolution_dev", "reflection")
-
 
 def in_words(run: RunData) -> list[str]:
     """The sentences on top of a run's report; empty where nothing was finished yet."""
@@ -21,17 +19,10 @@ def _accuracy(run: RunData) -> Iterator[str]:
 
 
 def _hard_sets(run: RunData) -> Iterator[str]:
-    if not run.hard_sets:
-        return
-    first, last = min(run.hard_sets), max(run.hard_sets)
-    before = len(run.hard_sets[first])
-    if first == last:
-        yield f"Of the training questions {before} were not solved by any rollout of an epoch."
-    else:
-        yield (
-            f"No rollout solved {before} of the training questions in epoch {first - 1}, and "
-            f"{len(run.hard_sets[last])} of them in epoch {last - 1}."
-        )
+    """An epoch's hard set is named after the next one, which it is made for."""
+    if run.hard_sets:
+        ends = sorted({min(run.hard_sets), max(run.hard_sets)})
+        yield f"Hard training questions: {', '.join(f'{len(run.hard_sets[e])} in epoch {e - 1}' for e in ends)}."
 
 
 def _templates(run: RunData) -> Iterator[str]:
@@ -40,19 +31,19 @@ def _templates(run: RunData) -> Iterator[str]:
     if not phases:
         return
     if not used:
-        yield f"{_count(len(phases), 'prompt phase')} found no instruction that solves a hard question."
+        yield f"{_count(len(phases), 'prompt phase')} brought no instruction into use."
         return
     best = max(used, key=lambda template: template.get("score", 0.0))
     yield (
-        f"{_count(len(phases), 'prompt phase')} brought {_count(len(used), 'instruction')} into use. The best solved "
-        f"{best.get('score', 0.0):.0%} of the hard questions that it was tried on: “{' '.join(best['text'].split())}”"
+        f"{_count(len(phases), 'prompt phase')} brought {_count(len(used), 'instruction')} into use. The one with the "
+        f"best mean dev score, {best.get('score', 0.0):.2f}: “{' '.join(best['text'].split())}”"
     )
 
 
 def _spent(run: RunData) -> Iterator[str]:
     rollouts = run.summary.get("rollouts", {})
     if total := rollouts.get("total"):
-        evolved = sum(rollouts.get(purpose, 0) for purpose in EVOLUTION)
+        evolved = total - rollouts.get("policy", total)
         shared = f", {evolved / total:.0%} of them to find instructions" if evolved else ""
         yield f"It took {total:,} rollouts{shared}."
 
