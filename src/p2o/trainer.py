@@ -75,7 +75,7 @@ class P2OTrainer(GRPOTrainer):
         args: a [`P2OConfig`].
         train_dataset: a `datasets.Dataset` with a column `prompt`, and `image` or `images` if need be; not streamed.
         callbacks: transformers', and [`P2OCallback`]s with the events of P²O.
-        tools, environment_factory: called in both phases; what they return is not learnt.
+        tools: called in both phases, like what `environment_factory` makes; what they return is not learnt.
         rollout_func: generates in TRL's place in both phases, from T(x, z); reward functions get its further fields.
         feedback_func: feedback on a rollout, for reflection. By default right or wrong, the gold answer, the reward.
         reflect: reflection model as a function of prompts. Its `ReflectionError` ends a prompt phase, others the run.
