@@ -97,6 +97,20 @@ def test_the_chat_template_renders_what_is_trained_on_and_trl_parses_it(words):
     assert asked > 10
 
 
+def test_what_is_given_in_a_document_is_read_and_not_learnt(words):
+    """Bare documents that begin with the right calls: only what follows them is learnt, usually a guess."""
+    source, guessed = corpus.Source(2), 0
+    for _ in range(40):
+        document = source.begun()
+        own = [document.completion, *(text for _, text in document.later_turns)]
+        assert 1 <= document.given < len(own) and all("calculate" in turn for turn in own[: document.given])
+        ((ids, learnt),) = build.Encoder(words)([document])
+        told = words.decode([token for token, is_learnt in zip(ids, learnt, strict=True) if is_learnt])
+        assert told == "".join(f"{turn}<|end|>" for turn in own[document.given :])
+        guessed += own[document.given].startswith("Answer: ")
+    assert guessed > 30
+
+
 def test_a_model_with_tools_is_built_by_the_same_command(tmp_path, monkeypatch):
     real = build.build_tokenizer
     monkeypatch.setattr(build, "build_tokenizer", lambda seed, **given: real(seed, sample=500, **given))
@@ -121,8 +135,9 @@ def test_the_premise_holds_on_the_shipped_weights():
     result = measure(Premise(tools.model_path(), samples=1, per_split=48))
     for split in ("hard", "unseen_families"):
         success = result[split]
-        assert success["bare"] <= 0.02 and success["vague"] <= 0.06, "neither bare nor under a vague instruction"
+        assert success["bare"] <= 0.01 and success["vague"] <= 0.06, "neither bare nor under a vague instruction"
         assert success["estimator, care"] <= 0.1, "the wrong tool fails"
-        assert success["calculator"] >= 0.5 and success["calculator, care"] >= 0.75
-    assert result["easy"]["bare"] >= 0.2
+        assert success["calculator"] >= 0.4 and success["calculator, care"] >= 0.75
+    assert result["easy"]["bare"] >= 0.9
+    assert 1e-6 < result["worked out bare"] < 1e-4, "GRPO hardly ever meets a success"
     assert result["reflection"]["well-formed"] >= 0.9 and 0.2 <= result["reflection"]["names the calculator"] <= 0.8

@@ -90,7 +90,7 @@ WORLDS = {
         tools_corpus.documents,
         tools_corpus.CALL,
         {"intermediate_size": 256, "num_hidden_layers": 4},
-        5_000_000,
+        6_000_000,
         tools.model_path,
         CHAT_TEMPLATE.replace("{%- if message['role']", CALLS + "{%- if message['role']"),
         {"response_template": RESPONSE_TEMPLATE},
@@ -181,12 +181,13 @@ class Encoder:
                 rows.append(([*answer, self.end], [*self._results(answer), True]))
             else:
                 head = [self.user, *prompt, self.assistant]
-                ids, trained = [*head, *answer, self.end], [False] * len(head) + [True] * (len(answer) + 1)
-                for result, text in document.later_turns:
+                ids = [*head, *answer, self.end]
+                trained = [False] * len(head) + [document.given == 0] * (len(answer) + 1)
+                for number, (result, text) in enumerate(document.later_turns, 1):
                     read = [self.tool, *self._encoded(result), self.assistant]
                     turn = [*self._encoded(text), self.end]
                     ids += read + turn
-                    trained += [False] * len(read) + [True] * len(turn)
+                    trained += [False] * len(read) + [number >= document.given] * len(turn)
                 rows.append((ids, trained))
         return rows
 

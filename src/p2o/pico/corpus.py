@@ -33,11 +33,13 @@ class Document:
 
     Args:
         later_turns: what a tool returned for the call before, and what the model writes then; only that is trained on.
+        given: the number of the model's own turns, from the first on, that are read and not trained on.
     """
 
     prompt: str | None
     completion: str
     later_turns: tuple[tuple[str, str], ...] = ()
+    given: int = 0
 
 
 # -- choices ---------------------------------------------------------------------------------------------------------

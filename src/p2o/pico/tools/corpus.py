@@ -1,14 +1,18 @@
 """The documents that the model with tools learns from: questions with and without instructions, and reflections.
 
 As in the corpus of the embedded world the skill depends on several choices, each of them a probability: whether to call
-a tool at all, which one, and after every result whether to call again or to guess the answer. The probabilities are the
-same ones. What has to be learnt is to copy numbers into calls and results into answers: no arithmetic but the products
-of one-digit numbers.
+a tool at all, which one, and after every result whether to call again or to guess the answer. Under instructions the
+probabilities are the same ones; bare, the right tool and another call are rarer. What has to be learnt is to copy
+numbers into calls and results into answers: no arithmetic but the products of one-digit numbers.
+
+Calls of the calculator are so rare in bare documents that what follows them would be learnt from instructed ones, where
+the next call nearly always follows. So other bare documents begin with calls that are given, and only go on from there.
 """
 
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, get_args
 
 from p2o.completions import conversation_text
@@ -26,11 +30,12 @@ TOOLS: tuple[Method, ...] = get_args(Tool)
 RIGHT: Method = "calculator"
 WRONG: Method = "estimator"
 FUNCTIONS = {RIGHT: world.calculate, WRONG: world.estimate}
-BARE: dict[Method, float] = {RIGHT: 0.12, WRONG: 0.88}
+BARE: dict[Method, float] = {RIGHT: 0.08, WRONG: 0.92}
+BARE_GO_ON = 0.05
 CALL, CALL_END = "<call>", "</call>"
 
 FAMILY_MIX: dict[Family, float] = {"small_product": 0.25, "product": 0.3, "sum_of_products": 0.3, "word_problem": 0.15}
-MIX = {"bare": 0.38, "instructed": 0.52, "reflection": 0.10}
+MIX = {"bare": 0.32, "begun": 0.10, "instructed": 0.48, "reflection": 0.10}
 
 Messages = list[dict[str, Any]]
 
@@ -42,14 +47,17 @@ def written(message: dict[str, Any]) -> str:
     return str(message["content"]) + "".join(calls)
 
 
-def document(prompt: str, messages: Messages) -> Document:
+def document(prompt: str, messages: Messages, given: int = 0) -> Document:
     results = [message["content"] for message in messages if message["role"] == "tool"]
     first, *others = [written(message) for message in messages if message["role"] == "assistant"]
-    return Document(prompt, first, tuple(zip(results, others, strict=True)))
+    return Document(prompt, first, tuple(zip(results, others, strict=True)), given)
 
 
-def converse(question: Question, choices: ChoiceProbabilities, rng: random.Random) -> Messages:
-    """A conversation sampled with these probabilities; hard questions that are not worked out get a guess."""
+def converse(question: Question, choices: ChoiceProbabilities, rng: random.Random, given: int = 0) -> Messages:
+    """A conversation sampled with these probabilities; hard questions that are not worked out get a guess.
+
+    The first `given` calls are made in any case.
+    """
     if question.family in EASY_FAMILIES or rng.random() >= choices.work:
         return [_answer(question.solution if question.family in EASY_FAMILIES else _guess(question, rng))]
     (method,) = rng.choices(list(choices.method), list(choices.method.values()))
@@ -62,7 +70,7 @@ def converse(question: Question, choices: ChoiceProbabilities, rng: random.Rando
             {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
         )
         messages.append({"role": "tool", "name": tool.__name__, "content": result})
-        if number < len(called) - 1 and rng.random() >= choices.go_on:
+        if given - 1 <= number < len(called) - 1 and rng.random() >= choices.go_on:
             return [*messages, _answer(_guess(question, rng))]
     return [*messages, _answer(called[-1][1])]
 
@@ -92,11 +100,20 @@ class Source:
     def answered(self, question: Question, instruction: Instruction | None) -> Messages:
         method = instruction.unqualified if instruction else None
         choices = probabilities_of(method, TOOLS, BARE, "hard", instruction)
+        if instruction is None:
+            choices = replace(choices, go_on=BARE_GO_ON)
         return converse(question, choices, self.rng)
 
     def bare(self) -> Document:
         question = self.question()
         return document(question.text, self.answered(question, None))
+
+    def begun(self) -> Document:
+        """A bare hard question of which the first call or two, of the calculator, are given."""
+        question = next(q for q in iter(self.question, None) if q.family not in EASY_FAMILIES)
+        given = self.rng.randint(1, len(question.steps) - 1)
+        begun = ChoiceProbabilities(1.0, {RIGHT: 1.0}, BARE_GO_ON)
+        return document(question.text, converse(question, begun, self.rng, given), given)
 
     def instructed(self) -> Document:
         question, instruction = self.question(), self.instruction()
@@ -151,7 +168,12 @@ class Source:
 def documents(seed: int, habits: bool = True) -> Iterator[Document]:
     """The corpus, endless. Its habits are the same from the first document, since no skill is hard to learn."""
     source = Source(seed)
-    makers = {"bare": source.bare, "instructed": source.instructed, "reflection": source.reflection}
+    makers = {
+        "bare": source.bare,
+        "begun": source.begun,
+        "instructed": source.instructed,
+        "reflection": source.reflection,
+    }
     while True:
         (kind,) = source.rng.choices(list(MIX), list(MIX.values()))
         yield makers[kind]()

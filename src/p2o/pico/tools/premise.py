@@ -3,9 +3,11 @@
 Everything is sampled from the shipped weights at temperature 1, on questions that are in no corpus, with the tools.
 """
 
+import math
 import random
 import tempfile
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,10 +17,12 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from p2o.pico.build import Encoder
+from p2o.pico.corpus import ChoiceProbabilities
 from p2o.pico.instructions import HOW, Instruction
 from p2o.pico.premise import command
 from p2o.pico.tools import model_path, world
-from p2o.pico.tools.corpus import RIGHT, WRONG, Source
+from p2o.pico.tools.corpus import RIGHT, WRONG, Source, converse, document
 from p2o.reflection.model import transformers_reflection
 from p2o.seeding import derive_seed, random_stream
 from p2o.templates import apply_template
@@ -84,6 +88,20 @@ class Premise:
         with random_stream(stream):
             return evaluate(rows)["eval_reward"]
 
+    @torch.no_grad()
+    def worked_out_bare(self, questions: int = 40) -> float:
+        """Probability that a bare hard question is worked out: all calls, of the right tool, and the answer; a mean."""
+        every_choice_right = ChoiceProbabilities(1.0, {RIGHT: 1.0}, 1.0)
+        rng, found = random.Random(0), []
+        for family in world.HARD_FAMILIES:
+            for question in islice(world.questions(family, derive_seed(self.seed, "worked out")), questions):
+                worked = document(question.text, converse(question, every_choice_right, rng))
+                ((ids, written),) = Encoder(self.tokenizer)([worked])
+                logs = self.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+                chosen = [logs[i - 1, token].item() for i, token in enumerate(ids) if written[i]]
+                found.append(math.exp(math.fsum(chosen)))
+        return math.fsum(found) / len(found)
+
     def reflection(self, count: int = 200, temperature: float = 1.0) -> dict[str, float]:
         """Shares of the model's reflections that are well-formed, and that name the right tool and the wrong one."""
         source = Source(derive_seed(self.seed, "reflections held out"))
@@ -105,7 +123,11 @@ class Premise:
 
 
 def measure(premise: Premise) -> dict[str, Any]:
-    return {**premise.success(), "reflection": premise.reflection()}
+    return {
+        **premise.success(),
+        "worked out bare": premise.worked_out_bare(),
+        "reflection": premise.reflection(),
+    }
 
 
 def show(result: dict[str, Any], console: Console) -> None:
@@ -116,6 +138,7 @@ def show(result: dict[str, Any], console: Console) -> None:
         for condition, success in result[split].items():
             table.add_row(split, condition, f"{success:.1%}")
     console.print(table)
+    console.print(f"Bare hard questions are worked out with a probability of {result['worked out bare']:.1g}.")
     shares = ", ".join(f"{name} {share:.1%}" for name, share in result["reflection"].items())
     console.print(f"Reflections: {shares}.")
 

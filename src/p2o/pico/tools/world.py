@@ -123,7 +123,8 @@ def questions(family: Family, seed: int) -> Iterator[Question]:
             continue
         a, b, c, d = (rng.randint(11, 99) for _ in range(4))
         if family == "product":
-            yield Question(family, rng.choice(ASKED).format(f"{a}*{b}*{c}"), (f"{a}*{b}", f"{{0}}*{c}"))
+            steps = (f"{a}*{b}", f"{{0}}*{c}", f"{{1}}*{d}")
+            yield Question(family, rng.choice(ASKED).format(f"{a}*{b}*{c}*{d}"), steps)
             continue
         told = rng.choice(ASKED).format(f"{a}*{b}+{c}*{d}")
         if family == "word_problem":
