@@ -60,6 +60,11 @@ def test_evaluation_is_on_questions_that_nothing_was_trained_on():
     assert not any(is_held_out(source.question().text) for _ in range(200))
 
 
+def test_a_set_may_have_no_questions_of_a_kind():
+    assert set(world.train_dataset(hard=4, easy=0)["family"]) == set(world.HARD_FAMILIES)
+    assert world.train_dataset(hard=0, easy=3)["family"] == ["small_product"] * 3
+
+
 def test_corpus_is_a_function_of_its_seed():
     assert list(islice(corpus.documents(5), 50)) == list(islice(corpus.documents(5), 50))
     assert list(islice(corpus.documents(5), 50)) != list(islice(corpus.documents(6), 50))

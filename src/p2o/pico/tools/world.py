@@ -138,13 +138,13 @@ def _rows(families: tuple[Family, ...], count: int, seed: int, held_out: bool) -
     for family in families:
         seen: set[str] = set()
         for question in questions(family, seed):
+            if len(seen) == count // len(families):
+                break
             if is_held_out(question.text) is not held_out or question.text in seen:
                 continue
             seen.add(question.text)
             prompt = [{"role": "user", "content": question.text}]
             rows.append({"prompt": prompt, "solution": question.solution, "family": family})
-            if len(seen) == count // len(families):
-                break
     return rows
 
 
