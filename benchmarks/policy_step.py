@@ -43,9 +43,9 @@ class Clock(TrainerCallback):
     def watch(self, trainer: Any) -> None:
         generate = trainer._generate_single_turn
 
-        def timed(*args: Any) -> Any:
+        def timed(*args: Any, **kwargs: Any) -> Any:
             began = time.process_time()
-            result = generate(*args)
+            result = generate(*args, **kwargs)
             self.generation += time.process_time() - began
             return result
 
