@@ -151,8 +151,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the result here, too")
     arguments = parser.parse_args()
     if arguments.count_only:
-        for kind, prompts in batches(arguments, random.Random(0), vocabulary=5000).items():
-            print(f"{kind:<16}{found_in_blocks(prompts):>5.0%} found in cache")
+        drawn = batches(arguments, random.Random(0), vocabulary=5000)
+        counted = {kind: found_in_blocks(prompts) for kind, prompts in drawn.items()}
+        for kind, share in counted.items():
+            print(f"{kind:<16}{share:>5.0%} found in cache")
+        if arguments.json:
+            arguments.json.write_text(json.dumps({"found_in_cache": counted}, indent=1) + "\n")
         return
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GB
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
