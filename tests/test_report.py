@@ -12,6 +12,8 @@ from rich.console import Console
 
 from p2o.cli import main
 from p2o.cli.console import examples_table
+from p2o.reports.figures import accuracy_figure
+from p2o.reports.metrics import prompt_phases
 from p2o.reports.page import render, write_report
 from p2o.reports.run_data import RunData, hard_set_transitions, load_run
 from p2o.reports.words import in_words
@@ -146,6 +148,30 @@ def test_the_page_is_whole_and_self_contained(run):
     assert similarity["data"][0]["x"] == [2]
     heads = next(f for f in figures if f["data"][0].get("y") == [-2.5])
     assert heads["data"][0]["x"] == [2.0]
+
+
+def test_curves_begin_at_zero_and_show_prompt_phases_and_what_there_was_before(tmp_path):
+    def spent(policy, feedback=0, dev=0, reflection=0):
+        parts = {"policy": policy, "evolution_feedback": feedback, "evolution_dev": dev, "reflection": reflection}
+        return {f"p2o/rollouts/{name}": n for name, n in (*parts.items(), ("total", sum(parts.values())))}
+
+    metrics = [
+        {"step": 0, "eval_hard_accuracy": 0.25},
+        {"step": 1, **spent(64)},
+        {"step": 2, **spent(128)},
+        {"step": 2, "eval_hard_accuracy": 0.5},
+        {"step": 3, **spent(192, 20, 10, 6)},
+        {"step": 4, **spent(256, 20, 10, 6)},
+        {"step": 5, **spent(320, 21, 10, 6)},
+    ]
+    assert prompt_phases(metrics) == [(128, 164), (292, 293)] and prompt_phases([]) == []
+    one, other = (RunData(tmp_path / name, metrics=metrics) for name in "ab")
+    alone, both = accuracy_figure([one], "hard"), accuracy_figure([one, other], "hard")
+    assert [(s.x0, s.x1) for s in alone.layout.shapes if s.x0 != 0] == [(128, 164), (292, 293)]
+    for figure in (alone, both):
+        assert [s.y0 for s in figure.layout.shapes if s.y0 == s.y1] == [0.25]
+        assert figure.layout.xaxis.rangemode == "tozero" and figure.layout.yaxis.range[0] == 0
+    assert len(both.layout.shapes) == 1, "phases of several runs would lie on top of each other"
 
 
 def test_trials_take_the_place_of_evolutions_own_rollouts(run):

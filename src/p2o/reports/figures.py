@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from p2o.evaluation.statistics import interval
 from p2o.reports.difficulty import COLOURS as OF_BUCKETS
-from p2o.reports.metrics import accuracy_curves, by_epoch
+from p2o.reports.metrics import accuracy_curves, by_epoch, prompt_phases
 from p2o.reports.run_data import TEMPLATED, RunData
 
 LIGHT = ("#e6a9a9", "#f1d3a0", "#a3d3bb")
@@ -56,10 +56,19 @@ def _add_curves(figure: go.Figure, method: str, colour: str, curves: list[Curve]
 
 
 def accuracy_figure(runs: list[RunData], split: str) -> go.Figure:
-    figure = go.Figure()
+    """Curves from zero; dotted what there was before training, and of a run by itself its prompt phases shaded."""
+    figure, before = go.Figure(), []
     for method, colour, curves in _by_method(runs, lambda run: accuracy_curves(run.metrics).get(split, [])):
         _add_curves(figure, method, colour, curves, top=1)
-    figure.update_layout(xaxis_title="rollouts in all", yaxis={"range": [0, 1], "tickformat": ".0%"})
+        before += [accuracy for curve in curves for rollouts, accuracy in curve[:1] if rollouts == 0]
+    if before:
+        grey = {"color": "#8892a6", "width": 1, "dash": "dot"}
+        figure.add_hline(y=sum(before) / len(before), line=grey)
+    if len(runs) == 1:
+        for began, ended in prompt_phases(runs[0].metrics):
+            figure.add_vrect(x0=began, x1=ended, fillcolor="#8892a6", opacity=0.25, line_width=0)
+    axes = {"title": "rollouts in all", "rangemode": "tozero"}
+    figure.update_layout(xaxis=axes, yaxis={"range": [0, 1.02], "tickformat": ".0%"})
     return figure
 
 

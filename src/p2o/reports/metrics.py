@@ -7,6 +7,7 @@ from statistics import mean
 from typing import Any
 
 Record = Mapping[str, Any]
+PROMPT_PHASE = ("evolution_feedback", "evolution_dev", "reflection")
 
 
 def accuracy_curves(records: Iterable[Record]) -> dict[str, list[tuple[int, float]]]:
@@ -18,6 +19,20 @@ def accuracy_curves(records: Iterable[Record]) -> dict[str, list[tuple[int, floa
             if name.startswith("eval_") and name.endswith("_accuracy") and value is not None:
                 curves[name.removeprefix("eval_").removesuffix("_accuracy")].append((total, value))
     return dict(curves)
+
+
+def prompt_phases(records: Iterable[Record]) -> list[tuple[int, int]]:
+    """The prompt phases of a run: rollouts spent in all when each began and when it ended, reflections included."""
+    total = spent = 0
+    phases = []
+    for record in records:
+        if "p2o/rollouts/total" not in record:
+            continue
+        in_phases = sum(record.get(f"p2o/rollouts/{purpose}", 0) for purpose in PROMPT_PHASE)
+        if in_phases > spent:
+            phases.append((total, total + in_phases - spent))
+        total, spent = record["p2o/rollouts/total"], in_phases
+    return phases
 
 
 def by_epoch(

@@ -130,7 +130,8 @@ def _accuracies(runs: list[RunData], charts: Charts) -> list[tuple[str, Chart]]:
             [run.name, f"{x:,}", f"{y:.1%}"] for run in runs for x, y in accuracy_curves(run.metrics).get(split, [])
         ]
         name = split.replace("_", " ")
-        label = f"Bare accuracy on {name} questions against rollouts spent in all."
+        marks = "Dotted: before training." + " Shaded: prompt phases." * (len(runs) == 1)
+        label = f"Bare accuracy on {name} questions against rollouts spent in all. {marks}"
         chart = charts.add(accuracy_figure(runs, split), label, Table(["run", "rollouts", "accuracy"], rows))
         made.append((f"Bare accuracy: {name}", chart))
     return made
