@@ -7,11 +7,14 @@ import shutil
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from playwright.sync_api import sync_playwright
 from rich.console import Console
 
 from p2o.cli import main
 from p2o.cli.console import examples_table
+from p2o.reports.differences import differences
 from p2o.reports.figures import accuracy_figure
 from p2o.reports.metrics import prompt_phases
 from p2o.reports.page import render, write_report
@@ -174,6 +177,26 @@ def test_curves_begin_at_zero_and_show_prompt_phases_and_what_there_was_before(t
     assert len(both.layout.shapes) == 1, "phases of several runs would lie on top of each other"
 
 
+@given(st.text("ab1 .\n", max_size=30), st.text("ab1 .\n", max_size=30))
+def test_differences_leave_texts_as_they_are_and_mark_what_only_one_has(before, after):
+    old, new = differences(before, after)
+    assert ["".join(piece.text for piece in side) for side in (old, new)] == [before, after]
+    assert [p.text for p in old if not p.is_new] == [p.text for p in new if not p.is_new]
+    assert any(p.is_new for p in (*old, *new)) == (before != after)
+
+
+def test_answers_are_compared_word_by_word_beside_the_instruction(run):
+    record = json.loads((run / "templates" / "epoch-001.json").read_text())
+    record["selected"] = [{"candidate": 1, "text": "Go <on>.", "score": 0.5}, {"candidate": 0, "text": "", "score": 1}]
+    (run / "templates" / "epoch-001.json").write_text(json.dumps(record))
+    for when, completion in (("before", "So 5 <b>."), ("after", "So 2+2=4 <b>.")):
+        answer = {"dataset": "hard", "question": "2 + 2 =", "completion": completion, "reward": 0.0}
+        (run / f"answers-{when}.jsonl").write_text(json.dumps(answer) + "\n")
+    page = render([load_run(run)])
+    assert ">So <u>5</u> &lt;b&gt;.</pre>" in page and ">So <u>2+2=4</u> &lt;b&gt;.</pre>" in page
+    assert "<blockquote>Go &lt;on&gt;.</blockquote>" in page
+
+
 def test_trials_take_the_place_of_evolutions_own_rollouts(run):
     path = run / "templates" / "epoch-001.json"
     record = json.loads(path.read_text())
@@ -320,13 +343,13 @@ def test_the_page_in_a_browser(run, tmp_path, browser, width, scheme):
         assert drawn["width"] <= box["width"] + 1
 
     template = page.locator("details.template").nth(1)
-    assert not template.locator("blockquote").is_visible()
+    assert "<script>alert(1)</script> Go on." in template.locator("blockquote").inner_text(), "in use: it is open"
     template.locator("summary").click()
-    assert "<script>alert(1)</script> Go on." in template.locator("blockquote").inner_text()
+    assert not template.locator("blockquote").is_visible()
     # The same from the keyboard.
     template.locator("summary").focus()
     page.keyboard.press("Enter")
-    assert not template.locator("blockquote").is_visible()
+    assert template.locator("blockquote").is_visible()
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert background == ("rgb(14, 19, 28)" if scheme == "dark" else "rgb(255, 255, 255)")
     assert errors == []

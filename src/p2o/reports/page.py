@@ -18,10 +18,11 @@ from p2o.difficulty.buckets import Cutoffs
 from p2o.evaluation.statistics import wilson
 from p2o.files import write_whole
 from p2o.ledger import PURPOSES
+from p2o.reports.differences import Piece, differences
 from p2o.reports.figures import BUCKET_COLOURS, BY_EPOCH, FATES, accuracy_figure, epoch_figure, flow_figure
 from p2o.reports.metrics import accuracy_curves, by_epoch
 from p2o.reports.run_data import RunData, bucket_transitions, hard_set_transitions
-from p2o.reports.words import in_words
+from p2o.reports.words import best_template, in_words
 
 EVENTS = {
     "accuracy_regression": "accuracy on an evaluation set fell by more than regression_margin",
@@ -184,10 +185,19 @@ def _run(run: RunData, charts: Charts) -> dict[str, Any]:
         "transitions": _flows(hard_set_transitions(run), FATES, fates, charts),
         "buckets": _flows(bucket_transitions(run), BUCKET_COLOURS, buckets, charts),
         "lineages": [_lineage(epoch, record) for epoch, record in run.templates.items()],
-        "answers": run.examples(),
+        "instruction": best["text"] if (best := best_template(run)) else None,
+        "answers": [_compared(before, after) for before, after in run.examples()],
         "settings": Table(["setting", "value"], [[k, v] for k, v in sorted(run.config.items())]),
         "versions": Table(["package", "version"], [[k, v] for k, v in run.versions.items()]),
     }
+
+
+def _compared(before: dict[str, Any], after: dict[str, Any]) -> tuple[str, list[tuple[str, float, list[Piece]]]]:
+    """A question; and when, reward and pieces of both answers to it."""
+    sides = zip(
+        ("before", "after"), (before, after), differences(before["completion"], after["completion"]), strict=True
+    )
+    return before["question"], [(when, answer["reward"], pieces) for when, answer, pieces in sides]
 
 
 def _flows(flows: list[tuple[str, str, int]], colours: Mapping[str, str], label: str, charts: Charts) -> Chart | None:

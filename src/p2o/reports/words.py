@@ -1,6 +1,7 @@
 """What happened in a run, in sentences. Pure."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from p2o.reports.run_data import RunData
 
@@ -27,17 +28,25 @@ def _hard_sets(run: RunData) -> Iterator[str]:
 
 def _templates(run: RunData) -> Iterator[str]:
     phases = [record for record in run.templates.values() if record["evolution"].get("candidates")]
-    used = [template for record in phases for template in record["selected"] if template.get("text")]
     if not phases:
         return
-    if not used:
+    if (best := best_template(run)) is None:
         yield f"{_count(len(phases), 'prompt phase')} brought no instruction into use."
         return
-    best = max(used, key=lambda template: template.get("score", 0.0))
+    used = _count(len(_used(run)), "instruction")
     yield (
-        f"{_count(len(phases), 'prompt phase')} brought {_count(len(used), 'instruction')} into use. The one with the "
+        f"{_count(len(phases), 'prompt phase')} brought {used} into use. The one with the "
         f"best mean dev score, {best.get('score', 0.0):.2f}: “{' '.join(best['text'].split())}”"
     )
+
+
+def best_template(run: RunData) -> dict[str, Any] | None:
+    """The one in use with the best mean dev score; None where a run had none."""
+    return max(_used(run), key=lambda template: template.get("score", 0.0), default=None)
+
+
+def _used(run: RunData) -> list[dict[str, Any]]:
+    return [t for record in run.templates.values() for t in record["selected"] if t.get("text")]
 
 
 def _spent(run: RunData) -> Iterator[str]:
