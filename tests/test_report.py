@@ -4,6 +4,9 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -20,6 +23,8 @@ from p2o.reports.metrics import prompt_phases
 from p2o.reports.page import render, write_report
 from p2o.reports.run_data import RunData, hard_set_transitions, load_run
 from p2o.reports.words import in_words
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture
@@ -197,6 +202,14 @@ def test_answers_are_compared_word_by_word_beside_the_instruction(run):
     assert "<blockquote>Go &lt;on&gt;.</blockquote>" in page
 
 
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_pictures_for_the_documentation_are_taken_by_a_script(run, tmp_path):
+    script = Path(__file__).parent.parent / ".ci" / "screenshots.py"
+    subprocess.run([sys.executable, script, run, tmp_path / "shown"], check=True, timeout=120)
+    for scheme in ("light", "dark"):
+        assert (tmp_path / f"shown-{scheme}.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_trials_take_the_place_of_evolutions_own_rollouts(run):
     path = run / "templates" / "epoch-001.json"
     record = json.loads(path.read_text())
@@ -307,8 +320,6 @@ def test_several_runs_side_by_side(run, tmp_path, capsys):
 
 
 # -- in a real browser ------------------------------------------------------------------------------------------------
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture
