@@ -13,7 +13,7 @@ from PIL import Image
 
 import vision_model
 from endpoints import TEXT, reflection, serve, well
-from p2o import P2OCallback, P2OConfig, P2OTrainer
+from p2o import P2OCallback, P2OConfig, P2OTrainer, image_checks
 from p2o.engines import seeing
 from p2o.images import MARK
 from p2o.prompt_phase.shown_images import UNSEEN
@@ -91,7 +91,7 @@ def test_the_model_in_training_sees_them_when_it_reflects(tmp_path, kind, monkey
     sample = seeing.sample_batch
 
     def watched(model, tokenizer, prompts, sampling, **seen):
-        shown = sum(tokenizer.convert_tokens_to_ids("<image>") in ids for ids in prompts)
+        shown = sum(model.config.image_token_id in ids for ids in prompts)
         given.append((shown, seen.get("pixel_values")))
         return sample(model, tokenizer, prompts, sampling, **seen)
 
@@ -199,6 +199,7 @@ BAD = {
         "With images prompts are ch",
     ),
     "reuse": (lambda: vision_model.questions([1] * 4), {"reused_rollouts_per_group": 1}, "reused_rollouts_per_group"),
+    "rewrites": (lambda: vision_model.questions([1] * 4), {"rewrite_share": 0.5}, "rewrite_share"),
     "resampling": (lambda: vision_model.questions([1] * 4), {"dynamic_sampling_rounds": 1}, "dynamic_sampling_rounds"),
     "no distillation": (
         lambda: vision_model.questions([1] * 4),
@@ -236,23 +237,24 @@ def test_a_model_of_texts(tmp_path):
         make_text(tmp_path, eval_dataset=vision_model.questions([1] * 4))
 
 
-def test_tools_and_images(tmp_path):
-    def multiply(a: int, b: int) -> int:
-        """Multiplies.
-
-        Args:
-            a: one.
-            b: other.
-        """
-        return a * b
+def test_environments_and_images(tmp_path):
+    class Empty:
+        def reset(self, **row):
+            return None
 
     model, processor = vision_model.make("gemma")
-    with pytest.raises(ValueError, match="train_dataset has images, which tools does not go together with"):
+    with pytest.raises(ValueError, match="train_dataset has images, which environments does not go together with"):
         P2OTrainer(
             model,
             coin,
             P2OConfig(**options(tmp_path)),
             vision_model.questions([1] * 4),
             processing_class=processor,
-            tools=[multiply],
+            environment_factory=Empty,
         )
+
+
+def test_sharded_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_checks, "is_sharded", lambda accelerator: True)
+    with pytest.raises(ValueError, match=r"images \(column 'images'\), and the weights are sharded"):
+        make(tmp_path, "gemma", [1] * 4)

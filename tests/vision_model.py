@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 KINDS = ["gemma", "idefics", "qwen"]
-MARKS = ["<|im_start|>", "<|im_end|>", "<|pad|>", "<image>", "<|begin|>", "<|close|>", "<|video|>"]
+MARKS = ["<|im_start|>", "<|im_end|>", "<|pad|>", "<image>", "<|begin|>", "<|close|>", "<|video|>", "<|image_pad|>"]
 OF_IDEFICS = ["<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -21,11 +21,15 @@ CHAT_TEMPLATE = (
     "{%- else -%}{%- for part in message.content -%}"
     "{%- if part.type == 'image' -%}{{- 'IMAGE' -}}{%- else -%}{{- part.text -}}{%- endif -%}"
     "{%- endfor -%}{%- endif -%}"
+    "{%- for call in message.tool_calls or [] -%}"
+    "{{- '<tool_call>\n' + ({'name': call.function.name, 'arguments': call.function.arguments} | tojson) -}}"
+    "{{- '\n</tool_call>' -}}"
+    "{%- endfor -%}"
     "{{- '<|im_end|>\n' -}}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
 )
-SHOWN = {"gemma": "<|begin|>", "idefics": "<image>", "qwen": "<|begin|><image><|close|>"}
+SHOWN = {"gemma": "<|begin|>", "idefics": "<image>", "qwen": "<|begin|><|image_pad|><|close|>"}
 NARROW = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -97,7 +101,7 @@ def _idefics(words, ids, text):
 
 
 def _qwen(words, ids, text):
-    words.image_token, words.video_token = "<image>", "<|video|>"
+    words.image_token, words.video_token = "<|image_pad|>", "<|video|>"
     patches = {"patch_size": 4, "temporal_patch_size": 1}
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
     seen = {"depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32}
@@ -105,7 +109,7 @@ def _qwen(words, ids, text):
     config = transformers.Qwen2_5_VLConfig(
         text_config={**text, "rope_parameters": rope},
         vision_config={**seen, **patches, **windows},
-        image_token_id=ids["<image>"],
+        image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video|>"],
         vision_start_token_id=ids["<|begin|>"],
         vision_end_token_id=ids["<|close|>"],

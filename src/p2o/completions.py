@@ -76,6 +76,8 @@ def conversation_text(messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _as_text(value: Any) -> str:
+    if isinstance(value, list) and any(isinstance(block, Mapping) and block.get("type") == "image" for block in value):
+        return "\n".join("[an image]" if b.get("type") == "image" else str(b.get("text", "")) for b in value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 

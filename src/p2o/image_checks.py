@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from datasets import Dataset
 from transformers import ProcessorMixin
 
 from p2o.config import P2OConfig
+from p2o.engines.processes import is_sharded
 from p2o.images import COLUMNS, image_columns, images_of, question_prompt, stored_images
 from p2o.templates import Prompt
 
@@ -24,7 +26,8 @@ def check_options(dataset: Any, args: P2OConfig, called: list[str]) -> None:
     if not image_columns(dataset):
         return
     together = {
-        called[0] if called else "": bool(called),
+        "environments": "environments" in called,
+        "rewrite_share": bool(args.rewrite_share),
         "reused_rollouts_per_group": bool(args.reused_rollouts_per_group),
         "dynamic_sampling_rounds": bool(args.dynamic_sampling_rounds),
         "context_distillation=False": not args.context_distillation,
@@ -58,6 +61,33 @@ def check_rows(dataset: Any, name: str) -> None:
             if (missing := _missing_file(image)) is not None:
                 column = next(c for c in reversed(COLUMNS) if c in values)
                 raise ValueError(f"{name} row {row}, field `{column}`: there is no file {missing}.")
+
+
+def gathered_alike(accelerator: Accelerator, train: Any, evaluation: Any, tools: Any) -> bool:
+    """Whether TRL may gather images for its table of completions: a process whose rows show none does not take part,
+    and the others would wait for it.
+
+    Args:
+        evaluation: one data set or several by name; None for none.
+        tools: which may return images to some processes only.
+
+    Raises:
+        ValueError: images, and sharded weights: those of the part that sees are gathered by all processes or by none.
+    """
+    several = list(evaluation.values()) if isinstance(evaluation, Mapping) else [evaluation]
+    data = [one for one in (train, *several) if one is not None]
+    if is_sharded(accelerator) and (names := [name for one in data for name in image_columns(one)]):
+        raise ValueError(
+            f"The data has images (column {names[0]!r}), and the weights are sharded (FSDP or ZeRO-3): a process whose "
+            "rows show none would not take part in gathering them. Train with DDP or ZeRO-2, an adapter for instance."
+        )
+    return accelerator.num_processes == 1 or not (tools or any(map(_some_without, data)))
+
+
+def _some_without(dataset: Any) -> bool:
+    """Whether a row may have no image."""
+    known = isinstance(dataset, Dataset) and bool(image_columns(dataset))
+    return not known or not all(map(images_of, stored_images(dataset)))
 
 
 def _missing_file(image: Any) -> str | None:

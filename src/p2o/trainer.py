@@ -2,9 +2,8 @@
 
 What an epoch consists of:
 
-1. Policy phase. GRPO as TRL has it; but of a question that was hard in the last epoch, each rollout is sampled under an
-   instruction z in front of the question, T(x, z), while the loss is computed on the bare question x. So the policy
-   learns to do without the instruction what it could do only with it.
+1. Policy phase. GRPO as TRL has it; but rollouts of a question that was hard in the last epoch are sampled under an
+   instruction z, T(x, z), while the loss is on the bare question x: so the policy learns to do without it.
 2. Mining. A question is hard if none of its rollouts, templated or not, succeeds, or one at most (`near_hard`).
 3. Context distillation. Tokens that the bare policy would hardly have written are masked.
 4. Prompt phase. GEPA evolves instructions; of a small set that covers the hard questions, their rollouts get one each.
@@ -36,7 +35,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 from trl import GRPOTrainer
 from trl.trainer.grpo_trainer import EnvironmentFactory, RewardFunc, RolloutFunc
 
-from p2o import checkpointing, input_checks, model_card, thoughts
+from p2o import checkpointing, image_checks, input_checks, model_card, thoughts
 from p2o.callbacks import Alternation, notify, report_rollouts
 from p2o.config import P2OConfig
 from p2o.engines import generation, image_inputs, processes, vllm
@@ -132,6 +131,7 @@ class P2OTrainer(GRPOTrainer):
         own = (self.train_dataset, eval_dataset, self.processing_class, self._tokens, self.max_prompt_length)
         self._filler = input_checks.check_prompts(*own, self.tools, self.environment_factories, args.template_position)
         reading = thoughts.thought_reading(args.thoughts, self._tokenizer, args.chat_template_kwargs)
+        self.log_multimodal &= image_checks.gathered_alike(self.accelerator, self.train_dataset, eval_dataset, tools)
         self.reward_funcs[:] = reading.given_to(*self.reward_funcs)
         (self.feedback_func,) = reading.given_to(feedback_func or default_feedback(args.solution_column))
         self.reflect: ReflectionFn = reflect or self._own_reflection()
@@ -146,8 +146,8 @@ class P2OTrainer(GRPOTrainer):
         self.fingerprint = RunIdentity(*run, *facts, prompt_phase.reflector(args, self.reflect)).fingerprint
 
     def _own_reflection(self) -> OwnReflection:
-        own = (self.accelerator, lambda: self.model, self.ref_model, self._vllm)
-        return make_own(*own, self.processing_class, self.args)
+        parts = (self.ref_model, self._vllm, self.processing_class, self.args)
+        return make_own(self.accelerator, lambda: self.model, *parts)
 
     # -- policy phase: sample under T(x, z), learn on x --------------------------------------------------------------
 
@@ -201,7 +201,7 @@ class P2OTrainer(GRPOTrainer):
     def _generate_single_turn(self, ids: Any, images: Any, fields: Any, *args: Any, **kwargs: Any) -> Completions:
         """Kept rollouts are not sampled again. Log-probabilities of the others come from the engine or are recorded."""
         if self._turns.under_way:
-            return self._turns.next(ids, images)
+            return self._turns.next(ids, images, fields, *args, **kwargs)
         if self._batch is None or not self._batch.plan.two_contexts or self.rollout_func is not None:
             repeats = 0 if self._batch is None or vllm.is_shared(self._vllm) or fields else self._batch.plan.repeats
             with vllm.tensor_parallel_stream(self._vllm), generation.only_asked_settings(self.model):
@@ -216,13 +216,13 @@ class P2OTrainer(GRPOTrainer):
 
     def _tool_call_loop(self, *conversations: Any) -> Any:
         with self._turns.taken_together():
-            return super()._tool_call_loop(*conversations)
+            return super()._tool_call_loop(*image_inputs.countable(conversations))
 
-    def _complete(self, contexts: list[list[int]], images: Any = None, fields: Any = None) -> Completions:
+    def _complete(self, contexts: list[list[int]], images: Any = None, fields: Any = None, **more: Any) -> Completions:
         """One completion of each context. Processes that have fewer contexts generate fillers, which are dropped."""
         padded = processes.pad_to_longest(self.accelerator, contexts, self._filler, shared=self.use_vllm)
         with vllm.tensor_parallel_stream(self._vllm), generation.only_asked_settings(self.model):
-            ids, logprobs = super()._generate_single_turn(padded, image_inputs.beside(padded, images), fields or {}, 1)
+            ids, logprobs = super()._generate_single_turn(padded, *image_inputs.fill(padded, images, fields), 1, **more)
         return ids[: len(contexts)], None if logprobs is None else logprobs[: len(contexts)]
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids: Any) -> Tensor:
@@ -318,11 +318,11 @@ class P2OTrainer(GRPOTrainer):
         if self.rollout_func is not None:
             self._last_loaded_step = vllm.load(self._vllm, self._last_loaded_step, self.state.global_step)
             return generated_by(self.rollout_func(prompts, self), len(prompts))
-        ids, _ = self._complete(contexts, *image_inputs.seen(self._tokenize_prompts, prompts))
+        ids, _ = self._complete(contexts, *(seen := image_inputs.seen(self._tokenize_prompts, prompts)))
         if not self.tools:
             return list(map(Generated, contexts, ids))
-        tools = (self._sync_tool_dicts, self._async_tool_dicts)
-        return list(map(Generated, *converse(self._tool_call_loop, self._tokenizer, *tools, prompts, contexts, ids)))
+        tools = (self._tokenizer, self._sync_tool_dicts, self._async_tool_dicts)
+        return list(map(Generated, *converse(self._tool_call_loop, *tools, prompts, contexts, ids, *seen)))
 
     # -- evaluation, always bare and from a random stream of its own; what watchers see ------------------------------
 

@@ -7,9 +7,9 @@ each row of the batch, and a list or tensor with a type for each token.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
 from p2o.images import COLUMNS, images_in, images_of
@@ -43,6 +43,16 @@ def counted(batch: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(pixels, Tensor) or pixels.dim() != 5 or mask is None:
         return batch
     return {**batch, "num_images": mask.flatten(1).any(dim=1).long().tolist()}
+
+
+def countable(conversations: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Arguments of TRL's loop over calls of tools, whose last are fields; pixels as tensors, which TRL splits by rows.
+
+    Processors without torchvision return arrays.
+    """
+    *others, fields = conversations
+    arrays = {n: v for n, v in fields.items() if n in PIXELS and not isinstance(v, Tensor)}
+    return *others, counted({**fields, **{name: torch.tensor(np.array(array)) for name, array in arrays.items()}})
 
 
 def select(fields: Mapping[str, Any], rows: Sequence[int]) -> Fields:
@@ -106,12 +116,12 @@ def in_context(fields: Mapping[str, Any], bare_ids: Tensor, context_ids: Tensor)
     for name in TYPES:
         if name not in fields:
             continue
-        before, width = fields[name][:, : bare_ids.size(1)], fields[name].size(1) - bare_ids.size(1)
+        before = fields[name][:, : bare_ids.size(1)]
         types = torch.zeros_like(context_ids)
         for kind in before.unique().tolist():
             if kind:
                 types[torch.isin(context_ids, bare_ids[before == kind].unique())] = kind
-        moved[name] = pad(types, (0, width))
+        moved[name] = torch.cat([types, fields[name][:, bare_ids.size(1) :]], dim=1)  # a tool may return images
     return moved
 
 
@@ -175,6 +185,16 @@ def seen(tokenize: Callable[[list[Prompt]], Any], prompts: Sequence[Prompt]) -> 
 def beside(contexts: Sequence[Any], images: Any) -> Any:
     """Images of contexts behind which the first one is repeated; None where there are no images."""
     return images and [*images, *[images[0]] * (len(contexts) - len(images))]
+
+
+def fill(contexts: Sequence[Any], images: Any, fields: Any) -> tuple[Any, Fields]:
+    """Images, see [`beside`], and fields of contexts, as TRL's `_generate_single_turn` takes them."""
+    return beside(contexts, images), fields or {}
+
+
+def shown(images: Any, fields: Mapping[str, Any]) -> Fields:
+    """Fields as TRL's `_generate_single_turn` takes them; where no row shows an image, those that are left."""
+    return dict(fields) if images and any(images) else {n: v for n, v in fields.items() if n in TYPES}
 
 
 def sampled_from(

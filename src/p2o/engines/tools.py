@@ -1,7 +1,7 @@
 """Conversations with tools beside TRL's own loop: turns of several processes, and those of a prompt phase."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from trl.chat_template_utils import parse_response
 
+from p2o.engines.image_inputs import shown
 from p2o.engines.processes import all_reduce_max
 from p2o.templates import Prompt
 
@@ -26,7 +27,7 @@ class ToolTurns:
     """
 
     accelerator: Accelerator
-    complete: Callable[[list[list[int]]], Any]
+    complete: Callable[..., Any]
     under_way: bool = False
 
     @contextmanager
@@ -40,19 +41,18 @@ class ToolTurns:
         finally:
             self.under_way = False
 
-    def next(self, contexts: list[list[int]], images: Any = None) -> Any:
+    def next(
+        self, contexts: list[list[int]], images: Any, fields: Mapping[str, Any], num_generations: int, **more: Any
+    ) -> Any:
         """Completions of conversations that a tool has returned something in.
 
-        Raises:
-            ValueError: they show images.
+        Args:
+            images, fields: that they show, as TRL's `_generate_single_turn` has them.
+            num_generations: 1.
+            more: its further arguments, among them whether a tool returned any of the images.
         """
-        if images and any(images):
-            raise ValueError(
-                "A conversation with calls of tools shows images, the question's or what a tool or an environment "
-                "returned: P2OTrainer supports either tools or images. Have the tool return text."
-            )
         all_reduce_max(self.accelerator, 1)  # tells those that have no more turns of their own
-        return self.complete(contexts)
+        return self.complete(contexts, images, shown(images, fields), **more)
 
 
 ByName = list[dict[str, Tool]]
@@ -76,6 +76,8 @@ def converse(
     prompts: Sequence[Prompt],
     contexts: list[list[int]],
     completion_ids: list[list[int]],
+    images: Any = None,
+    fields: Mapping[str, Any] | None = None,
 ) -> tuple[list[list[int]], list[list[int]], list[list[dict[str, Any]]], list[int]]:
     """Conversations that begin with these completions.
 
@@ -84,6 +86,7 @@ def converse(
         tokenizer: has a response template, or TRL would have refused the tools.
         functions, coroutines: tools of each row by their names, see [`tools_by_row`].
         contexts: tokens of the prompts.
+        images, fields: that the prompts show, as TRL's `_generate_single_turn` has them.
 
     Returns:
         Contexts, the completions' tokens, their messages, and how many of the tokens are not a tool's.
@@ -91,5 +94,6 @@ def converse(
     tools = ([*now.values(), *later.values()] for now, later in zip(functions, coroutines, strict=True))
     rows = zip(contexts, completion_ids, tools, strict=True)
     begun = [[parse_response(tokenizer, list(ids), prefix=list(c), tools=t)] for c, ids, t in rows]
-    masks, conversations, ids, *_ = loop(deepcopy(list(prompts)), contexts, completion_ids, begun, None, None, {})
+    begin = (deepcopy(list(prompts)), contexts, completion_ids, begun)
+    masks, conversations, ids, *_ = loop(*begin, None, images, dict(fields or {}))
     return contexts, ids, conversations, [sum(mask) for mask in masks]
