@@ -13,7 +13,8 @@ import forked
 from endpoints import completion, serve
 from p2o.cli import main
 from p2o.completions import Completion, Sampling
-from p2o.engines.frozen import FrozenModel, encode, transformers_model, weights_digest
+from p2o.engines.frozen import FrozenModel, encode, transformers_model
+from p2o.engines.loading import weights_digest
 from p2o.evaluation.comparison import compare
 from p2o.evaluation.evaluate import evaluate
 from p2o.evaluation.results import default_ks

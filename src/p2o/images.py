@@ -5,6 +5,7 @@ as blocks of content. A template is a further block of text in front of them: se
 """
 
 import base64
+import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -102,22 +103,68 @@ def interleaved(text: str, images: Sequence[Any], block: Any) -> list[dict[str, 
     return blocks
 
 
+def opened(image: Any) -> Any:
+    """The image as PIL's: of a path, of what `datasets` stores, or itself; an address as it is.
+
+    Raises:
+        OSError: a file that is not there, or is no image.
+    """
+    if isinstance(image, str) and ("://" in image or image.startswith("data:")):
+        return image
+    if not isinstance(image, str | Mapping):
+        return image
+    from PIL import Image as Pillow
+
+    content = image.get("bytes") if isinstance(image, Mapping) else None
+    path = image["path"] if isinstance(image, Mapping) else image
+    with Pillow.open(Path(path) if content is None else io.BytesIO(content)) as read:
+        read.load()
+        return read
+
+
 def data_url(image: Any) -> str:
     """The image as a `data:` URL, in PNG; an address on the web as it is.
 
     Args:
-        image: PIL's, or a path or an address.
+        image: PIL's, or a path or an address, or as `datasets` stores it.
     """
-    if isinstance(image, str):
-        if "://" in image or image.startswith("data:"):
+    if isinstance(image, str | Mapping):
+        if isinstance(image, str) and ("://" in image or image.startswith("data:")):
             return image
-        from PIL import Image as Pillow
-
-        with Pillow.open(Path(image)) as opened:
-            return data_url(opened.convert("RGB"))
+        return data_url(opened(image).convert("RGB"))
     content = io.BytesIO()
     image.save(content, format="PNG")
     return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def image_key(image: Any) -> str:
+    """What an image is told apart by: a digest of its bytes or pixels; its path where that is all there is."""
+    if isinstance(image, str):
+        return image
+    content = image.get("bytes") if isinstance(image, Mapping) else image.tobytes()
+    return str(image.get("path")) if content is None else hashlib.sha256(content).hexdigest()[:16]
+
+
+def with_urls(chat: Prompt) -> Any:
+    """The chat as OpenAI's API has it: images as `data:` URLs."""
+    if isinstance(chat, str) or not images_in(chat):
+        return chat
+    return [
+        {**message, "content": [url_block(b["image"]) if b.get("type") == "image" else b for b in message["content"]]}
+        if isinstance(message.get("content"), list)
+        else message
+        for message in chat
+    ]
+
+
+def image_block(image: Any) -> dict[str, Any]:
+    """A block of content that shows an image, as processors have it."""
+    return {"type": "image", "image": image}
+
+
+def url_block(image: Any) -> dict[str, Any]:
+    """A block of content that shows an image, as OpenAI's API has it."""
+    return {"type": "image_url", "image_url": {"url": data_url(image)}}
 
 
 def stored_images(dataset: Any) -> Iterator[dict[str, Any]]:

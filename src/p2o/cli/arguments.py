@@ -114,7 +114,8 @@ def _refuse_options_without_effect(settings: Settings) -> None:
     """
     name = str(settings.get("dataset_name") or EMBEDDED)
     if is_task(name) or name == EMBEDDED_WITH_TOOLS:
-        sort, without = "a named set", ["prompt_column", "solution_column", "dataset_config", "dataset_revision"]
+        sort, without = "a named set", ["prompt_column", "solution_column", "image_column", "dataset_config"]
+        without += ["dataset_revision"]
         if name in (EMBEDDED, EMBEDDED_WITH_TOOLS):
             without += ["dataset_path", "dataset_size", "dataset_test_split"]
     else:

@@ -1,16 +1,20 @@
 """Loads the questions of `p2o train`; checks them against the model's tokenizer and the verifier."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 from trl import ModelConfig
+from trl.data_utils import prepare_multimodal_messages
 
 from p2o.cli.errors import InputError
 from p2o.cli.options import RunArguments
 from p2o.config import P2OConfig
+from p2o.image_checks import check_model
+from p2o.images import image_columns
 from p2o.tasks import (
     NAMED_SETS,
     DataError,
@@ -23,6 +27,7 @@ from p2o.tasks import (
     questions,
     refused_chats,
     verifier_of,
+    with_image_column,
 )
 from p2o.templates import Prompt
 from p2o.verifiers import check_solutions, unmatchable
@@ -47,7 +52,6 @@ def load_questions(
         "as_chat": arguments.prompts_as_chats,
         "strict": arguments.strict_data,
         "conflicts": arguments.conflicts or ("drop" if is_task(name) else "stop"),
-        **_prompt_checks(training, model),
         **gold_checks(arguments.reward_funcs or [], name),
     }
     try:
@@ -63,15 +67,18 @@ def load_questions(
             train = load_task(name, split="train", **options).dataset
             test = load_task(name, split="test", **options).dataset if test_split else None
         else:
-            splits = load_splits(name, arguments.dataset_config, arguments.dataset_revision)
+            splits = load_splits(name, arguments.dataset_config, arguments.dataset_revision, arguments.image_column)
             train = split_of(splits, arguments.dataset_train_split, name)
             test = split_of(splits, test_split, name) if test_split else None
             mapping |= {
                 "prompt_column": arguments.prompt_column,
                 "solution_column": training.solution_column,
+                "image_column": arguments.image_column,
                 "answer_format": arguments.answer_format,
                 "cut_last_answer": arguments.cut_last_answer,
             }
+        shown = with_image_column(train, mapping.get("image_column"), name)
+        mapping |= _prompt_checks(training, model, shown, name)
         dataset, report = questions(train, name=name, **mapping)
         finals = {}
         if test is not None and not report.stops:
@@ -100,10 +107,15 @@ def gold_checks(rewards: list[str], name: str) -> dict[str, Any]:
     }
 
 
-def _prompt_checks(training: P2OConfig, model: ModelConfig) -> dict[str, Any]:
-    """Checks of prompts: by the chat template, and for length (`max_prompt_length`, or what the context leaves)."""
+def _prompt_checks(training: P2OConfig, model: ModelConfig, dataset: Dataset, name: str) -> dict[str, Any]:
+    """Checks of prompts: by the chat template, and for length (`max_prompt_length`, or what the context leaves).
+
+    The length of those with images is known only to who has read them all: the trainer.
+    """
     known = {"revision": model.model_revision, "trust_remote_code": training.trust_remote_code}
     try:
+        if image_columns(dataset):
+            return {"refused": _refused_by_processor(training, model, dataset, name)}
         tokenizer = AutoTokenizer.from_pretrained(model.model_name_or_path, **known)
         config = AutoConfig.from_pretrained(model.model_name_or_path, **known).get_text_config()
     except (OSError, ValueError) as error:
@@ -122,6 +134,28 @@ def _prompt_checks(training: P2OConfig, model: ModelConfig) -> dict[str, Any]:
         return long_prompts(prompts, tokenizer, limit, **options) if limit else {}
 
     return {"refused": refused, "too_long": too_long}
+
+
+def _refused_by_processor(
+    training: P2OConfig, model: ModelConfig, dataset: Dataset, name: str
+) -> Callable[[list[Prompt]], dict[int, str]]:
+    """The check of prompts by the chat template of a model that sees images.
+
+    Raises:
+        InputError: the model reads texts only.
+    """
+    known = {"revision": model.model_revision, "trust_remote_code": training.trust_remote_code}
+    processor = AutoProcessor.from_pretrained(model.model_name_or_path, **known)
+    try:
+        check_model(processor, {name: dataset})
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+    def refused(prompts: list[Prompt]) -> dict[int, str]:
+        chats = [p if isinstance(p, str) else prepare_multimodal_messages(p) for p in prompts]
+        return refused_chats(chats, processor, **(training.chat_template_kwargs or {}))
+
+    return refused
 
 
 def hub_name(arguments: RunArguments) -> str | None:

@@ -76,7 +76,7 @@ def _evolve(argv: list[str], console: Console, ranks: Ranks) -> int:
         takes_dataset=True,
     )
     config = arguments.evolution_config(wording=arguments.reflection_prompt)
-    tasks = load_questions(arguments, console.print)
+    tasks = load_questions(arguments, console.print, takes_images=True)
     feedback = load_function(arguments.feedback_func, "feedback_func") if arguments.feedback_func else None
     directory = open_directory(arguments.output_dir, "evolve", arguments.model, _settings(arguments, config, tasks))
     model = load_model(arguments, ranks)
@@ -103,6 +103,7 @@ def _evolve(argv: list[str], console: Console, ranks: Ranks) -> int:
             run_dir=directory / "evolution",
             special_tokens=model.special_tokens,
             prompt_limit=limit_of(reflect, arguments.reflection_max_prompt_tokens),
+            images=policy.images,
             spent=spent,
             on_progress=lambda p: meter.update(f"evolution, {p.stage}", *_where(p)),
         )

@@ -15,7 +15,7 @@ from p2o.cli.frozen_answers import AnswerArguments, answer_settings
 from p2o.cli.frozen_options import parse
 from p2o.cli.frozen_questions import load_questions
 from p2o.cli.models import path_of_model
-from p2o.engines.frozen import weights_digest
+from p2o.engines.loading import weights_digest
 from p2o.evaluation.types import QuestionSet
 from p2o.features.activations import read_activations
 from p2o.features.dynamics import BASE, Checkpoint, Strengths, base_of, checkpoints_of, strengths, summarise

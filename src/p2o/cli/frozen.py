@@ -18,11 +18,14 @@ from p2o.cli.models import path_of_model
 from p2o.completions import GenerationError, Sampling
 from p2o.continuation import differences
 from p2o.engines.endpoint import Endpoint, OptionNames
-from p2o.engines.frozen import FrozenModel, served_model, transformers_model, vllm_model, weights_digest
+from p2o.engines.frozen import FrozenModel, served_model, transformers_model, vllm_model
+from p2o.engines.frozen_seeing import seeing_model
+from p2o.engines.loading import weights_digest
 from p2o.engines.shared import load_together, serve, take_own_devices
 from p2o.evaluation.scorers import ScoringError
 from p2o.evaluation.types import QuestionSet, Sample
 from p2o.files import UNWRITABLE
+from p2o.images import question_prompt
 from p2o.ledger import Ledger, Purpose
 from p2o.ranks import Ranks
 from p2o.state import write_json
@@ -86,7 +89,7 @@ def _load(arguments: FrozenArguments, ranks: Ranks) -> FrozenModel:
                 tensor_parallel_size=arguments.vllm_tensor_parallel_size,
                 **common,
             )
-        return transformers_model(
+        return (seeing_model if arguments.shows_images else transformers_model)(
             path_of_model(arguments.model),
             batch_size=arguments.batch_size,
             dtype=arguments.dtype,
@@ -124,9 +127,10 @@ def refuse_long_questions(tasks: Sequence[QuestionSet], model: FrozenModel, samp
         InputError: questions that leave no room for an answer, or that the chat template refuses.
     """
     for task in tasks:
-        prompts = [row["prompt"] for row in task.rows]
+        prompts = list(map(question_prompt, task.rows))
         try:
             refused = model.refused(prompts)
+            long = {} if refused else model.too_long(prompts, sampling.max_completion_length)
         except ValueError as error:
             raise InputError(f"{task.name}: {error}") from None
         if refused:
@@ -135,7 +139,6 @@ def refuse_long_questions(tasks: Sequence[QuestionSet], model: FrozenModel, samp
                 f"{task.name}: the model's chat template refuses {len(refused)} of {len(prompts)} questions, question "
                 f"{first} the first: {why}."
             )
-        long = model.too_long(prompts, sampling.max_completion_length)
         if long:
             first, length = next(iter(long.items()))
             room = (model.context_length or 0) - max(long.values())

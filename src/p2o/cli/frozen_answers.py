@@ -62,7 +62,7 @@ def answer_all(arguments: AnswerArguments, console: Console, ranks: Ranks, kind:
         InputError: a model, questions or a directory that cannot be used.
         GenerationError: completions that could not be had; what was finished before is kept.
     """
-    tasks = load_questions(arguments, console.print)
+    tasks = load_questions(arguments, console.print, takes_images=True)
     settings = answer_settings(arguments, tasks)
     directory = open_directory(arguments.output_dir, kind, arguments.model, settings)
     return answer_in(directory, settings, tasks, arguments, console, ranks)

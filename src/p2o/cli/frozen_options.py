@@ -33,6 +33,7 @@ class ModelArguments:
     """A frozen model: a checkpoint, a name on the hub, 'pico', 'smollm2-135m', or what is served."""
 
     model: str = field(init=False, default="")  # positional
+    shows_images: bool = field(init=False, default=False)  # whether the questions do, once they are loaded
     use_vllm: bool = _option(False, "Whether vLLM in this process runs the model instead of transformers.")
     base_url: str | None = _option(
         None, "Base URL of a server; MODEL is then openai/NAME for an OpenAI-compatible one."

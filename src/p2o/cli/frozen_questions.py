@@ -15,19 +15,22 @@ from p2o.cli.functions import load_function
 from p2o.engines.frozen import FrozenModel
 from p2o.evaluation.scorers import reward_scorer, scorer
 from p2o.evaluation.types import QuestionSet, ScoreFn
+from p2o.images import COLUMNS, image_columns
 from p2o.pico import world
 from p2o.tasks import DataError, is_task, load_splits, load_task, questions, verifier_of
+from p2o.tasks.image_columns import with_stored_images
 from p2o.tasks.named import Verifier
 from p2o.thoughts import ThoughtReading, thought_reading
 from p2o.verifiers import check_solutions
 from p2o.verifiers.rewards import ANSWER_FORMATS
 
 
-def load_questions(arguments: FrozenArguments, say: Any) -> list[QuestionSet]:
+def load_questions(arguments: FrozenArguments, say: Any, *, takes_images: bool = False) -> list[QuestionSet]:
     """The questions that the options name, each task with its scorer.
 
     Args:
         say: called with a line about what was dropped.
+        takes_images: whether the command shows a model the images of questions.
 
     Raises:
         InputError: no such task or data, or data that cannot be used.
@@ -39,6 +42,13 @@ def load_questions(arguments: FrozenArguments, say: Any) -> list[QuestionSet]:
     try:
         if arguments.dataset_name:
             loaded = [_custom_questions(arguments, custom, say)]
+            if arguments.shows_images and (not takes_images or arguments.use_vllm):
+                field = arguments.image_column or next(name for name in COLUMNS if name in loaded[0].rows[0])
+                by, leave = ("--use_vllm", "Leave it out, or remove") if takes_images else ("this command", "Remove")
+                raise InputError(
+                    f"{arguments.dataset_name} has images, which {by} does not show to a model. {leave} the field "
+                    f"`{field}`."
+                )
         else:
             loaded = []
             for name in dict.fromkeys(part.strip() for part in str(arguments.tasks).split(",") if part.strip()):
@@ -97,7 +107,9 @@ def _custom_questions(arguments: FrozenArguments, custom: ScoreFn | None, say: A
         say(line)
     if custom is None and "solution" not in dataset.column_names:
         raise InputError(f"{name} has no gold answers; name their column with --solution_column.")
-    return QuestionSet(name, list(dataset)[: arguments.limit], custom or scorer(verifier), _format(custom, verifier))
+    rows = list(with_stored_images(dataset.select(range(min(len(dataset), arguments.limit or len(dataset))))))
+    arguments.shows_images = bool(image_columns(dataset))
+    return QuestionSet(name, rows, custom or scorer(verifier), _format(custom, verifier))
 
 
 def _source(arguments: FrozenArguments, name: str) -> tuple[Dataset, Verifier, str, dict[str, Any]]:
@@ -120,10 +132,11 @@ def _source(arguments: FrozenArguments, name: str) -> tuple[Dataset, Verifier, s
         }
         task = load_task(name, split="train", **drawn)
         return task.dataset, task.verifier, "drop", {}
-    splits = load_splits(name, arguments.dataset_config, arguments.dataset_revision)
+    splits = load_splits(name, arguments.dataset_config, arguments.dataset_revision, arguments.image_column)
     mapping = {
         "prompt_column": arguments.prompt_column,
         "solution_column": arguments.solution_column,
+        "image_column": arguments.image_column,
         "answer_format": arguments.answer_format,
         "cut_last_answer": arguments.cut_last_answer,
     }

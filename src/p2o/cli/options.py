@@ -41,6 +41,13 @@ class DataArguments:
             "column of mappings: `column.part`, such as reward_model.ground_truth."
         },
     )
+    image_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column with the images of a question: one, a list or none; paths are those beside the data file. "
+            "When not set: `image` or `images`, if the data has one."
+        },
+    )
     system_prompt: str | None = field(
         default=None,
         metadata={"help": "System prompt for chats that have none; turns plain-text prompts into chats."},

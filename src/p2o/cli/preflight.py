@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainingArguments
+from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, AutoTokenizer, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from trl import get_peft_config, get_quantization_config
 
@@ -15,6 +15,7 @@ from p2o.cli.arguments import Run
 from p2o.cli.errors import InputError
 from p2o.engines import vllm
 from p2o.features.guidance import Guidance
+from p2o.images import image_columns
 from p2o.pico import model_path
 from p2o.state import P2OState
 from p2o.trainer import P2OTrainer
@@ -83,11 +84,15 @@ def check_trainer_builds(run: Run, checkpoint: Path | None) -> None:
             model = AutoModelForCausalLM.from_pretrained(
                 model_path(), attn_implementation=run.model.attn_implementation
             )
-            config = AutoConfig.from_pretrained(name, **known).get_text_config()
+            whole = AutoConfig.from_pretrained(name, **known)
+            config = whole.get_text_config()
             # so that prompt lengths are checked against the real model's context
             model.config.max_position_embeddings = getattr(config, "max_position_embeddings", None)
             model.name_or_path = name  # which a difficulty profile's is compared with
-            tokenizer = AutoTokenizer.from_pretrained(name, **known)
+            shows = image_columns(run.train_dataset)
+            if shows:
+                model.config.image_token_id = whole.image_token_id  # TRL keeps it from being sampled
+            processing_class = (AutoProcessor if shows else AutoTokenizer).from_pretrained(name, **known)
             get_peft_config(run.model)
             guided = training.feature_token_weight, training.feature_proxy_reward
             if training.guided_by_features:
@@ -97,7 +102,7 @@ def check_trainer_builds(run: Run, checkpoint: Path | None) -> None:
             raise InputError(str(error)) from error
         training.use_vllm = False
         parts = {"model": model, "args": training, "peft_config": None, "quantization_config": None}
-        trainer = make_trainer(run, processing_class=tokenizer, **parts)
+        trainer = make_trainer(run, processing_class=processing_class, **parts)
         training.feature_token_weight, training.feature_proxy_reward = guided
         refuse_other_checkpoint(trainer, checkpoint, without=NOT_THE_RUNS, report=True)
 

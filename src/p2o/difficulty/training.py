@@ -1,7 +1,7 @@
 """The part of a training set that a difficulty selects, by a profile that has to be one of the same questions."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from p2o.difficulty.buckets import BUCKETS
 from p2o.difficulty.profile import Profile, ProfileError, RewardIdentity, read_profile, reward_identity
 from p2o.difficulty.selection import parse_selection, rows_among
 from p2o.evaluation.results import question_key
+from p2o.images import image_columns, stored_images
 from p2o.models import NAMED_MODELS, model_path
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,8 @@ def evaluation_by_bucket(sets: Mapping[str, Dataset], path: str) -> dict[str, Da
     profile = read_profile(path)
     buckets = {question.key: bucket for question, bucket in zip(profile.questions, profile.buckets, strict=True)}
     rows = [row for dataset in sets.values() for row in dataset]
-    found = [buckets.get(question_key(row)) for row in rows]
+    shown = [images for dataset in sets.values() for images in _stored_images(dataset)]
+    found = [buckets.get(question_key({**row, **images})) for row, images in zip(rows, shown, strict=True)]
     made = {b: Dataset.from_list([r for r, own in zip(rows, found, strict=True) if own == b]) for b in BUCKETS}
     if not any(map(len, made.values())):
         raise ProfileError(
@@ -78,12 +80,18 @@ def evaluation_by_bucket(sets: Mapping[str, Dataset], path: str) -> dict[str, Da
     return {bucket: dataset for bucket, dataset in made.items() if len(dataset)}
 
 
+def _stored_images(dataset: Dataset) -> Iterable[dict[str, Any]]:
+    """The columns with images, row by row, undecoded as in a profile; of a data set without any nothing."""
+    return stored_images(dataset) if image_columns(dataset) else [{}] * len(dataset)
+
+
 def _rows_in(dataset: Dataset, profile: Profile, wanted: Sequence[int], args: P2OConfig) -> list[int]:
     """Rows of the training set whose question is one of these of the profile, in their order."""
     columns = {"prompt": "prompt", "solution": args.solution_column, "entry": "entry"}
     present = {key: name for key, name in columns.items() if name in dataset.column_names}
     part = dataset.select_columns(list(present.values()))
-    keys = [question_key({key: row[name] for key, name in present.items()}) for row in part]
+    rows = zip(part, _stored_images(dataset), strict=True)
+    keys = [question_key({**{key: row[name] for key, name in present.items()}, **images}) for row, images in rows]
     known = {question.key for question in profile.questions}
     if (unknown := sum(key not in known for key in keys)) and args.process_index == 0:
         logger.warning("%d of %d training questions are not in the profile, and left out.", unknown, len(keys))

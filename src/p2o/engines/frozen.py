@@ -4,11 +4,9 @@ One callable type, [`p2o.completions.CompleteFn`], in front of three engines. Th
 random numbers: work in batches that is interrupted gets the same completions again from the batch at which it goes on.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,12 +17,14 @@ from p2o.engines.endpoint import Endpoint
 from p2o.engines.generation import only_asked_settings
 from p2o.engines.loading import load_transformers
 from p2o.engines.memory import Halving
+from p2o.images import with_urls
 from p2o.seeding import derive_seed, random_stream
 from p2o.tasks import long_prompts, refused_chats
 from p2o.templates import Prompt
 from p2o.thoughts import decoder, special_marks
 
-BLOCK = 2**20  # bytes
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -70,25 +70,15 @@ class FrozenModel:
         limit = self.context_length - max_completion_length
         return long_prompts(prompts, self.tokenizer, limit, **self.template_options)
 
+    def encoded(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Tokens of each prompt, where there is a tokenizer."""
+        assert self.tokenizer is not None
+        return encode(self.tokenizer, prompts, **self.template_options)
+
     @property
     def special_tokens(self) -> frozenset[str]:
         """What no template may contain, where it is known."""
         return frozenset(self.tokenizer.all_special_tokens) if self.tokenizer is not None else frozenset()
-
-
-def weights_digest(path: Path) -> str | None:
-    """A digest of samples of every weight file in a directory; None where there is no directory (a name on the hub)."""
-    if not path.is_dir():
-        return None
-    digest = hashlib.sha256()
-    for file in sorted([*path.glob("*.safetensors"), *path.glob("*.bin")]):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
-        with open(file, "rb") as opened:
-            for start in range(0, size, max(size // 16, BLOCK)):
-                opened.seek(start)
-                digest.update(opened.read(BLOCK))
-    return digest.hexdigest()[:16]
 
 
 # -- text and tokens ---------------------------------------------------------------------------------------------------
@@ -142,22 +132,35 @@ def sample_tokens(
     halving: Halving | None = None,
     first: int = 0,
 ) -> list[list[int]]:
-    """Tokens sampled after each prompt's, with the one that ended them; process-wide generators are as before after.
+    """Tokens sampled after each prompt's, with the one that ended them; see [`in_streams`]."""
 
-    Each batch has a random stream of its own, so that several processes may share the batches of a call.
+    def sample(batch: list[list[int]], stream: int) -> list[list[int]]:
+        return sample_batch(model, tokenizer, batch, sampling)  # draws from the process-wide stream
+
+    return in_streams(model, sample, prompts, batch_size=batch_size, seed=seed, halving=halving, first=first)
+
+
+def in_streams(
+    model: PreTrainedModel,
+    sample: Callable[[list[Item], int], list[Result]],
+    prompts: Sequence[Item],
+    *,
+    batch_size: int,
+    seed: int,
+    halving: Halving | None,
+    first: int,
+) -> list[Result]:
+    """`sample(batch, stream)` of every batch, each with a random stream of its own, so that several processes may share
+    the batches of a call; process-wide generators are as before after.
 
     Args:
         first: place in the call of the first of these prompts, a multiple of `batch_size`.
         halving: halves batches that memory does not suffice for; without one, that is an error.
     """
     was_training = model.training
-
-    def sample(batch: list[list[int]], stream: int) -> list[list[int]]:
-        return sample_batch(model, tokenizer, batch, sampling)  # draws from the process-wide stream, seeded below
-
     model.eval()
     try:
-        rows: list[list[int]] = []
+        rows: list[Result] = []
         for start in range(0, len(prompts), batch_size):
             batch, stream = list(prompts[start : start + batch_size]), derive_seed(seed, "batch", first + start)
             with random_stream(stream if first + start else seed):
@@ -385,7 +388,7 @@ def served_model(name: str, make: Callable[[Sampling], Endpoint]) -> FrozenModel
     """
 
     def complete(prompts: Sequence[Prompt], *, sampling: Sampling, seed: int) -> list[Completion]:
-        chats = [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
+        chats = [[{"role": "user", "content": p}] if isinstance(p, str) else with_urls(p) for p in prompts]
         completions = make(sampling).complete(chats, seed=seed)
         failed = [completion.error for completion in completions if completion.error]
         if failed:

@@ -9,8 +9,9 @@ from transformers import PreTrainedModel
 
 from p2o.completions import Completion, Sampling
 from p2o.engines.frozen import completion, sample_batch, stop_tokens
-from p2o.images import MARK, interleaved, without_marks
+from p2o.images import MARK, image_block, interleaved, opened, without_marks
 from p2o.seeding import random_stream
+from p2o.templates import Prompt
 from p2o.thoughts import decoder
 
 Seen = tuple[str, Sequence[Any]]
@@ -24,12 +25,30 @@ def sees(processing_class: Any) -> bool:
 
 def encode_seen(processor: Any, texts: Sequence[Seen], template_options: Mapping[str, Any]) -> dict[str, Any]:
     """Chats with these texts, as TRL's `_tokenize_prompts` has them: `input_ids`, and what is read of images."""
-    chats = [
-        [{"role": "user", "content": interleaved(text, images, lambda image: {"type": "image", "image": image})}]
-        for text, images in texts
-    ]
+    chats: list[Prompt] = [[{"role": "user", "content": interleaved(*seen, image_block)}] for seen in texts]
+    return encode_chats(processor, chats, template_options)
+
+
+def encode_chats(processor: Any, chats: Sequence[Prompt], template_options: Mapping[str, Any]) -> dict[str, Any]:
+    """Chats, as TRL's `_tokenize_prompts` has them: `input_ids`, and what is read of images.
+
+    Raises:
+        OSError: an image that cannot be read.
+    """
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, **template_options}
-    return dict(processor.apply_chat_template(conversation=chats, **options))
+    conversation = [[_read(in_blocks(message)) for message in chat] for chat in chats]  # type: ignore[arg-type]
+    return dict(processor.apply_chat_template(conversation=conversation, **options))
+
+
+def in_blocks(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with a text as a block, which some processors want."""
+    content = message["content"]
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
+
+
+def _read(message: dict[str, Any]) -> dict[str, Any]:
+    blocks = message["content"] or ()
+    return {**message, "content": [image_block(opened(b["image"])) if b["type"] == "image" else b for b in blocks]}
 
 
 def padded_fields(encoded: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from p2o.evaluation.statistics import average, maj_at_k, pass_at_k
 from p2o.evaluation.types import RIGHT, Sample
+from p2o.images import image_key, images_of
 from p2o.templates import question_text
 
 SHOWN_CHARACTERS = 300  # of a question, in results
@@ -20,8 +21,9 @@ def default_ks(n: int) -> list[int]:
 
 
 def question_key(row: Mapping[str, Any]) -> str:
-    """A digest of the question: prompt, gold answer and what a scorer needs."""
-    question = json.dumps([row["prompt"], row.get("solution"), row.get("entry")], sort_keys=True, default=str)
+    """A digest of the question: prompt, gold answer, what a scorer needs, and images."""
+    parts = [row["prompt"], row.get("solution"), row.get("entry"), *map(image_key, images_of(row))]
+    question = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(question.encode()).hexdigest()[:16]
 
 

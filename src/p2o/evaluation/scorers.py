@@ -7,6 +7,7 @@ from typing import Any
 
 from p2o.completions import Decoded
 from p2o.evaluation.types import UNSCORED, Judgement, Score, ScoreFn
+from p2o.images import COLUMNS, opened, question_prompt
 from p2o.pico import world
 from p2o.tasks.named import Verifier
 from p2o.thoughts import MARKED, ThoughtReading
@@ -69,9 +70,10 @@ def reward_scorer(function: Callable[..., Any], name: str) -> ScoreFn:
     ) -> list[Score]:
         (read,) = thought_reading.given_to(function)
         columns: dict[str, Any] = {key: [row.get(key) for row in rows] for key in rows[0] if key not in TRLS_OWN}
+        columns |= {key: list(map(_read, columns[key])) for key in COLUMNS if key in columns}
         if (ids := _ids(completions)) is not None and _takes(function, "completion_ids"):
             columns["completion_ids"] = ids
-        prompts = [row["prompt"] for row in rows]
+        prompts = list(map(question_prompt, rows))
         rewards = read(prompts=prompts, completions=[c.completion for c in completions], **columns)
         if len(rewards) != len(rows) or any(not (r is None or isinstance(r, int | float)) for r in rewards):
             raise ScoringError(
@@ -80,6 +82,11 @@ def reward_scorer(function: Callable[..., Any], name: str) -> ScoreFn:
         return [_score(reward) for reward in rewards]
 
     return score
+
+
+def _read(images: Any) -> Any:
+    """The images of a row, or the one, as reward functions get them in training."""
+    return list(map(opened, images)) if isinstance(images, list) else images and opened(images)
 
 
 def _takes(function: Callable[..., Any], name: str) -> bool:

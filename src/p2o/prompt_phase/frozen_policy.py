@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from p2o.completions import Decoded, Sampling, decoded
-from p2o.engines.frozen import FrozenModel, encode
+from p2o.engines.frozen import FrozenModel
 from p2o.evaluation.evaluate import evaluate
 from p2o.evaluation.results import success
 from p2o.evaluation.statistics import paired_bootstrap
 from p2o.evaluation.types import RIGHT, Judgement, QuestionSet, Sample
+from p2o.images import images_in, marked_text, question_prompt
 from p2o.policy_phase.rollouts import contexts_within
 from p2o.prompt_phase.feedback import rollout_feedback
 from p2o.prompt_phase.hard_samples import HardSamples
@@ -46,17 +47,21 @@ class FrozenPolicy:
 
     def question(self, index: int) -> Question:
         row = self.rows[index]
-        return Question(index, question_text(row["prompt"]), str(row.get("solution") or ""))
+        marked = marked_text(question_prompt(row))
+        return Question(index, question_text(row["prompt"]), str(row.get("solution") or ""), marked)
+
+    def images(self, index: int) -> list[Any]:
+        """Those of a question, for a reflection model that sees them."""
+        return images_in(question_prompt(self.rows[index]))
 
     def prompts(self, requests: Sequence[tuple[int, str]]) -> tuple[list[Prompt], list[str]]:
         """T(x, z) of each (question, template), and the template used: "" where z leaves no room for a completion."""
-        prompts = [self.rows[index]["prompt"] for index, _ in requests]
+        prompts = [question_prompt(self.rows[index]) for index, _ in requests]
         used = [template for _, template in requests]
-        tokenizer, length = self.model.tokenizer, self.model.context_length
-        if tokenizer is not None and length is not None:
+        length = self.model.context_length
+        if self.model.tokenizer is not None and length is not None:
             room = length - self.sampling.max_completion_length
-            tokenize = partial(encode, tokenizer, **self.model.template_options)
-            _, used = contexts_within(prompts, used, tokenize, room)
+            _, used = contexts_within(prompts, used, self.model.encoded, room)
         return [apply_template(prompt, template) for prompt, template in zip(prompts, used, strict=True)], used
 
     def score(self, completions: Sequence[Decoded], questions: Sequence[int]) -> list[Judgement]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from p2o.engines.endpoint import Endpoint
-from p2o.images import data_url, interleaved
+from p2o.images import interleaved, url_block
 from p2o.prompt_phase.traces import prompt_limit
 from p2o.prompt_phase.types import Reflection, ReflectionError
 
@@ -85,4 +85,4 @@ def _content(prompt: str, images: Sequence[Any]) -> str | list[dict[str, Any]]:
     """A text, or the blocks of one with images, as OpenAI's API has them."""
     if not images:
         return prompt
-    return interleaved(prompt, images, lambda image: {"type": "image_url", "image_url": {"url": data_url(image)}})
+    return interleaved(prompt, images, url_block)

@@ -8,6 +8,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from p2o.completions import CompleteFn, GenerationError, Sampling
 from p2o.engines.frozen import FrozenModel, encode, transformers_complete
+from p2o.engines.frozen_seeing import SeeingModel
+from p2o.engines.seeing import token_counts
+from p2o.images import image_block, interleaved
 from p2o.prompt_phase.traces import PromptLimit, estimated_tokens, prompt_limit
 from p2o.prompt_phase.types import Reflection, ReflectionError
 from p2o.templates import Prompt
@@ -20,20 +23,33 @@ class ModelReflection:
         complete: samples from it.
         chats: whether prompts become chats; without a chat template they cannot.
         prompt_limit: the longest prompt, where it is known.
+        sees_images: whether it is shown the images of questions.
     """
 
     def __init__(
-        self, complete: CompleteFn, sampling: Sampling, *, chats: bool = True, prompt_limit: PromptLimit | None = None
+        self,
+        complete: CompleteFn,
+        sampling: Sampling,
+        *,
+        chats: bool = True,
+        prompt_limit: PromptLimit | None = None,
+        sees_images: bool = False,
     ) -> None:
         self.complete, self.sampling, self.chats, self.prompt_limit = complete, sampling, chats, prompt_limit
+        self.sees_images = sees_images
 
-    def __call__(self, prompts: list[str], *, seed: int) -> list[Reflection]:
+    def __call__(self, prompts: list[str], *, seed: int, images: Sequence[Any] = ()) -> list[Reflection]:
         """Reflections in the order of the prompts.
+
+        Args:
+            images: of each prompt those that its marks stand for; empty where none has any.
 
         Raises:
             ReflectionError: the engine could not generate them.
         """
-        requests: Sequence[Any] = [[{"role": "user", "content": p}] if self.chats else p for p in prompts]
+        seen = zip(prompts, images or [()] * len(prompts), strict=True)
+        contents = [interleaved(text, shown, image_block) if shown else text for text, shown in seen]
+        requests: Sequence[Any] = [[{"role": "user", "content": c}] if self.chats else c for c in contents]
         try:
             completions = self.complete(requests, sampling=self.sampling, seed=seed)
         except GenerationError as error:
@@ -67,10 +83,15 @@ def frozen_reflection(model: FrozenModel, sampling: Sampling, *, longest_prompt:
     Raises:
         ValueError: reflections so long leave no room for a prompt.
     """
-    chats = model.tokenizer is None or model.tokenizer.chat_template is not None
-    count = estimated_tokens if model.tokenizer is None else prompt_tokens(model.tokenizer, model.template_options)
-    limit = prompt_limit(model.context_length, sampling.max_completion_length, longest_prompt, count)
-    return ModelReflection(model.complete, sampling, chats=chats, prompt_limit=limit)
+    sees_images = isinstance(model, SeeingModel)
+    chats = model.tokenizer is None or sees_images or model.tokenizer.chat_template is not None
+    counts: tuple[Any, ...] = (estimated_tokens,)
+    if isinstance(model, SeeingModel):
+        counts = token_counts(model.processor, model.template_options)
+    elif model.tokenizer is not None:
+        counts = (prompt_tokens(model.tokenizer, model.template_options),)
+    limit = prompt_limit(model.context_length, sampling.max_completion_length, longest_prompt, *counts)
+    return ModelReflection(model.complete, sampling, chats=chats, prompt_limit=limit, sees_images=sees_images)
 
 
 def transformers_reflection(

@@ -2,6 +2,7 @@
 
 from p2o.tasks.checks import CONFLICTS, Report, check_questions
 from p2o.tasks.golds import equal_golds
+from p2o.tasks.image_columns import with_image_column
 from p2o.tasks.layouts import DataError
 from p2o.tasks.loading import load_splits, questions
 from p2o.tasks.named import NAMED_SETS, Task, is_task, load_task, verifier_of
@@ -23,4 +24,5 @@ __all__ = [
     "refused_by",
     "refused_chats",
     "verifier_of",
+    "with_image_column",
 ]

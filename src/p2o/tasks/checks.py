@@ -12,6 +12,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from p2o.images import question_prompt
 from p2o.templates import Prompt, question_text
 
 SHOWN = 5
@@ -140,6 +141,7 @@ Faults = dict[str, dict[int, str]]
 def check_questions(
     prompts: Sequence[Any],
     solutions: Sequence[Any] | None,
+    images: Sequence[Sequence[str]] | None = None,
     *,
     refused: Callable[[list[Prompt]], dict[int, str]] | None = None,
     too_long: Callable[[list[Prompt]], dict[int, int]] | None = None,
@@ -157,9 +159,9 @@ def check_questions(
     Args:
         prompts: texts or chats, as loaded.
         solutions: gold answers, of the same length; None if the data has none, which some rewards do not need.
-        refused: the prompts that the chat template refuses, as index to reason; see
-            [`p2o.tasks.rendering.refused_chats`].
-        too_long: the prompts over the limit, as index to tokens; see [`p2o.tasks.rendering.long_prompts`].
+        images: what the images of each row are told apart by, blocks for the checks of prompts; None without any.
+        refused: the prompts that the chat template refuses, as index to reason; see [`p2o.tasks.rendering`].
+        too_long: the prompts over the limit, as index to tokens.
         unparsable: indices of gold answers that the verifier cannot parse. None if no verifier parses them.
         unmatchable: why no answer can match a gold answer, or None. Such rows are dropped if `unparsable` is given;
             otherwise reported and kept, since a custom reward may accept them.
@@ -174,11 +176,13 @@ def check_questions(
         The report; a pure function of the arguments, so that a resumed run keeps the same rows.
     """
     faults: Faults = {}
-    valid = _valid_rows(prompts, solutions, answered, faults)
-    valid = _drop_duplicates(valid, prompts, solutions, same, conflicts, faults)
+    shown = images or [()] * len(prompts)
+    valid = _valid_rows(prompts, solutions, shown, answered, faults)
+    valid = _drop_duplicates(valid, prompts, solutions, shown, same, conflicts, faults)
     for what, check in (("prompt that the chat template refuses", refused), ("prompt too long", too_long)):
         if check is not None and valid:
-            found: Mapping[int, Any] = check([prompts[row] for row in valid])
+            asked = [question_prompt({"prompt": prompts[row], "images": shown[row]}) for row in valid]
+            found: Mapping[int, Any] = check(asked)
             rows = {valid[i]: f"{detail} tokens" if isinstance(detail, int) else detail for i, detail in found.items()}
             valid = _drop_faulty(valid, what, rows, faults)
     if solutions is not None:
@@ -203,11 +207,13 @@ def _drop_faulty(valid: list[int], what: str, rows: Mapping[int, str], faults: F
     return [row for row in valid if row not in rows]
 
 
-def _valid_rows(prompts: Sequence[Any], solutions: Sequence[Any] | None, answered: bool, faults: Faults) -> list[int]:
+def _valid_rows(
+    prompts: Sequence[Any], solutions: Sequence[Any] | None, images: Sequence[Any], answered: bool, faults: Faults
+) -> list[int]:
     """The rows without a fault of their own; faulty ones are recorded in `faults`."""
     valid = []
     for row, prompt in enumerate(prompts):
-        fault = _prompt_fault(prompt) or (solutions is not None and _solution_fault(solutions[row]))
+        fault = _prompt_fault(prompt, images[row]) or (solutions is not None and _solution_fault(solutions[row]))
         fault = fault or _broken(prompt, solutions[row] if solutions is not None else "")
         if not fault and not answered and not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
             fault = ANSWERED, _short(text_of(prompt[-1:]))
@@ -222,13 +228,16 @@ def _drop_duplicates(
     valid: list[int],
     prompts: Sequence[Any],
     solutions: Sequence[Any] | None,
+    images: Sequence[Sequence[str]],
     same: Callable[[list[tuple[str, str]]], list[bool]] | None,
     conflicts: str,
     faults: Faults,
 ) -> list[int]:
-    """Rows after removing duplicate and conflicting prompts; whitespace is ignored."""
+    """Rows after removing prompts that are duplicates, images included, or in conflict; whitespace is ignored."""
     first: dict[Any, int] = {}
-    again = [(row, before) for row in valid if (before := first.setdefault(_key(prompts[row]), row)) != row]
+    again = [
+        (row, before) for row in valid if (before := first.setdefault(_key(prompts[row], images[row]), row)) != row
+    ]
     pairs = {}
     if solutions is not None:
         pairs = {(row, before): (solutions[before].strip(), solutions[row].strip()) for row, before in again}
@@ -268,7 +277,7 @@ def _matchable_rows(
     return _drop_faulty(left, "unparsable solution", {row: _short(solutions[row]) for row in unread}, faults)
 
 
-def _prompt_fault(prompt: Any) -> tuple[str, str] | None:
+def _prompt_fault(prompt: Any, images: Sequence[str]) -> tuple[str, str] | None:
     if prompt is None:
         return "missing prompt", ""
     if isinstance(prompt, str):
@@ -282,15 +291,19 @@ def _prompt_fault(prompt: Any) -> tuple[str, str] | None:
             return "wrong type of prompt", f"message {number} is not a mapping with `role` and `content`"
         if not isinstance(message["content"], str):
             parts = message["content"]
-            if not isinstance(parts, list) or not all(isinstance(p, dict) and _is_text(p) for p in parts):
+            if not isinstance(parts, list) or not all(isinstance(p, dict) and _is_content(p) for p in parts):
                 return "wrong type of prompt", f"message {number} has a `content` that is neither text nor text parts"
     if all(message["role"] != "user" for message in prompt):
         return "no user message", ""
-    return None if question_text(prompt).strip() else ("empty prompt", "")
+    try:
+        question_prompt({"prompt": prompt, "images": images})
+    except ValueError as error:
+        return "images that do not fit the prompt", str(error)
+    return None if images or question_text(prompt).strip() else ("empty prompt", "")
 
 
-def _is_text(part: dict[str, Any]) -> bool:
-    return part.get("type") == "text" and isinstance(part.get("text"), str)
+def _is_content(part: dict[str, Any]) -> bool:
+    return part.get("type") == "image" or (part.get("type") == "text" and isinstance(part.get("text"), str))
 
 
 def _solution_fault(solution: Any) -> tuple[str, str] | None:
@@ -329,14 +342,17 @@ def text_of(prompt: Prompt) -> str:
     if isinstance(prompt, str):
         return prompt
     contents = [message["content"] for message in prompt]
-    return "\n".join(c if isinstance(c, str) else "\n".join(part["text"] for part in c) for c in contents)
+    return "\n".join(
+        c if isinstance(c, str) else "\n".join(part["text"] for part in c if part["type"] == "text") for c in contents
+    )
 
 
-def _key(prompt: Prompt) -> Any:
+def _key(prompt: Prompt, images: Sequence[str]) -> Any:
     """Key that is equal for prompts that differ only in whitespace."""
     if isinstance(prompt, str):
         return " ".join(prompt.split())
-    return tuple((message["role"], " ".join(text_of([message]).split())) for message in prompt)
+    messages = ((message["role"], " ".join(text_of([message]).split())) for message in prompt)
+    return (*messages, *images)
 
 
 def _short(text: str, limit: int = 60) -> str:
