@@ -78,7 +78,8 @@ class P2OCallback(TrainerCallback):
         hard_set: Sequence[int],
         **kwargs: Any,
     ) -> None:
-        """Evolution begins, before epoch `p2o.epoch`; `hard_set` are rows of the training set."""
+        """Evolution begins, before epoch `p2o.epoch`; `hard_set` are the rows of the training set that it is about: the
+        hard ones, or with `template_questions="all"` all that this epoch asks."""
 
     def on_prompt_phase_progress(
         self,
