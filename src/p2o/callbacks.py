@@ -62,7 +62,7 @@ class P2OCallback(TrainerCallback):
         dataset: str,
         **kwargs: Any,
     ) -> None:
-        """An evaluation batch was sampled and scored, always without templates.
+        """An evaluation batch was sampled and scored, without templates but those that its prompts themselves have.
 
         `dataset` is its name where there are several, else "". Not called for a batch that is larger than a training
         batch, of which TRL keeps no texts.
