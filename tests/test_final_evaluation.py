@@ -1,4 +1,4 @@
-"""What is measured after training beside bare accuracy: with prompts, the KL to the base, and what can still be learnt."""
+"""What is measured after training beside bare accuracy: with prompts, KL to the base, what can still be learnt."""
 
 import json
 import shlex
@@ -57,7 +57,12 @@ def test_the_kl_is_that_of_a_run_with_beta_and_costs_the_loss_nothing(tmp_path, 
 
 
 def test_a_run_says_what_prompts_add_and_how_far_it_went(tmp_path, config, capsys):
-    changes = {"reward_funcs": ["trainers:coin"], "feedback_func": None, "learning_rate": 1e-2, "max_completion_length": 8}
+    changes = {
+        "reward_funcs": ["trainers:coin"],
+        "feedback_func": None,
+        "learning_rate": 1e-2,
+        "max_completion_length": 8,
+    }
     path = config(**changes, dataset_test_split="test", dataset_name=str(tmp_path), save_strategy="no")
     out = tmp_path / "run"
     options = ["--evaluate_with_prompts", "true", "--evaluate_kl", "true", "--evolution_budget", "80"]
@@ -73,12 +78,18 @@ def test_a_run_says_what_prompts_add_and_how_far_it_went(tmp_path, config, capsy
     assert sum("eval_with_prompts/test_accuracy" in record for record in records) == 1
 
 
-@pytest.mark.parametrize("option", ["--sync_ref_model", "--use_liger_kernel"])
-def test_a_reference_that_is_no_base_is_refused(option, tmp_path, config, capsys):
-    path = config(beta=0.1)
-    command = ["train", "--config", path, "--output_dir", str(tmp_path / "run"), "--evaluate_kl", "true"]
-    assert main([*command, option, "true"]) == 2
-    assert f"evaluate_kl does not go with {option[2:]}" in capsys.readouterr().err.replace("\n", " ")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"beta": 0.1, "sync_ref_model": True}, "evaluate_kl does not go with sync_ref_model"),
+        ({"cast_lm_head_to_fp32": True}, "evaluate_kl with cast_lm_head_to_fp32 needs a beta"),
+    ],
+)
+def test_a_reference_that_is_no_base_is_refused(changes, message, tmp_path, config, capsys):
+    command = ["train", "--config", config(**changes), "--output_dir", str(tmp_path / "run"), "--evaluate_kl", "true"]
+    assert main(command) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def shown(table):

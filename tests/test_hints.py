@@ -150,7 +150,9 @@ def test_nobody_succeeds_so_hints_grow_and_the_loss_is_on_the_bare_question(tmp_
 
 def test_questions_without_worked_solutions_stay_bare_and_are_counted(tmp_path):
     rows = list(world.train_dataset(hard=12, easy=0))
-    data = Dataset.from_list([{**row, "worked_solution": row["worked_solution"] * (i > 5)} for i, row in enumerate(rows)])
+    data = Dataset.from_list(
+        [{**row, "worked_solution": row["worked_solution"] * (i > 5)} for i, row in enumerate(rows)]
+    )
     trainer, _ = alternate(tmp_path, never, data, **{**HINTS, "num_train_epochs": 2})
     assert trainer.p2o.events["hint_unavailable"] >= 6
     assert trainer.p2o.assignment and min(trainer.p2o.assignment) > 5

@@ -10,7 +10,7 @@ from p2o.batch_sizes import BatchSizes
 from p2o.difficulty.selection import parse_selection
 from p2o.features.options import FeatureOptions
 from p2o.options import RANGES_OF_TRL, check_ranges
-from p2o.prompt_phase.options import EvolutionOptions
+from p2o.prompt_phase.options import EvolutionOptions, HintOptions
 from p2o.reflection.options import ReflectionOptions
 from p2o.templates import POSITIONS
 from p2o.thoughts import HELP as THOUGHTS_HELP
@@ -20,7 +20,7 @@ TEMPLATE_QUESTIONS = ("hard", "all")
 
 
 @dataclass
-class P2OConfig(EvolutionOptions, ReflectionOptions, FeatureOptions, GRPOConfig):
+class P2OConfig(EvolutionOptions, HintOptions, ReflectionOptions, FeatureOptions, GRPOConfig):
     r"""
     Configuration of [`P2OTrainer`].
 
@@ -75,9 +75,9 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, FeatureOptions, GRPOConfig)
     epoch_batches: int | None = field(
         default=None,
         metadata={
-            "help": "Generation batches of an epoch, so that prompt phases come more often than once in a pass over the "
-            "training set: an epoch then takes the next ones, and `num_train_epochs` counts these epochs. Goes with "
-            "`template_questions='all'`, or without prompt phases."
+            "help": "Generation batches of an epoch, so that prompt phases come more often than once in a pass over "
+            "the training set: an epoch then takes the next ones, and `num_train_epochs` counts these epochs. Goes "
+            "with `template_questions='all'`, or without prompt phases."
         },
     )
 
@@ -108,33 +108,9 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, FeatureOptions, GRPOConfig)
     template_questions: str = field(
         default="hard",
         metadata={
-            "help": "Which questions a prompt phase evolves templates for, and which get them in the next epoch: 'hard' "
-            "(the paper), or 'all' that it asks. With 'all' there is a prompt phase before the first epoch, too.",
+            "help": "Which questions a prompt phase evolves templates for, and which get them in the next epoch: "
+            "'hard' (the paper), or 'all' that it asks. With 'all' a prompt phase comes before the first epoch, too.",
             "choices": TEMPLATE_QUESTIONS,
-        },
-    )
-
-    # -- hints, in place of evolved templates ------------------------------------------------------------------------
-    hint_column: str | None = field(
-        default=None,
-        metadata={
-            "help": "Dataset column with worked solutions. A hard question's template is then a hint, the beginning of "
-            "its worked solution, and nothing is evolved (`prompt_phase=False`). Reward functions do not get the "
-            "column, unless it is `solution_column`."
-        },
-    )
-    hint_parts: int = field(
-        default=4,
-        metadata={
-            "help": "In how many parts a worked solution is shown: the first hint is one of them, and each group that "
-            "fails under a hint gets one more in the next epoch."
-        },
-    )
-    hint_shows_answer: bool = field(
-        default=False,
-        metadata={
-            "help": "Whether a hint may show the gold answer and the last step. `False`: it ends before the first step "
-            "in which the answer stands, and before the last."
         },
     )
 
@@ -294,6 +270,7 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, FeatureOptions, GRPOConfig)
         self._check_combinations()
         self._check_template_questions()
         self.check_evolution()
+        self.check_hints(self.prompt_phase)
         self.check_reflection()
         self.check_features()
 
@@ -322,7 +299,6 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, FeatureOptions, GRPOConfig)
             "max_rollouts": 1,
             "max_prompt_phases": 1,
             "epoch_batches": 1,
-            "hint_parts": 1,
             "length_change_factor": "(1, inf)",
             "shortcut_factor": "(1, inf)",
             "rewrite_share": "[0, 1)",
@@ -334,10 +310,6 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, FeatureOptions, GRPOConfig)
 
     def _check_template_questions(self) -> None:
         """Hard questions are those of the last epoch, and have templates in the next: both have to ask the same."""
-        if self.hint_column is not None and self.prompt_phase:
-            raise ValueError(
-                f"hint_column={self.hint_column!r} takes the place of evolved templates: set prompt_phase=False with it."
-            )
         returns = self.rewrite_share or self.hint_column or (self.prompt_phase and self.template_questions == "hard")
         if self.epoch_batches is not None and returns:
             raise ValueError(

@@ -38,7 +38,8 @@ REQUIRED = frozenset(
     "dynamic_sampling_rounds context_distillation context_mask context_ratio_min context_ratio_max "
     "old_logprobs_context "
     # the prompt phase
-    "prompt_phase template_questions hint_column hint_parts hint_shows_answer near_hard min_hard_questions max_dev_questions evolution_budget parents_per_iteration "
+    "prompt_phase template_questions hint_column hint_parts hint_shows_answer "
+    "near_hard min_hard_questions max_dev_questions evolution_budget parents_per_iteration "
     "feedback_minibatch_size max_template_length selection_margin selection_rollouts max_prompt_phases "
     "reflection_model reflection_sees_images reflection_prompt reflection_max_prompt_tokens reflection_max_tokens "
     "reflection_temperature".split()

@@ -176,8 +176,7 @@ class P2OTrainer(GRPOTrainer):
         """Rollouts of these rows, scored, mined and distilled. `questions` are all processes'; none in evaluation."""
         plan = self._policy_phase.plan(self.p2o, len(inputs), questions)
         self._batch = Batch(replace(plan, repeats=self._evaluation.batches[-1].repeats) if self._evaluation else plan)
-        rows = image_inputs.with_lists(prompt_phase.visible(inputs, self.args))
-        output = image_inputs.counted(super()._generate_and_score_completions(rows))
+        output = image_inputs.counted(super()._generate_and_score_completions(self._policy_phase.visible(inputs)))
         (plan, rewards), self._batch = self._batch.plan_and_rewards(), None
         rewards = self._evaluation.add(rewards, output, self._logs) if self._evaluation else rewards
         is_sampled = self._policy_phase.charge(self.p2o, plan, output)
@@ -288,7 +287,7 @@ class P2OTrainer(GRPOTrainer):
         state, args, result = self.p2o, self.args, None
         if not args.prompt_phase:
             return self._log_metrics(prompt_phase.assign_hints(state, args, self.train_dataset))
-        questions = self._sampler.coming() if args.template_questions == "all" else state.hard_set
+        questions = prompt_phase.questions_of(state, args, self._sampler)
         skipped = prompt_phase.begin(state, args, self.reflect, questions)
         if skipped is None:
             self._notify("on_prompt_phase_begin", hard_set=questions)
@@ -310,9 +309,8 @@ class P2OTrainer(GRPOTrainer):
 
     def _bind(self, episodes: list[Episode]) -> None:
         """What TRL's loop and its rewards find of the tools and environments of evolution's next rollouts."""
-        self._sync_tool_dicts, self._async_tool_dicts = tools_by_row(
-            self._standalone_tools, (e.tools() for e in episodes)
-        )
+        own = (episode.tools() for episode in episodes)
+        self._sync_tool_dicts, self._async_tool_dicts = tools_by_row(self._standalone_tools, own)
         if self.environment_factories is not None:
             self.environments, self._batch_environments = [e.instance for e in episodes], [e.name for e in episodes]
 

@@ -25,7 +25,6 @@ from p2o.tasks import Report, is_task
 from p2o.verifiers import Limits, set_default_limits
 from p2o.verifiers.rewards import feedback_of
 
-
 WORKED = "worked_solution"
 """Column of the embedded training questions."""
 

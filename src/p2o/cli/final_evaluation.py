@@ -1,4 +1,4 @@
-"""What `p2o train` measures after training beside bare accuracy: accuracy with prompts, and the distance to the base."""
+"""What `p2o train` measures after training beside bare accuracy: accuracy with prompts, and the KL to the base."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 from trl.models import prepare_deepspeed, prepare_fsdp
-from trl.trainer.utils import create_model_from_path
+from trl.trainer.utils import add_fused_lm_head, create_model_from_path
 
 from p2o.cli.errors import InputError
 from p2o.config import P2OConfig
@@ -49,8 +49,8 @@ def check_kl(args: P2OConfig) -> None:
     """
     if args.sync_ref_model:
         raise InputError("evaluate_kl does not go with sync_ref_model: the reference is not the base any more.")
-    if args.use_liger_kernel:
-        raise InputError("evaluate_kl does not go with use_liger_kernel, whose loss has no KL term without beta.")
+    if args.cast_lm_head_to_fp32 and not args.beta:
+        raise InputError("evaluate_kl with cast_lm_head_to_fp32 needs a beta, with which TRL makes the reference.")
 
 
 @contextmanager
@@ -80,6 +80,7 @@ def _loaded(trainer: P2OTrainer, base: str) -> Any:
     if trainer.accelerator.num_processes > 1:
         how["device_map"] = None
     model = create_model_from_path(base, **how)
+    add_fused_lm_head(model, temperature=trainer.temperature, cast_lm_head_to_fp32=False)
     if trainer.is_deepspeed_enabled:
         return prepare_deepspeed(model, trainer.accelerator)
     if trainer.is_fsdp_enabled:

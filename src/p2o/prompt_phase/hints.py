@@ -18,7 +18,7 @@ from p2o.verifiers.answers import gold_answer
 WORDING = "The solution begins like this:\n"
 
 # In the order in which they are tried: a solution of one line has sentences, one of a sentence has words.
-_ENDS_OF_STEPS = (re.compile(r"(?<=\n)(?=\S)"), re.compile(r"(?<=[.!?。])(?=\s)"), re.compile(r"(?=\s)"))
+_ENDS_OF_STEPS = (r"(?<=\n)(?=[ \t]*\S)", r"(?<=[.!?。])(?=\s)", r"(?<=\S)(?=\s)")
 
 
 def steps(solution: str) -> list[str]:
@@ -27,7 +27,7 @@ def steps(solution: str) -> list[str]:
     Joined they are the solution, without the space around it.
     """
     solution = solution.strip()
-    splits = (pattern.split(solution) for pattern in _ENDS_OF_STEPS)
+    splits = (re.split(pattern, solution) for pattern in _ENDS_OF_STEPS)
     return next((found for found in splits if len(found) > 1), [solution] if solution else [])
 
 
@@ -117,7 +117,7 @@ def assign_hints(
 
 
 def without_hints(rows: list[dict[str, Any]], column: str | None, solution_column: str) -> list[dict[str, Any]]:
-    """Rows as reward functions and environments are given them: without worked solutions, unless these are the golds."""
+    """Rows as reward functions and environments are given them: without hints, unless these are the gold answers."""
     if column in (None, solution_column):
         return rows
     return [{name: value for name, value in row.items() if name != column} for row in rows]

@@ -16,6 +16,7 @@ from p2o.engines.processes import FINISHED, Tasks
 from p2o.identity import policy_digest
 from p2o.images import images_in, marked_text
 from p2o.ledger import Ledger
+from p2o.policy_phase.sampler import EpochSampler
 from p2o.prompt_phase import hints
 from p2o.prompt_phase.evolve import evolve
 from p2o.prompt_phase.policy_rollouts import PolicyRollouts, Request
@@ -61,15 +62,14 @@ def next_epoch(state: P2OState, args: P2OConfig, step: int) -> bool:
     return args.template_questions == "all" and step == 0
 
 
-def begin(
-    state: P2OState, args: P2OConfig, reflect: ReflectionFn, questions: Sequence[int] | None = None
-) -> Skipped | None:
-    """None where evolution is to follow. Drops the last epoch's templates, unless they stay in use without it.
+def questions_of(state: P2OState, args: P2OConfig, sampler: EpochSampler | None) -> list[int]:
+    """Rows of the training set that a prompt phase is about, and that get templates in the epoch to come."""
+    return sampler.coming() if args.template_questions == "all" and sampler is not None else state.hard_set
 
-    Args:
-        questions: that it would be about; the hard set when None.
-    """
-    questions = state.hard_set if questions is None else questions
+
+def begin(state: P2OState, args: P2OConfig, reflect: ReflectionFn, questions: Sequence[int]) -> Skipped | None:
+    """None where evolution on these questions is to follow. Drops the last epoch's templates, unless they stay in use
+    without it."""
     if args.max_prompt_phases is not None and state.prompt_phases >= args.max_prompt_phases:
         return Skipped()
     if isinstance(reflect, EndpointReflection) and (reached := reflect.limit_reached()) is not None:
@@ -234,11 +234,6 @@ def assign(state: P2OState, args: P2OConfig, questions: Sequence[int]) -> dict[s
         logger.warning("A single template is in use in epoch %d: %r", state.epoch, texts[0])
     metrics: dict[str, float] = {"p2o/templates": len(texts)}
     return metrics | ({"p2o/template_similarity": mean_similarity(texts)} if texts else {})
-
-
-def visible(rows: list[dict[str, Any]], args: P2OConfig) -> list[dict[str, Any]]:
-    """Rows of a batch as reward functions and environments are given them: without the material of hints."""
-    return hints.without_hints(rows, args.hint_column, args.solution_column)
 
 
 def assign_hints(state: P2OState, args: P2OConfig, dataset: Any) -> dict[str, float]:
