@@ -108,6 +108,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--collect", action="store_true", help="run nothing, and make the table of the runs that are finished"
     )
+    _add_options_of_other_runs(parser)
+    return parser
+
+
+def _add_options_of_other_runs(parser: argparse.ArgumentParser) -> None:
+    """What came before the runs: finished ones whose models they start from, or trials of a value."""
     parser.add_argument(
         "--start_from",
         "--start-from",
@@ -126,7 +132,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sweep_seed", "--sweep-seed", type=int, default=1000, help="seed of these trials (default: %(default)s)"
     )
-    return parser
 
 
 @dataclass(frozen=True)

@@ -74,9 +74,8 @@ def kl_to_base(trainer: P2OTrainer, base: str) -> Iterator[None]:
 
 def _loaded(trainer: P2OTrainer, base: str) -> Any:
     """As TRL loads and prepares a reference."""
-    policy = trainer.accelerator.unwrap_model(trainer.model)
     how = {"trust_remote_code": trainer.args.trust_remote_code, **(trainer.args.model_init_kwargs or {})}
-    how |= {"dtype": policy.dtype, "attn_implementation": policy.config._attn_implementation}
+    how["dtype"] = trainer.accelerator.unwrap_model(trainer.model).dtype
     if trainer.accelerator.num_processes > 1:
         how["device_map"] = None
     model = create_model_from_path(base, **how)
