@@ -8,7 +8,7 @@ from datasets import Dataset
 from trl import ModelConfig
 
 from p2o.cli.data import load_questions
-from p2o.cli.defaults import EMBEDDED, EMBEDDED_WITH_TOOLS, with_defaults
+from p2o.cli.defaults import EMBEDDED, EMBEDDED_WITH_TOOLS, WORKED, with_defaults
 from p2o.cli.errors import InputError
 from p2o.cli.functions import load_function, load_tools, refuse_missing_columns
 from p2o.cli.models import path_of_model
@@ -24,10 +24,6 @@ from p2o.methods import with_method
 from p2o.tasks import Report, is_task
 from p2o.verifiers import Limits, set_default_limits
 from p2o.verifiers.rewards import feedback_of
-
-WORKED = "worked_solution"
-"""Column of the embedded training questions."""
-
 
 @dataclass
 class Run:
