@@ -106,6 +106,7 @@ def test_the_method_sets_what_the_paper_says_and_leaves_the_rest():
     made = with_method({"method": "fst", "bare_rollouts_per_group": 2, "epoch_batches": 3, "learning_rate": 1.0})
     assert made["epoch_batches"] == 3 and made["bare_rollouts_per_group"] == 0 and made["learning_rate"] == 1.0
     assert (made["loss_type"], made["epsilon_high"], made["beta"]) == ("cispo", 4.0, 0.001)
+    assert made["min_hard_questions"] == 2, "the default is more than six batches may ask"
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ def _fst(base: Mapping[str, Any]) -> Settings:
     return {
         "template_questions": "all",
         "epoch_batches": base.get("epoch_batches") or 6,
+        "min_hard_questions": 2,  # of an epoch of six batches there are few, and none has to be hard
         "bare_rollouts_per_group": 0,
         "context_distillation": False,
         "loss_type": "cispo",
