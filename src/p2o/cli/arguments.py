@@ -25,6 +25,7 @@ from p2o.tasks import Report, is_task
 from p2o.verifiers import Limits, set_default_limits
 from p2o.verifiers.rewards import feedback_of
 
+
 @dataclass
 class Run:
     """Everything needed to train, checked.
