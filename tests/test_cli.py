@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import forked
 from p2o.cli import main
-from p2o.cli.console import Pace, Watch, bare_accuracies, clock
+from p2o.cli.console import Pace, Watch, by_set, clock
 from p2o.cli.run_directory import check_writable
 from p2o.prompt_phase.types import EvolutionProgress
 from small_run import write_config, write_data
@@ -303,7 +303,8 @@ def test_time_left():
 
 def test_accuracies_by_dataset():
     metrics = {"eval_hard_accuracy": 0.5, "eval_hard_loss": 1.0, "eval_accuracy": 0.25, "eval_x_accuracy": None}
-    assert bare_accuracies(metrics) == {"hard": 0.5, "all": 0.25}
+    assert by_set(metrics) == {"hard": 0.5, "all": 0.25}
+    assert by_set({"eval_hard_kl": 0.1, "eval_hard_accuracy": 0.5}, "kl") == {"hard": 0.1}
 
 
 def test_the_panel_shows_everything_that_is_promised():

@@ -93,7 +93,7 @@ def test_all_methods_at_one_budget(tmp_path, config, capsys):
         # Every method spends the budget and at most one step or one last iteration of evolution more.
         assert 170 <= summary["rollouts"]["total"] < 170 + 64
         evolved = summary["rollouts"]["evolution_dev"] > 0
-        assert evolved == (method.startswith("p2o") or method == "prompt-then-policy")
+        assert evolved == (method.startswith("p2o") or method in ("prompt-then-policy", "fst"))
     result = json.loads((out / "compare.json").read_text())
     assert result["missing"] == [] and len(result["cells"]) == len(METHODS)
     assert (out / "compare.png").stat().st_size > 10_000 and (out / "compare.svg").exists()

@@ -54,6 +54,20 @@ def test_the_prompt_phase_does_not_depend_on_the_number_of_processes(tmp_path, c
     assert first["ledger"]["completion_tokens"]["policy"] == first["policy_tokens"] + second["policy_tokens"]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prompt_phase": False, "hint_column": "worked_solution"},
+        {"template_questions": "all", "epoch_batches": 2, "context_distillation": False, "beta": 0.001},
+    ],
+    ids=["hints", "all questions"],
+)
+def test_hints_and_templates_for_all_questions_are_the_same_in_all_processes(tmp_path, changes):
+    first, second = launch(tmp_path, 2, **changes)
+    assert alike(first) == alike(second)
+    assert first["templates"] and first["assignment"]
+
+
 def test_a_process_whose_rollouts_are_all_kept_ones_goes_along(tmp_path):
     first, second = launch(tmp_path, 2, reused_rollouts_per_group=2, per_device_train_batch_size=2)
     assert alike(first) == alike(second)

@@ -62,7 +62,7 @@ class P2OCallback(TrainerCallback):
         dataset: str,
         **kwargs: Any,
     ) -> None:
-        """An evaluation batch was sampled and scored, always without templates.
+        """An evaluation batch was sampled and scored, without templates but those that its prompts themselves have.
 
         `dataset` is its name where there are several, else "". Not called for a batch that is larger than a training
         batch, of which TRL keeps no texts.
@@ -78,7 +78,8 @@ class P2OCallback(TrainerCallback):
         hard_set: Sequence[int],
         **kwargs: Any,
     ) -> None:
-        """Evolution begins, before epoch `p2o.epoch`; `hard_set` are rows of the training set."""
+        """Evolution begins, before epoch `p2o.epoch`; `hard_set` are the rows of the training set that it is about: the
+        hard ones, or with `template_questions="all"` all that this epoch asks."""
 
     def on_prompt_phase_progress(
         self,

@@ -10,15 +10,17 @@ from p2o.batch_sizes import BatchSizes
 from p2o.difficulty.selection import parse_selection
 from p2o.features.options import FeatureOptions
 from p2o.options import RANGES_OF_TRL, check_ranges
-from p2o.prompt_phase.options import EvolutionOptions
+from p2o.prompt_phase.options import EvolutionOptions, HintOptions
 from p2o.reflection.options import ReflectionOptions
 from p2o.templates import POSITIONS
 from p2o.thoughts import HELP as THOUGHTS_HELP
 from p2o.thoughts import THOUGHTS
 
+TEMPLATE_QUESTIONS = ("hard", "all")
+
 
 @dataclass
-class P2OConfig(EvolutionOptions, ReflectionOptions, FeatureOptions, GRPOConfig):
+class P2OConfig(EvolutionOptions, HintOptions, ReflectionOptions, FeatureOptions, GRPOConfig):
     r"""
     Configuration of [`P2OTrainer`].
 
@@ -70,6 +72,15 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, FeatureOptions, GRPOConfig)
         default=None, metadata={"help": "File of rewrites of the training questions that `p2o rewrite` wrote."}
     )
 
+    epoch_batches: int | None = field(
+        default=None,
+        metadata={
+            "help": "Generation batches of an epoch, so that prompt phases come more often than once in a pass over "
+            "the training set: an epoch then takes the next ones, and `num_train_epochs` counts these epochs. Goes "
+            "with `template_questions='all'`, or without prompt phases."
+        },
+    )
+
     # -- prompt phase ------------------------------------------------------------------------------------------------
     prompt_phase: bool = field(
         default=True,
@@ -91,6 +102,15 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, FeatureOptions, GRPOConfig)
             "help": "Seconds that one call of an environment may take in a prompt phase: making it, `reset`, a tool, "
             "`get_reward`. After it the rollout is unscored, and another instance takes its place. Each instance has a "
             "thread of its own; without a limit (`None`) it is called as in the policy phase."
+        },
+    )
+
+    template_questions: str = field(
+        default="hard",
+        metadata={
+            "help": "Which questions a prompt phase evolves templates for, and which get them in the next epoch: "
+            "'hard' (the paper), or 'all' that it asks. With 'all' a prompt phase comes before the first epoch, too.",
+            "choices": TEMPLATE_QUESTIONS,
         },
     )
 
@@ -248,7 +268,9 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, FeatureOptions, GRPOConfig)
             raise ValueError(problem)
         self._check_each_option()
         self._check_combinations()
+        self._check_template_questions()
         self.check_evolution()
+        self.check_hints(self.prompt_phase)
         self.check_reflection()
         self.check_features()
 
@@ -258,6 +280,7 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, FeatureOptions, GRPOConfig)
             "old_logprobs_context": ("bare", "rollout"),
             "thoughts": THOUGHTS,
             "template_position": POSITIONS,
+            "template_questions": TEMPLATE_QUESTIONS,
             # TRL's own, which it looks at when the first rollouts have been generated
             "scale_rewards": ("group", "batch", "none"),
             "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
@@ -275,6 +298,7 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, FeatureOptions, GRPOConfig)
             "max_prompt_length": 1,
             "max_rollouts": 1,
             "max_prompt_phases": 1,
+            "epoch_batches": 1,
             "length_change_factor": "(1, inf)",
             "shortcut_factor": "(1, inf)",
             "rewrite_share": "[0, 1)",
@@ -283,6 +307,15 @@ class P2OConfig(EvolutionOptions, ReflectionOptions, FeatureOptions, GRPOConfig)
         check_ranges(self, {**RANGES_OF_TRL, **ranges})
         if not isinstance(self.chat_template_kwargs or {}, dict):
             raise ValueError(f"chat_template_kwargs={self.chat_template_kwargs!r} is no mapping of options to values.")
+
+    def _check_template_questions(self) -> None:
+        """Hard questions are those of the last epoch, and have templates in the next: both have to ask the same."""
+        returns = self.rewrite_share or self.hint_column or (self.prompt_phase and self.template_questions == "hard")
+        if self.epoch_batches is not None and returns:
+            raise ValueError(
+                f"epoch_batches={self.epoch_batches}: the next epoch asks other questions than were hard in the last. "
+                "Set template_questions='all' or prompt_phase=False, and leave out rewrite_share and hint_column."
+            )
 
     def _check_combinations(self) -> None:
         if (self.difficulty is None) != (self.difficulty_profile is None):

@@ -19,7 +19,7 @@ REQUIRED = frozenset(
     "average_tokens_across_devices neftune_noise_alpha router_aux_loss_coef disable_dropout cast_lm_head_to_fp32 "
     # which questions come in which order, with which columns
     "seed data_seed shuffle_dataset ignore_data_skip accelerator_config dataloader_drop_last dataloader_in_order "
-    "remove_unused_columns solution_column difficulty rewrite_share "
+    "remove_unused_columns solution_column difficulty rewrite_share epoch_batches "
     # features
     "feature_dictionary feature_token_weight feature_proxy_reward feature_proxy_patience "
     # sampling
@@ -38,7 +38,8 @@ REQUIRED = frozenset(
     "dynamic_sampling_rounds context_distillation context_mask context_ratio_min context_ratio_max "
     "old_logprobs_context "
     # the prompt phase
-    "prompt_phase near_hard min_hard_questions max_dev_questions evolution_budget parents_per_iteration "
+    "prompt_phase template_questions hint_column hint_parts hint_shows_answer "
+    "near_hard min_hard_questions max_dev_questions evolution_budget parents_per_iteration "
     "feedback_minibatch_size max_template_length selection_margin selection_rollouts max_prompt_phases "
     "reflection_model reflection_sees_images reflection_prompt reflection_max_prompt_tokens reflection_max_tokens "
     "reflection_temperature".split()

@@ -130,6 +130,11 @@ def check_questions(dataset: Any, args: P2OConfig, *, asks: bool = False, conver
             "that name. Rename or remove it."
         )
     _check_size(dataset, args)
+    if args.hint_column is not None and args.hint_column not in dataset.column_names:
+        raise ValueError(
+            f"hint_column={args.hint_column!r}: train_dataset has no such column of worked solutions; it has "
+            f"{', '.join(dataset.column_names)}."
+        )
     shows = bool(image_columns(dataset))  # a question may be an image alone
     for row, prompt in enumerate(dataset["prompt"] if "prompt" in dataset.column_names else ()):
         try:

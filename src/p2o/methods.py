@@ -24,6 +24,21 @@ def _features(base: Mapping[str, Any]) -> Settings:
     return {name: base.get(name, 0) or default for name, default in defaults.items()}
 
 
+def _fst(base: Mapping[str, Any]) -> Settings:
+    """Fast-slow training (arXiv 2605.12484): the policy learns under evolved prompts, and keeps them at inference."""
+    return {
+        "template_questions": "all",
+        "epoch_batches": base.get("epoch_batches") or 6,
+        "min_hard_questions": 2,  # of an epoch of six batches there are few, and none has to be hard
+        "bare_rollouts_per_group": 0,
+        "context_distillation": False,
+        "loss_type": "cispo",
+        "epsilon_high": base.get("epsilon_high") or 4.0,
+        "beta": base.get("beta") or 0.001,
+        "evaluate_with_prompts": True,
+    }
+
+
 # The paper's method, its ablations, and the baselines. A setting may depend on those it is laid over.
 METHODS: dict[str, Callable[[Mapping[str, Any]], Settings]] = {
     "p2o": lambda base: {},
@@ -40,6 +55,9 @@ METHODS: dict[str, Callable[[Mapping[str, Any]], Settings]] = {
     # Features of a dictionary weigh tokens and stand in for rewards where all failed (arXiv 2605.28388).
     "grpo-features": lambda base: {"prompt_phase": False, **_features(base)},
     "p2o-features": lambda base: _features(base),
+    "fst": _fst,
+    # The beginning of a worked solution in place of an evolved instruction, as in Scaf-GRPO (arXiv 2510.19807).
+    "gold-hints": lambda base: {"prompt_phase": False, "hint_column": base.get("hint_column") or "worked_solution"},
     "grpo-2x": lambda base: {
         "prompt_phase": False,
         "num_generations": 2 * base.get("num_generations", 8),

@@ -58,12 +58,23 @@ def add_section(
         steps=state.global_step,
         reflection=reflector(args, reflect),
         distilled=args.context_distillation,
+        hard_only=args.template_questions == "hard",
+        hinted=args.hint_column is not None,
     )
     card.text = with_section(without_none(card.text, args.hub_model_id or model_name or ""), section)
     card.save(path)
 
 
-def p2o_section(state: P2OState, *, epochs: float, steps: int, reflection: str | None, distilled: bool = True) -> str:
+def p2o_section(
+    state: P2OState,
+    *,
+    epochs: float,
+    steps: int,
+    reflection: str | None,
+    distilled: bool = True,
+    hard_only: bool = True,
+    hinted: bool = False,
+) -> str:
     """The section as Markdown.
 
     Args:
@@ -72,8 +83,17 @@ def p2o_section(state: P2OState, *, epochs: float, steps: int, reflection: str |
         steps: updates.
         reflection: the reflection model; None if the configuration has no prompt phase.
         distilled: whether the loss was on the bare question.
+        hard_only: whether templates were for hard questions.
+        hinted: whether these had hints from worked solutions instead.
     """
     done = f"Epochs: {epochs:g} · updates: {steps} · prompt phases: {state.prompt_phases}."
+    if hinted:
+        loss = "trained on as answers to the bare question" if distilled else "trained on under them"
+        story = (
+            f"{done} Rollouts of questions that the model could not solve were sampled under hints, the beginnings of "
+            f"their worked solutions, and {loss}."
+        )
+        return "\n\n".join([f"### What P²O {__version__} did", story, _ledger(state.ledger)])
     if reflection is None:
         story = f"{done} Plain reinforcement learning on P²O's trainer, for comparison."
         return "\n\n".join([f"### What P²O {__version__} did", story, _ledger(state.ledger)])
@@ -81,10 +101,12 @@ def p2o_section(state: P2OState, *, epochs: float, steps: int, reflection: str |
         "and trained on as answers to the bare question. **At inference no instruction is needed**; those below are a "
         "record."
         if distilled
-        else "and trained on under them (an ablation): at inference the model lacks what it was trained with."
+        else "and trained on under them: at inference the model lacks what it was trained with, unless an instruction "
+        "stands in front of the question."
     )
+    of = "questions that the model could not solve" if hard_only else "all questions"
     story = (
-        f"{done} Rollouts of questions that the model could not solve were sampled under instructions that "
+        f"{done} Rollouts of {of} were sampled under instructions that "
         f"[GEPA](https://github.com/gepa-ai/gepa) evolved between epochs, {training} The instructions were proposed by "
         f"{_reflector(reflection)}."
     )

@@ -51,6 +51,7 @@ class P2OState:
         proxy: strength of features and success in the same way, where features guide.
         templated_outcomes: mining's counts of the last complete epoch, of the questions that had templates in it.
         rewritten: rewrites that take the place of a hard question in this epoch, each with that question.
+        hint_levels: how many parts of its worked solution each question's hint shows, of those that were ever hard.
         trainer_step: TRL's count of forward/backward passes, its place within a generation batch.
         pending_metrics: metrics gathered since the last log.
         kept: successes of the last prompt phase that this epoch's groups reuse, by question.
@@ -76,6 +77,7 @@ class P2OState:
     proxy: ProxyWatch = field(default_factory=ProxyWatch)
     templated_outcomes: dict[int, Outcome] = field(default_factory=dict)
     rewritten: dict[int, int] = field(default_factory=dict)
+    hint_levels: dict[int, int] = field(default_factory=dict)
     trainer_step: int = 0
     pending_metrics: dict[str, list[float]] = field(default_factory=dict)
     kept: Kept = field(default_factory=dict, compare=False)
@@ -206,6 +208,7 @@ class P2OState:
             "selected": {str(epoch): [t.to_dict() for t in found] for epoch, found in self.selected.items()},
             "assignment": {str(q): draws for q, draws in self.assignment.items()},
             "rewritten": {str(rewrite): question for rewrite, question in self.rewritten.items()},
+            "hint_levels": {str(question): level for question, level in self.hint_levels.items()},
         }
         # One is in a file of its own, the other is counted again from the journal of an interrupted phase.
         del data["kept"], data["phase_ledger"], data["rate_factor"]
@@ -227,6 +230,7 @@ class P2OState:
                 "selected": {int(e): [Template.from_dict(t) for t in f] for e, f in data.get("selected", {}).items()},
                 "assignment": {int(q): draws for q, draws in data["assignment"].items()},
                 "rewritten": {int(rewrite): question for rewrite, question in data.get("rewritten", {}).items()},
+                "hint_levels": {int(question): level for question, level in data.get("hint_levels", {}).items()},
                 "ledger": Ledger(**data["ledger"]),
             }
         )

@@ -140,6 +140,20 @@ def select_templates(candidates: Sequence[Template]) -> list[Template]:
     return selected
 
 
+def best_template(selected: Mapping[int, Sequence[Template]]) -> Template | None:
+    """The one template for questions of which nothing is known: of the last selected set, the one that solved the most
+    dev questions, then the one with the higher score, then the one that was selected earlier.
+
+    Args:
+        selected: what each prompt phase selected, by epoch.
+
+    Returns:
+        None where no prompt phase selected any.
+    """
+    epochs = [epoch for epoch, found in selected.items() if found]
+    return max(selected[max(epochs)], key=lambda z: (len(z.solves), z.score)) if epochs else None
+
+
 def mean_similarity(texts: Sequence[str]) -> float:
     """Mean word overlap of two templates (Jaccard), in [0, 1]; 1 for fewer than two."""
     bags = [frozenset(text.lower().split()) for text in texts]

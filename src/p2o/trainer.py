@@ -176,7 +176,7 @@ class P2OTrainer(GRPOTrainer):
         """Rollouts of these rows, scored, mined and distilled. `questions` are all processes'; none in evaluation."""
         plan = self._policy_phase.plan(self.p2o, len(inputs), questions)
         self._batch = Batch(replace(plan, repeats=self._evaluation.batches[-1].repeats) if self._evaluation else plan)
-        output = image_inputs.counted(super()._generate_and_score_completions(image_inputs.with_lists(inputs)))
+        output = image_inputs.counted(super()._generate_and_score_completions(self._policy_phase.visible(inputs)))
         (plan, rewards), self._batch = self._batch.plan_and_rewards(), None
         rewards = self._evaluation.add(rewards, output, self._logs) if self._evaluation else rewards
         is_sampled = self._policy_phase.charge(self.p2o, plan, output)
@@ -275,7 +275,7 @@ class P2OTrainer(GRPOTrainer):
 
     def _begin_epoch(self, batches_done: int) -> None:
         self._first_pass_of_epoch = self._step - batches_done
-        if self.p2o.epoch_complete:
+        if prompt_phase.next_epoch(self.p2o, self.args, self.state.global_step):
             self._prompt_phase()
 
     def _end_step(self, last_of_epoch: bool) -> bool:
@@ -285,17 +285,17 @@ class P2OTrainer(GRPOTrainer):
     def _prompt_phase(self) -> None:
         """From the epoch just completed to the assignment for the next one."""
         state, args, result = self.p2o, self.args, None
-        state.begin_next_epoch(near_hard=args.near_hard)
         if not args.prompt_phase:
-            return
-        skipped = prompt_phase.begin(state, args, self.reflect)
+            return self._log_metrics(prompt_phase.assign_hints(state, args, self.train_dataset))
+        questions = prompt_phase.questions_of(state, args, self._sampler)
+        skipped = prompt_phase.begin(state, args, self.reflect, questions)
         if skipped is None:
-            self._notify("on_prompt_phase_begin", hard_set=state.hard_set)
+            self._notify("on_prompt_phase_begin", hard_set=questions)
             given = (args, self.accelerator, self.model, self.policy_rollouts, self.reflect, self._notify)
-            result = prompt_phase.Evolution(*given)(state, go_on=self._resumed)
+            result = prompt_phase.Evolution(*given, questions)(state, go_on=self._resumed)
             self._log_metrics(prompt_phase.adopt(state, result))
             state.kept = self._policy_phase.keep_successes(state, result.successes, self.train_dataset, self.model)
-        self._log_metrics(prompt_phase.assign(state, args))
+        self._log_metrics(prompt_phase.assign(state, args, questions))
         if skipped is None or skipped.reason is not None:
             self._notify("on_prompt_phase_end", result=result, reason=skipped.reason if skipped else None)
 

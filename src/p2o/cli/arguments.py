@@ -8,7 +8,7 @@ from datasets import Dataset
 from trl import ModelConfig
 
 from p2o.cli.data import load_questions
-from p2o.cli.defaults import EMBEDDED, EMBEDDED_WITH_TOOLS, with_defaults
+from p2o.cli.defaults import EMBEDDED, EMBEDDED_WITH_TOOLS, WORKED, with_defaults
 from p2o.cli.errors import InputError
 from p2o.cli.functions import load_function, load_tools, refuse_missing_columns
 from p2o.cli.models import path_of_model
@@ -157,7 +157,7 @@ def prepare(argv: list[str], output_dir: str) -> Run:
     tools = load_tools(arguments.tools or [])
     report = None
     if arguments.dataset_name in (EMBEDDED, EMBEDDED_WITH_TOOLS):
-        train_dataset, final_datasets, eval_datasets = _embedded(arguments, training.data_seed or 0)
+        train_dataset, final_datasets, eval_datasets = _embedded(arguments, training)
     else:
         train_dataset, report, final_datasets = load_questions(arguments, training, model)
         eval_datasets = final_datasets
@@ -192,7 +192,7 @@ def prepare(argv: list[str], output_dir: str) -> Run:
     )
 
 
-def _embedded(arguments: RunArguments, seed: int) -> tuple[Dataset, dict[str, Dataset], dict[str, Dataset]]:
+def _embedded(arguments: RunArguments, training: P2OConfig) -> tuple[Dataset, dict[str, Dataset], dict[str, Dataset]]:
     """Questions of an embedded world: for training, for before and after, and for the curve.
 
     Raises:
@@ -201,8 +201,12 @@ def _embedded(arguments: RunArguments, seed: int) -> tuple[Dataset, dict[str, Da
     from p2o.pico import world
     from p2o.pico.tools import world as tools_world
 
+    seed = training.data_seed or 0
     if arguments.dataset_name == EMBEDDED:
-        return world.train_dataset(seed), world.eval_dataset(), world.validation_dataset()
+        questions = world.train_dataset(seed)
+        if training.hint_column != WORKED:  # or reward functions would be given it
+            questions = questions.remove_columns(WORKED)
+        return questions, world.eval_dataset(), world.validation_dataset()
     if not arguments.tools:
         raise InputError(f"{EMBEDDED_WITH_TOOLS} takes tools: start from recipes/embedded-tools.yaml, or set `tools`.")
     return tools_world.train_dataset(seed), tools_world.eval_dataset(), tools_world.validation_dataset()

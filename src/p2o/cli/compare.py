@@ -24,7 +24,7 @@ from p2o.cli.secrets import take_secrets
 from p2o.cli.words import normalized_option, take_option
 from p2o.continuation import differences
 from p2o.methods import METHODS
-from p2o.reports.comparison import Cell, as_table, choose, collect, draw, effects, effects_table
+from p2o.reports.comparison import Cell, as_table, choose, collect, draw, effects, effects_table, prompts_table
 from p2o.state import write_json
 
 DEFAULT_METHODS = "p2o,grpo,grpo-2x,dapo"
@@ -47,6 +47,8 @@ def compare(argv: list[str]) -> int:
         settings = {**limit, "options": rest, "sweep": [sweep.option, *sweep.values, sweep.seed] if sweep else None}
         if profile is not None:
             settings["difficulty_profile"] = profile
+        if arguments.start_from is not None:
+            settings |= {"start_from": str(arguments.start_from), "then": arguments.then or "grpo"}
         _same_comparison(arguments.output_dir, settings)
         launcher = _launcher(arguments.launcher)
         comparison = Comparison(arguments.output_dir, arguments.jobs, rest, limit, launcher, secrets)
@@ -106,6 +108,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--collect", action="store_true", help="run nothing, and make the table of the runs that are finished"
     )
+    _add_options_of_other_runs(parser)
+    return parser
+
+
+def _add_options_of_other_runs(parser: argparse.ArgumentParser) -> None:
+    """What came before the runs: finished ones whose models they start from, or trials of a value."""
+    parser.add_argument(
+        "--start_from",
+        "--start-from",
+        type=Path,
+        metavar="DIRECTORY",
+        help="of a finished comparison: each run starts from the model of its run there, with the same method and "
+        "seed, to see what these models can still learn, of the data in the other options",
+    )
+    parser.add_argument("--then", metavar="METHOD", help="of all runs with --start_from (default: grpo)")
     parser.add_argument(
         "--sweep",
         metavar="OPTION=VALUE,VALUE,…",
@@ -115,7 +132,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sweep_seed", "--sweep-seed", type=int, default=1000, help="seed of these trials (default: %(default)s)"
     )
-    return parser
 
 
 @dataclass(frozen=True)
@@ -158,7 +174,8 @@ class Comparison:
         else:
             length = ["--max_rollouts", str(self.limit["total_rollouts"]), "--num_train_epochs", str(ENDLESS)]
         directory = ["--resume_or_start", "--output_dir", str(self.directory / cell.name)]
-        arguments = ["train", *directory, *self.options, *length, *cell.options]
+        # Where there are no templates, or no evaluation, that one has no effect.
+        arguments = ["train", *directory, "--evaluate_with_prompts", "true", *self.options, *length, *cell.options]
         if self.launcher is None:
             return [sys.executable, "-m", "p2o", *arguments]
         words = {"command": [sys.executable, "-m", "p2o", *arguments], "arguments": arguments}
@@ -289,6 +306,8 @@ def _show(comparison: Comparison, plan: Plan, chosen: dict[str, Any], console: C
         result["effects"] = effects(result)
     write_json(comparison.directory / "compare.json", result)
     console.print(as_table(result))
+    if (prompted := prompts_table(result)) is not None:
+        console.print(prompted)
     if plan.by_difficulty:
         console.print(effects_table(result["effects"]))
     draw(result, comparison.directory / "compare")

@@ -3,6 +3,7 @@
 import argparse
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from p2o.cli.errors import InputError
@@ -21,12 +22,19 @@ class Arm:
         label: in tables.
         beginning: of the names of its runs.
         options: of `p2o train`.
+        start: beginning of the names of the runs, elsewhere, from whose models these start; None for the
+            configuration's model.
     """
 
     label: str
     beginning: str
     method: str
     options: tuple[str, ...]
+    start: str | None = None
+
+    def start_model(self, seed: int) -> Path | None:
+        """The model that the run with this seed starts from."""
+        return None if self.start is None else Path(f"{self.start}-{seed}") / "model"
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,8 @@ class Plan:
             for arm in self.arms:
                 tuned = tuned_as(arm.method, self.methods)
                 own = [f"--{self.sweep.option}", chosen[tuned]["value"]] if self.sweep else []
+                if (model := arm.start_model(seed)) is not None:
+                    own += ["--model_name_or_path", str(model)]
                 made.append(Cell(f"{arm.beginning}-{seed}", (*arm.options, "--seed", str(seed), *own)))
         return made
 
@@ -85,6 +95,10 @@ def checked_plan(arguments: argparse.Namespace, rest: list[str], profile: str | 
         raise InputError(f"--seeds {arguments.seeds!r} is not a list of integers such as 0,1,2.") from None
     if len(set(seeds)) < len(seeds) or len(set(methods)) < len(methods):
         raise InputError("A method or seed is named twice.")
+    if arguments.start_from is not None:
+        return Plan(_continued(methods, seeds, arguments, profile), seeds, None)
+    if arguments.then is not None:
+        raise InputError("--then, the method of the runs, goes with --start_from, where their models are.")
     arms = _arms(methods, arguments.difficulty, profile)
     if arguments.sweep is None:
         return Plan(arms, seeds, None, arguments.difficulty is not None)
@@ -103,6 +117,29 @@ def checked_plan(arguments: argparse.Namespace, rest: list[str], profile: str | 
             f"--sweep_seed {arguments.sweep_seed} is also one of --seeds: tune on a seed that is not reported."
         )
     return Plan(arms, seeds, Sweep(option, values, arguments.sweep_seed))
+
+
+def _continued(methods: list[str], seeds: list[int], arguments: argparse.Namespace, profile: str | None) -> list[Arm]:
+    """Runs that start from the models of finished ones, all with one method.
+
+    Raises:
+        InputError: an unknown method, a run without a model, or options that do not go with this.
+    """
+    given = {"--sweep": arguments.sweep, "--difficulty": arguments.difficulty, "--difficulty_profile": profile}
+    if taken := [name for name, value in given.items() if value is not None]:
+        raise InputError(f"--start_from does not go with {', '.join(taken)}.")
+    then = arguments.then or "grpo"
+    if then not in METHODS:
+        raise InputError(f"Unknown method {then} of --then; choose one of {', '.join(METHODS)}.")
+    there = arguments.start_from
+    arms = [Arm(f"{m}, then {then}", f"{m}-then-{then}", then, ("--method", then), str(there / m)) for m in methods]
+    models = [arm.start_model(seed) for arm in arms for seed in seeds]
+    if missing := [str(model) for model in models if model is not None and not model.is_dir()]:
+        raise InputError(
+            f"--start_from {there}: there is no {', '.join(missing)}. Finish that comparison first, or leave out the "
+            "method or seed."
+        )
+    return arms
 
 
 def _arms(methods: list[str], difficulty: str | None, profile: str | None) -> list[Arm]:

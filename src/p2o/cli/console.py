@@ -17,6 +17,7 @@ from p2o.callbacks import P2OCallback
 from p2o.prompt_phase.phase import dev_success
 from p2o.prompt_phase.traces import shorten
 from p2o.prompt_phase.types import EvolutionProgress, EvolutionResult
+from p2o.reports.metrics import WITH_PROMPTS
 from p2o.state import P2OState
 
 LONGEST_SHOWN = 240  # characters of a question or an answer
@@ -28,12 +29,12 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def bare_accuracies(metrics: dict[str, Any]) -> dict[str, float]:
-    """The accuracies among evaluation metrics by dataset: `eval_hard_accuracy` is that of "hard"."""
+def by_set(metrics: dict[str, Any], what: str = "accuracy") -> dict[str, float]:
+    """One of the evaluation metrics by dataset: `eval_hard_accuracy` is that of "hard"."""
     return {
-        name.removeprefix("eval").removesuffix("accuracy").strip("_") or "all": value
+        name.removeprefix("eval").removesuffix(what).strip("_") or "all": value
         for name, value in metrics.items()
-        if name.endswith("accuracy") and value is not None
+        if name.startswith("eval") and name.endswith(f"_{what}") and value is not None
     }
 
 
@@ -128,7 +129,10 @@ class Watch(P2OCallback):
             self.say(f"{self.progress_line()} · {self.policy_line()}{self.left_line()}")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any], **kwargs: Any) -> None:
-        for split, value in bare_accuracies(metrics).items():
+        for split, value in by_set(metrics).items():
+            if split.startswith(WITH_PROMPTS):
+                self.say(f"accuracy with prompts {split.removeprefix(WITH_PROMPTS)} {value:.1%}")
+                continue
             self.accuracy.setdefault(split, []).append(value)
             self.say(f"bare accuracy {split} {value:.1%}")
 
@@ -137,7 +141,8 @@ class Watch(P2OCallback):
     ) -> None:
         self.begin("prompt")
         self.evolution = None
-        self.say(f"prompt phase · {len(hard_set)} hard questions")
+        hard = "hard " if args.template_questions == "hard" else ""
+        self.say(f"prompt phase · {len(hard_set)} {hard}questions")
 
     def on_prompt_phase_progress(
         self, args: Any, state: Any, control: Any, *, progress: EvolutionProgress, **kwargs: Any
@@ -260,12 +265,16 @@ class Watch(P2OCallback):
 
 
 def outcome_table(summary: dict[str, Any]) -> Table:
-    """The end of a run on one screen: bare accuracy before and after."""
+    """The end of a run on one screen: bare accuracy before and after, and what else was measured."""
     table = Table(title="Bare accuracy, no instruction (share of rollouts right)")
-    for heading in ("questions", "before", "after"):
+    prompted, kl = summary.get("prompted_accuracy"), summary.get("kl_to_base")
+    more = [*(["after, with prompts"] if prompted else []), *(["KL to base"] if kl else [])]
+    for heading in ("questions", "before", "after", *more):
         table.add_column(heading, justify="left" if heading == "questions" else "right")
     for split, values in summary["bare_accuracy"].items():
-        table.add_row(split, *(share(values.get(when)) for when in ("before", "after")))
+        shown = [share(values.get(when)) for when in ("before", "after")]
+        shown += [share(prompted.get(split))] if prompted else []
+        table.add_row(split, *shown, *([f"{kl[split]:.4f}" if split in kl else "–"] if kl else []))
     return table
 
 

@@ -11,6 +11,7 @@ from p2o.cli.settings import Settings, read_settings
 from p2o.tasks import is_task, verifier_of
 
 EMBEDDED, EMBEDDED_WITH_TOOLS = "pico", "pico-tools"
+WORKED = "worked_solution"  # column of the embedded training questions, for hints alone
 EMBEDDED_RECIPE = Path(p2o.pico.__file__).parent / "recipe.yaml"
 # Settings of the recipe that concern the embedded questions, not the embedded model.
 ABOUT_ITS_QUESTIONS = ("dataset_name", "reward_funcs", "feedback_func", "eval_strategy", "eval_steps")

@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from p2o.cli.arguments import limit_verifiers
 from p2o.cli.data import gold_checks, split_of
-from p2o.cli.defaults import EMBEDDED
+from p2o.cli.defaults import EMBEDDED, WORKED
 from p2o.cli.errors import InputError
 from p2o.cli.frozen_options import FrozenArguments
 from p2o.cli.functions import load_function
@@ -89,7 +89,7 @@ def _custom_questions(arguments: FrozenArguments, custom: ScoreFn | None, say: A
     """The questions of `--dataset`, as `p2o train` would have them."""
     name = str(arguments.dataset_name)
     if name == EMBEDDED:
-        rows = list(world.train_dataset(arguments.data_seed))
+        rows = list(world.train_dataset(arguments.data_seed).remove_columns(WORKED))
         return QuestionSet(EMBEDDED, rows[: arguments.limit], custom or scorer("pico"))
     source, verifier, conflicts, mapping = _source(arguments, name)
     dataset, report = questions(

@@ -130,6 +130,21 @@ class RunArguments(DataArguments, FunctionArguments):
         default=True,
         metadata={"help": "Whether to evaluate in full before and after training, in addition to the curve during it."},
     )
+    evaluate_with_prompts: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether to evaluate after training once more, with a template in front of every question: of the "
+            "last prompt phase that selected any, the one that solved the most dev questions."
+        },
+    )
+    evaluate_kl: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether to estimate, in the evaluation after training, the KL divergence of the policy from the "
+            "model that it started from: mean over the tokens of bare completions. It is loaded a second time for it, "
+            "unless `beta` has done so or an adapter is trained."
+        },
+    )
     eval_difficulty_profile: str | None = field(
         default=None,
         metadata={

@@ -6,11 +6,13 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -21,9 +23,10 @@ from transformers.utils.logging import disable_progress_bar
 from p2o.batch_sizes import BatchSizes
 from p2o.checkpointing import newest_checkpoint
 from p2o.cli.arguments import Run, prepare
-from p2o.cli.console import Watch, bare_accuracies, clock, examples_table, outcome_table
+from p2o.cli.console import Watch, by_set, clock, examples_table, outcome_table
 from p2o.cli.data import hub_name
 from p2o.cli.errors import InputError
+from p2o.cli.final_evaluation import check_kl, kl_to_base, under_template
 from p2o.cli.help import asks_for_help
 from p2o.cli.interrupt import Interrupt
 from p2o.cli.options import Parser
@@ -33,9 +36,11 @@ from p2o.cli.settings import read_settings
 from p2o.cli.upload import prepare_upload
 from p2o.cli.words import normalized_option, take_option
 from p2o.files import unwritable, write_errors
+from p2o.reports.metrics import WITH_PROMPTS
 from p2o.reports.page import write_report
 from p2o.reports.run_data import load_run
 from p2o.state import CheckpointError, write_json
+from p2o.templates import best_template
 from p2o.trainer import P2OTrainer
 
 RUNS = Path("runs")
@@ -67,6 +72,8 @@ def train(argv: list[str]) -> int:
             return _check(run, directory, resume, console)
         if run.report and (problem := run.report.error_message()):
             raise InputError(problem)
+        if run.arguments.evaluate_kl:
+            check_kl(run.training)
         return _train(run, RunDirectory(directory), resume, console)
     except InputError as error:
         errors.print(f"[bold red]Error:[/] {escape(str(error))}", markup=True)
@@ -188,7 +195,7 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
         for line in (*run.report.notes, run.report.line()):
             console.print(line, markup=False)
     try:
-        before, after = _evaluated_training(trainer, run, directory, checkpoint, watch)
+        found = _evaluated_training(trainer, run, directory, checkpoint, watch)
     except CheckpointError as error:
         raise InputError(str(error)) from error
     except KeyboardInterrupt:
@@ -203,14 +210,43 @@ def _train(run: Run, directory: RunDirectory, resume: bool, console: Console) ->
         raise
     if not leads:
         return 0
-    _write_outcome(trainer, run, directory, before, after, started, console)
+    _write_outcome(trainer, run, directory, found, started, console)
     return _upload(upload, run, directory, console)
+
+
+@dataclass
+class Evaluated:
+    """Accuracies by evaluation set, in [0, 1].
+
+    Args:
+        before, after: bare.
+        with_prompts: after training, with `template` in front of every question, by name of set; empty where that was
+            not asked for, or nothing was selected.
+        kl: nats a token, by evaluation set, to the model that training started from; empty where not asked for.
+    """
+
+    before: dict[str, float]
+    after: dict[str, float] = field(default_factory=dict)
+    with_prompts: dict[str, float] = field(default_factory=dict)
+    template: str = ""
+    kl: dict[str, float] = field(default_factory=dict)
+
+    def as_summary(self, sets: Iterable[str]) -> dict[str, Any]:
+        """Of these sets, as `summary.json` has it."""
+        sets = list(sets)
+        bare = {name: {"before": self.before.get(name), "after": self.after.get(name)} for name in sets}
+        prompted = {name.removeprefix(WITH_PROMPTS): value for name, value in self.with_prompts.items()}
+        return {
+            "bare_accuracy": bare,
+            **({"prompted_accuracy": prompted, "evaluation_template": self.template} if prompted else {}),
+            **({"kl_to_base": {name: self.kl[name] for name in sets if name in self.kl}} if self.kl else {}),
+        }
 
 
 def _evaluated_training(
     trainer: P2OTrainer, run: Run, directory: RunDirectory, checkpoint: Path | None, watch: Watch
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Trains, and returns bare accuracies by evaluation set before and after.
+) -> Evaluated:
+    """Trains, and evaluates before and after.
 
     Raises:
         KeyboardInterrupt: when asked to stop; what was done is saved.
@@ -228,27 +264,35 @@ def _evaluated_training(
         if before is None and evaluated:
             watch.begin("evaluation before")
             with directory.answers("before", samples):
-                before = bare_accuracies(trainer.evaluate(evaluated))
+                before = by_set(trainer.evaluate(evaluated))
             if trainer.is_world_process_zero():
                 write_json(directory.path / "before.json", before)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if interrupt.asked:
             raise KeyboardInterrupt
-        after = {}
+        found = Evaluated(before or {})
         if evaluated:
             watch.begin("evaluation after")
-            with directory.answers("after", samples):
-                after = bare_accuracies(trainer.evaluate(evaluated))
+            base = str(run.model.model_name_or_path)
+            measuring = kl_to_base(trainer, base) if run.arguments.evaluate_kl else nullcontext()
+            with directory.answers("after", samples), measuring:
+                metrics = trainer.evaluate(evaluated)
+            found.after = by_set(metrics)
+            found.kl = by_set(metrics, "kl") if run.arguments.evaluate_kl else {}
+        best = best_template(trainer.p2o.selected) if run.arguments.evaluate_with_prompts else None
+        if best is not None and run.final_datasets:
+            watch.begin("evaluation with prompts")
+            under = under_template(run.final_datasets, best.text, trainer.policy_rollouts)
+            found.with_prompts, found.template = by_set(trainer.evaluate(under)), best.text
         _save_model(trainer, run, directory.path)
-    return before or {}, after
+    return found
 
 
 def _write_outcome(
     trainer: P2OTrainer,
     run: Run,
     directory: RunDirectory,
-    before: dict[str, float],
-    after: dict[str, float],
+    found: Evaluated,
     started: float,
     console: Console,
 ) -> None:
@@ -259,7 +303,7 @@ def _write_outcome(
     summary = {
         "method": run.arguments.method,
         "seed": run.training.seed,
-        "bare_accuracy": {name: {"before": before.get(name), "after": after.get(name)} for name in run.final_datasets},
+        **found.as_summary(run.final_datasets),
         "steps": trainer.state.global_step,
         "epochs": state.epoch + 1,
         "rollouts": {**state.ledger.rollouts, "total": state.ledger.total_rollouts},

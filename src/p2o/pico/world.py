@@ -225,6 +225,11 @@ def direct_answer(family: str, entry: dict[str, Any]) -> str:
     return work(family, entry, RIGHT_METHOD[family]).answer
 
 
+def worked_solution(family: str, entry: str) -> str:
+    """The lines of the family's right method for this entry, as JSON."""
+    return "\n".join(work(family, json.loads(entry), RIGHT_METHOD[family]).lines)
+
+
 # -- data sets -------------------------------------------------------------------------------------------------------
 
 TRAIN_SEED, EVAL_SEED, CORPUS_SEED = 10**12, 2 * 10**12, 3 * 10**12
@@ -258,12 +263,14 @@ def _rows(cells: list[tuple[str, Level, int]], seed: int, held_out: bool, **extr
 def train_dataset(seed: int = 0, hard: int = 72, easy: int = 24) -> Dataset:
     """Questions for training, spread evenly over the trained families.
 
-    Columns: `prompt` (chat), `solution`, `family`, `level`, `entry` (reasoning-gym's own, as JSON, for its scorer).
+    Columns: `prompt` (chat), `solution`, `family`, `level`, `entry` (reasoning-gym's own, as JSON, for its scorer),
+    `worked_solution` (the lines of the right method, for hints).
     """
     families = len(TRAINED_FAMILIES)
     cells: list[tuple[str, Level, int]] = [(f, "hard", hard // families) for f in TRAINED_FAMILIES]
     cells += [(f, "easy", easy // families) for f in TRAINED_FAMILIES]
-    return Dataset.from_list(_rows(cells, TRAIN_SEED + seed * 10**9, held_out=False))
+    rows = _rows(cells, TRAIN_SEED + seed * 10**9, held_out=False)
+    return Dataset.from_list([{**row, "worked_solution": worked_solution(row["family"], row["entry"])} for row in rows])
 
 
 def eval_dataset(seed: int = 0, per_split: int = 96) -> dict[str, Dataset]:

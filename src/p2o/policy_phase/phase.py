@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from p2o.config import P2OConfig
+from p2o.engines.image_inputs import with_lists
 from p2o.engines.mismatch import replace_logged_mismatch
 from p2o.engines.processes import all_reduce_max, all_reduce_sum, is_sharded, local_slice
 from p2o.features.guidance import Guidance
@@ -33,6 +34,7 @@ from p2o.policy_phase.rewards import Rewards, Scoring
 from p2o.policy_phase.rollouts import Batch, RolloutPlan
 from p2o.policy_phase.zero_advantage import COLLAPSED
 from p2o.prompt_phase.hard_samples import HardSamples
+from p2o.prompt_phase.hints import without_hints
 from p2o.prompt_phase.types import Success
 from p2o.seeding import derive_seed
 from p2o.state import P2OState
@@ -88,6 +90,10 @@ class PolicyPhase:
             kept=state.kept,
             position=self.args.template_position,
         )
+
+    def visible(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Rows of a batch as TRL, reward functions and environments are given them: without what hints are made of."""
+        return with_lists(without_hints(rows, self.args.hint_column, self.args.solution_column))
 
     def fit(self, state: P2OState, batch: Batch, prompts: Sequence[Prompt]) -> Batch:
         """The batch with the contexts of its prompts, once they are known, and without templates that do not fit."""

@@ -1,6 +1,7 @@
 """In which order questions are asked, and which question a row of a batch is."""
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -22,25 +23,53 @@ class EpochSampler(RepeatSampler):
         sampler: TRL's.
         epoch: the present epoch.
         exchange: called at its beginning: rows that are asked in place of others, by these.
+        batches: generation batches of an epoch, which takes the next ones of an endless row of passes over the
+            questions; None for the batches of one pass.
     """
 
     def __init__(
-        self, sampler: RepeatSampler, epoch: Callable[[], int], exchange: Callable[[], Mapping[int, int]] = dict
+        self,
+        sampler: RepeatSampler,
+        epoch: Callable[[], int],
+        exchange: Callable[[], Mapping[int, int]] = dict,
+        batches: int | None = None,
     ) -> None:
         self.__dict__.update(sampler.__dict__)
-        self.epoch, self.exchange = epoch, exchange
+        self.epoch, self.exchange, self.batches = epoch, exchange, batches
         self.drawn: list[int] = []
 
     def __iter__(self) -> Iterator[int]:
-        if self.shuffle:
-            self.generator.manual_seed(self.seed or 0)
-            for _ in range(self.epoch()):
-                torch.randperm(self.num_samples, generator=self.generator)
         self.drawn, exchanged = [], self.exchange()
-        for drawn in super().__iter__():
+        for drawn in self._epoch():
             index = exchanged.get(drawn, drawn)
             self.drawn.append(index)
             yield index
+
+    def __len__(self) -> int:
+        """Rows of an epoch."""
+        if self.batches is None:
+            return super().__len__()
+        return self.batches * self.batch_size * self.repeat_count * self.mini_repeat_count
+
+    def coming(self) -> list[int]:
+        """Questions that the present epoch asks, in ascending order; to be called before it begins."""
+        return sorted(set(self._epoch()))
+
+    def _epoch(self) -> Iterator[int]:
+        """Rows of the present epoch."""
+        size, whole = len(self), super().__len__()
+        begin, end = self.epoch() * size, (self.epoch() + 1) * size
+        for number in range(begin // whole, -(-end // whole)):
+            first = number * whole
+            yield from islice(self._pass(number), max(begin - first, 0), min(end - first, whole))
+
+    def _pass(self, number: int) -> Iterator[int]:
+        """Rows of a pass over all questions."""
+        if self.shuffle:
+            self.generator.manual_seed(self.seed or 0)
+            for _ in range(number):
+                torch.randperm(self.num_samples, generator=self.generator)
+        return super().__iter__()
 
 
 def epoch_sampler(
@@ -61,7 +90,7 @@ def epoch_sampler(
         now.rewritten = {rewrite: question for question, rewrite in drawn.items()}
         return drawn
 
-    return EpochSampler(make(questions_alone(dataset)), lambda: state().epoch, exchange)
+    return EpochSampler(make(questions_alone(dataset)), lambda: state().epoch, exchange, args.epoch_batches)
 
 
 def drawn_questions(sampler: EpochSampler | None, batch: int, rows: int) -> list[int]:

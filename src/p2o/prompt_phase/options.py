@@ -121,3 +121,45 @@ class EvolutionOptions(BudgetOptions):
             selection_rollouts=self.selection_rollouts,
             reflection_prompt_template=wording,
         )
+
+
+@dataclass
+class HintOptions:
+    """Hints from worked solutions, in place of evolved templates."""
+
+    hint_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Dataset column with worked solutions. A hard question's template is then a hint, the beginning of "
+            "its worked solution, and nothing is evolved (`prompt_phase=False`). Reward functions do not get the "
+            "column, unless it is `solution_column`."
+        },
+    )
+    hint_parts: int = field(
+        default=4,
+        metadata={
+            "help": "In how many parts a worked solution is shown: the first hint is one of them, and each group that "
+            "fails under a hint gets one more in the next epoch."
+        },
+    )
+    hint_shows_answer: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether a hint may show the gold answer and the last step. `False`: it ends before the first step "
+            "in which the answer stands, and before the last."
+        },
+    )
+
+    def check_hints(self, evolves: bool) -> None:
+        """
+        Args:
+            evolves: whether there are prompt phases.
+
+        Raises:
+            ValueError: an option out of its range, or hints beside evolved templates.
+        """
+        check_ranges(self, {"hint_parts": 1})
+        if self.hint_column is not None and evolves:
+            raise ValueError(
+                f"hint_column={self.hint_column!r} takes the place of evolved templates: set prompt_phase=False too."
+            )

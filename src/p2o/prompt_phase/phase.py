@@ -3,7 +3,7 @@
 import logging
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -16,6 +16,8 @@ from p2o.engines.processes import FINISHED, Tasks
 from p2o.identity import policy_digest
 from p2o.images import images_in, marked_text
 from p2o.ledger import Ledger
+from p2o.policy_phase.sampler import EpochSampler
+from p2o.prompt_phase import hints
 from p2o.prompt_phase.evolve import evolve
 from p2o.prompt_phase.policy_rollouts import PolicyRollouts, Request
 from p2o.prompt_phase.selection import drawn_rate
@@ -47,22 +49,43 @@ class Skipped:
     reason: str | None = None
 
 
-def begin(state: P2OState, args: P2OConfig, reflect: ReflectionFn) -> Skipped | None:
-    """None where evolution is to follow. Drops the last epoch's templates, unless they stay in use without it."""
+def next_epoch(state: P2OState, args: P2OConfig, step: int) -> bool:
+    """Goes on to the next epoch where one is complete; whether templates are to be found for the one that now begins.
+
+    Args:
+        step: optimizer steps done.
+    """
+    if state.epoch_complete:
+        state.begin_next_epoch(near_hard=args.near_hard)
+        return True
+    # Where all questions get templates, none has to be mined before.
+    return args.template_questions == "all" and step == 0
+
+
+def questions_of(state: P2OState, args: P2OConfig, sampler: EpochSampler | None) -> list[int]:
+    """Rows of the training set that a prompt phase is about, and that get templates in the epoch to come."""
+    return sampler.coming() if args.template_questions == "all" and sampler is not None else state.hard_set
+
+
+def begin(state: P2OState, args: P2OConfig, reflect: ReflectionFn, questions: Sequence[int]) -> Skipped | None:
+    """None where evolution on these questions is to follow. Drops the last epoch's templates, unless they stay in use
+    without it."""
     if args.max_prompt_phases is not None and state.prompt_phases >= args.max_prompt_phases:
         return Skipped()
     if isinstance(reflect, EndpointReflection) and (reached := reflect.limit_reached()) is not None:
         logger.warning("Prompt phase skipped, the last templates stay in use: %s", reached)
         return Skipped(reached)
     state.templates = []
-    if len(state.hard_set) < args.min_hard_questions:
+    if len(questions) < args.min_hard_questions:
+        kind = "hard questions" if args.template_questions == "hard" else "questions"
         logger.warning(
-            "Prompt phase skipped: %d hard questions, fewer than min_hard_questions=%d; epoch %d is untemplated.",
-            len(state.hard_set),
+            "Prompt phase skipped: %d %s, fewer than min_hard_questions=%d; epoch %d is untemplated.",
+            len(questions),
+            kind,
             args.min_hard_questions,
             state.epoch,
         )
-        return Skipped("too few hard questions")
+        return Skipped(f"too few {kind}")
     return None
 
 
@@ -73,12 +96,13 @@ def remaining_rollouts(state: P2OState, args: P2OConfig) -> int | None:
 
 @dataclass(frozen=True)
 class Evolution:
-    """Evolution on the hard set: the first process evolves, all of them generate, and all get the result.
+    """Evolution on some questions: the first process evolves, all of them generate, and all get the result.
 
     Args:
         policy: the model that generates.
         rollouts: tries templates.
         notify: `notify(event, **data)`: tells whoever watches.
+        questions: rows of the training set.
     """
 
     args: P2OConfig
@@ -87,6 +111,7 @@ class Evolution:
     rollouts: PolicyRollouts
     reflect: ReflectionFn
     notify: Callable[..., None]
+    questions: Sequence[int]
 
     def __call__(self, state: P2OState, *, go_on: bool) -> EvolutionResult:
         """
@@ -117,7 +142,7 @@ class Evolution:
             shutil.rmtree(directory, ignore_errors=True)
         dataset, column = self.rollouts.dataset, self.args.solution_column
         result = evolve(
-            [question(dataset, row, column, self.rollouts.asked(row)) for row in state.hard_set],
+            [question(dataset, row, column, self.rollouts.asked(row)) for row in self.questions],
             roll_out,
             reflect,
             self._config(state),
@@ -192,10 +217,10 @@ def dev_success(result: EvolutionResult) -> dict[str, float]:
     return metrics
 
 
-def assign(state: P2OState, args: P2OConfig) -> dict[str, float]:
-    """Draws who gets which template in the epoch to come; returns metrics."""
+def assign(state: P2OState, args: P2OConfig, questions: Sequence[int]) -> dict[str, float]:
+    """Draws which of these questions' rollouts get which template in the epoch to come; returns metrics."""
     state.assignment = assign_templates(
-        state.hard_set,
+        questions,
         state.templates,
         args.num_generations,
         rng=random.Random(derive_seed(args.seed, state.epoch, "assignment")),
@@ -209,6 +234,28 @@ def assign(state: P2OState, args: P2OConfig) -> dict[str, float]:
         logger.warning("A single template is in use in epoch %d: %r", state.epoch, texts[0])
     metrics: dict[str, float] = {"p2o/templates": len(texts)}
     return metrics | ({"p2o/template_similarity": mean_similarity(texts)} if texts else {})
+
+
+def assign_hints(state: P2OState, args: P2OConfig, dataset: Any) -> dict[str, float]:
+    """Gives hard questions hints for the epoch to come, where `hint_column` asks for them; returns metrics."""
+    if args.hint_column is None:
+        return {}
+    levels = hints.next_levels(state.hard_set, state.hint_levels, state.templated_outcomes, args.hint_parts)
+    found = hints.assign_hints(
+        levels,
+        state.hard_set,
+        {question: dataset[question] for question in state.hard_set},
+        column=args.hint_column,
+        solution_column=args.solution_column,
+        parts=args.hint_parts,
+        num_generations=args.num_generations,
+        bare_rollouts_per_group=args.bare_rollouts_per_group,
+        shows_answer=args.hint_shows_answer,
+    )
+    state.hint_levels, state.templates, state.assignment = levels, found.templates, found.assignment
+    state.event("hint_unavailable", len(found.without))
+    shown = [levels[question] / args.hint_parts for question in found.assignment]
+    return {"p2o/hinted_questions": len(shown), **({"p2o/hint_share": fmean(shown)} if shown else {})}
 
 
 def reflector(args: P2OConfig, reflect: ReflectionFn) -> str | None:

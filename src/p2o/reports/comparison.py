@@ -140,7 +140,9 @@ def as_table(result: dict[str, Any]) -> Table:
     splits = list(dict.fromkeys(split for cell in result["cells"] for split in cell["bare_accuracy"]))
     swept = result.get("sweep")
     headings = ["method", *(split.replace("_", " ") for split in splits), "easy gained", "half of hard at", "collapsed"]
-    for heading in (*headings, *([swept["option"].replace("_", " ")] if swept else []), "minutes", "seeds"):
+    measured = any(cell.get("kl_to_base") for cell in result["cells"])
+    more = [*(["KL to base"] if measured else []), *([swept["option"].replace("_", " ")] if swept else [])]
+    for heading in (*headings, *more, "minutes", "seeds"):
         table.add_column(heading, justify="left" if heading == "method" else "right")
     for method in result["methods"]:
         cells = [cell for cell in result["cells"] if cell["method"] == method]
@@ -154,9 +156,50 @@ def as_table(result: dict[str, Any]) -> Table:
         when = f"{mean(reached):,.0f} ({len(reached)}/{len(half)})" if reached else "never"
         shares = [[share for _, share in cell["collapsed"]] for cell in cells if cell["collapsed"]]
         collapsed = " → ".join(f"{mean(share[i] for share in shares):.0%}" for i in (0, -1)) if shares else "–"
-        value = [swept["methods"][tuned_as(method, result["methods"])]["value"]] if swept else []
+        value = [_kl(cells)] if measured else []
+        value += [swept["methods"][tuned_as(method, result["methods"])]["value"]] if swept else []
         minutes = f"{mean(cell['wall_seconds'] for cell in cells) / 60:.1f}"
         table.add_row(method, *shown, gained, when, collapsed, *value, minutes, str(len(cells)))
+    return table
+
+
+def _kl(cells: list[dict[str, Any]]) -> str:
+    """Mean KL to the base over evaluation sets, then over seeds, in nats a token."""
+    found = [mean(cell["kl_to_base"].values()) for cell in cells if cell.get("kl_to_base")]
+    if not found:
+        return "–"
+    middle, half = interval(found)
+    return f"{middle:.4f}" if math.isnan(half) else f"{middle:.4f} ± {half:.4f}"
+
+
+def prompts_table(result: dict[str, Any]) -> Table | None:
+    """Accuracy after training, bare and with prompts, of the methods that have templates; None where none has.
+
+    Over the same seeds: those whose last templates were evaluated.
+    """
+    by_method: dict[str, list[dict[str, Any]]] = {}
+    for cell in result["cells"]:
+        if cell.get("prompted_accuracy"):
+            by_method.setdefault(cell["method"], []).append(cell)
+    if not by_method:
+        return None
+    table = Table(title="Accuracy after training, bare and with prompts (the template that solved most dev questions)")
+    splits = list(dict.fromkeys(s for cells in by_method.values() for c in cells for s in c["prompted_accuracy"]))
+    table.add_column("method")
+    for split in splits:
+        for how in ("bare", "with prompts"):
+            table.add_column(f"{split.replace('_', ' ')} {how}", justify="right")
+    table.add_column("seeds", justify="right")
+    for method, cells in by_method.items():
+        shown = []
+        for split in splits:
+            there = [cell for cell in cells if split in cell["prompted_accuracy"]]
+            for values in (
+                [cell["bare_accuracy"][split]["after"] for cell in there],
+                [cell["prompted_accuracy"][split] for cell in there],
+            ):
+                shown.append(_percent(*interval(values)) if values else "–")
+        table.add_row(method, *shown, str(len(cells)))
     return table
 
 

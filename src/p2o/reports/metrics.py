@@ -9,15 +9,23 @@ from typing import Any
 Record = Mapping[str, Any]
 PROMPT_PHASE = ("evolution_feedback", "evolution_dev", "reflection")
 
+WITH_PROMPTS = "with_prompts/"
+"""How the name of an evaluation set begins whose questions stand behind the best template."""
+
 
 def accuracy_curves(records: Iterable[Record]) -> dict[str, list[tuple[int, float]]]:
-    """By evaluation set: rollouts spent so far, prompt phases included, and bare accuracy in [0, 1]."""
+    """By evaluation set: rollouts spent so far, prompt phases included, and bare accuracy in [0, 1].
+
+    What was measured with prompts, once, is on none of them.
+    """
     total, curves = 0, defaultdict(list)
     for record in records:
         total = record.get("p2o/rollouts/total", total)
         for name, value in record.items():
-            if name.startswith("eval_") and name.endswith("_accuracy") and value is not None:
-                curves[name.removeprefix("eval_").removesuffix("_accuracy")].append((total, value))
+            split = name.removeprefix("eval_").removesuffix("_accuracy")
+            is_accuracy = name.startswith("eval_") and name.endswith("_accuracy")
+            if is_accuracy and value is not None and not split.startswith(WITH_PROMPTS):
+                curves[split].append((total, value))
     return dict(curves)
 
 
