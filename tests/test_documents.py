@@ -208,10 +208,11 @@ def run_p2o(words, monkeypatch, capfd):
             small = "--n 2" if words[0] == "apply" else SMALL[command]
             words = [*words, *FROZEN, *small.split()]
             # A profile is written beside the one that stands in for it, and so is a dictionary.
-            words = [word.replace("runs/profile/", "runs/profiled/") for word in words]
             if words[0] != "apply":
+                words = [word.replace("runs/profile/", "runs/profiled/") for word in words]
                 words = [word.replace("runs/features/", "runs/features-again/") for word in words]
-            words += ["--base_url", server.url] * ("--base_url" in words)
+            for address in ("--base_url", "--label_endpoint_base_url"):
+                words += [address, server.url] * (address in words)
         assert main([command, *words]) in wanted, capfd.readouterr().err
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import re
 import shutil
 
 import pytest
@@ -10,9 +11,14 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from endpoints import completion, serve, status
 from p2o.cli import main
+from p2o.difficulty.buckets import Cutoffs
+from p2o.difficulty.profile import Profile, profiled, reward_identity
 from p2o.engines.frozen import encode
 from p2o.engines.loading import load_transformers
+from p2o.evaluation.results import questions_digest
+from p2o.evaluation.types import Sample
 from p2o.features.activations import completion_loss, find_layer, layer_names, read_activations
 from p2o.features.autoencoder import Dictionary, DictionaryError, Shape
 from p2o.features.dynamics import checkpoints_of, interval
@@ -65,6 +71,40 @@ def test_labels_are_those_of_the_corpus(there):
     first = contexts["computation"][0]["contexts"]
     assert first[0]["activation"] >= first[-1]["activation"] > 0
     assert any("=" in place["before"] + place["token"] + place["after"] for place in first)
+
+
+def labelled(handler):
+    (mark, *_) = re.findall("⟦(.*?)⟧", handler.body["messages"][0]["content"], re.DOTALL)
+    handler.send(200, completion(f"Where it says {mark.split()[0] if mark.split() else 'nothing'}"))
+
+
+def test_an_endpoint_labels_the_most_active_features(there, tmp_path, capsys, no_keys):
+    """Beside the labels by contrast, which stay as they are; in the same directory, without sampling anew."""
+    shutil.copytree(there / "found", tmp_path / "found")
+    dictionary = (tmp_path / "found" / "dictionary" / "dictionary.json").read_bytes()
+    with serve(labelled) as server:
+        options = ["--label_endpoint_model", "openai/m", "--label_endpoint_base_url", server.url]
+        options += ["--label_endpoint_features", "9"]
+        run(tmp_path / "found", *options, data=there / "train.jsonl")
+        assert len(server.requests) == 9 and server.requests[0]["max_tokens"] == 1024
+        run(tmp_path / "found", *options, data=there / "train.jsonl")
+        assert len(server.requests) == 9
+    assert "label by the endpoint" in capsys.readouterr().out
+    contexts = json.loads((tmp_path / "found" / "contexts.json").read_text())
+    features = {feature["feature"]: feature for group in contexts.values() for feature in group}
+    said = {number: feature["endpoint_label"] for number, feature in features.items() if "endpoint_label" in feature}
+    assert len(said) == 9 and all(label.startswith("Where it says") for label in said.values())
+    activity = load_dictionary(tmp_path / "found").labels.activity
+    assert sorted(said) == sorted(sorted(range(192), key=lambda feature: -activity[feature])[:9])
+    assert (tmp_path / "found" / "dictionary" / "dictionary.json").read_bytes() == dictionary
+    # Without an endpoint, what it said stays; with one that is down, too, and the command says so.
+    run(tmp_path / "found", data=there / "train.jsonl")
+    assert json.loads((tmp_path / "found" / "contexts.json").read_text()) == contexts
+    capsys.readouterr()
+    with serve(status(500)) as server:
+        options[3] = server.url
+        run(tmp_path / "found", *options[:4], "--label_endpoint_max_retries", "0", data=there / "train.jsonl")
+    assert "41 of 50 labels could not be had of openai/m: 41 × InternalServerError" in capsys.readouterr().out
 
 
 def test_it_resumes_and_says_the_same_again(there, tmp_path, capsys):
@@ -126,9 +166,35 @@ def apply(there, *words, output, options=(), code=0):
         assert main([*command, "--output_dir", str(output)]) == code
 
 
+def profile_of(there, directory, solution=None):
+    """A profile of all questions but the first, by which those of hard families are hard, and the rest easy.
+
+    With a solution, it is one of other questions.
+    """
+    rows = [json.loads(line) for line in (there / "train.jsonl").read_text().splitlines()][1:]
+    rows = [{**row, "solution": solution or row["solution"]} for row in rows]
+    samples = [[Sample("x", 0, 0, "", None, float(row["level"] != "hard"), "", 9, 9, False)] * 2 for row in rows]
+    questions = profiled("train", rows, samples, 0.0, 0)
+    settings = {"n": 2, "questions": {"train": questions_digest([question.key for question in questions])}}
+    profile = Profile("pico", settings, 0.0, {"train": reward_identity("pico")}, Cutoffs(), tuple(questions))
+    (directory / "profile.json").write_text(json.dumps(profile.to_dict()))
+    return str(directory)
+
+
+def test_a_profile_of_other_questions_is_told(there, runs, tmp_path, capsys):
+    for path, message in (
+        (profile_of(there, tmp_path, solution="none"), "of other questions: none of the 12 here is in it. Profile"),
+        ("nowhere", "Cannot read the difficulty profile nowhere"),
+    ):
+        apply(there, "found", "idle", output=tmp_path / "x", options=["--difficulty_profile", path], code=2)
+        assert message in capsys.readouterr().err
+
+
 def test_dynamics_show_what_training_strengthened(there, runs, tmp_path, capsys):
-    apply(there, "found", *runs, output=tmp_path / "moved")
-    found = json.loads((tmp_path / "moved" / "dynamics.json").read_text())["checkpoints"]
+    options = ["--difficulty_profile", profile_of(there, tmp_path)]
+    apply(there, "found", *runs, output=tmp_path / "moved", options=options)
+    everything = json.loads((tmp_path / "moved" / "dynamics.json").read_text())
+    found = everything["checkpoints"]
     assert [(row["run"], row["step"]) for row in found] == [("base", 0), ("idle", 7), ("works", 5), ("works", 7)]
     base, idle, _, works = found
     assert idle["share"] == base["share"] and set(idle["change"]["computation"].values()) == {0.0}
@@ -139,13 +205,23 @@ def test_dynamics_show_what_training_strengthened(there, runs, tmp_path, capsys)
     assert works["mean_length"]["mean"] > 2 * base["mean_length"]["mean"]
     assert sum(share["mean"] for share in base["share"].values()) < 1
     assert "</svg>" in (tmp_path / "moved" / "dynamics.svg").read_text()
+    buckets = works["by_bucket"]
+    assert {name: own["questions"] for name, own in buckets.items()} == {"hard": 7, "easy": 4}, "and one is not in it"
+    assert buckets["hard"]["change"]["computation"]["mean"] > 0.02
+    # Two checkpoints, and two that are the same model: nothing to tell of the first run, nothing led in the second.
+    assert {row["run"] for row in everything["lead"]} == {"works"}
+    assert not any(row["is_ahead"] for row in everything["lead"])
+    said = capsys.readouterr().out
+    assert "Questions by bucket: 7 hard, 0 medium, 4 easy; 1 not in the profile" in said
+    assert "on 7 hard questions" in said and "correlation across questions" in said
+    assert (tmp_path / "moved" / "contexts.json").read_bytes() == (there / "found" / "contexts.json").read_bytes()
     # Said again without sampling; a line that was cut off is measured anew.
     before = (tmp_path / "moved" / "dynamics.json").read_bytes()
     measured = tmp_path / "moved" / "measured.jsonl"
     whole = measured.read_bytes()
     measured.write_bytes(whole[:-9])
     capsys.readouterr()
-    apply(there, "found", *runs, output=tmp_path / "moved")
+    apply(there, "found", *runs, output=tmp_path / "moved", options=options)
     assert (tmp_path / "moved" / "dynamics.json").read_bytes() == before and measured.read_bytes() == whole
     assert "checkpoints: 4/4" in capsys.readouterr().out
 
@@ -170,6 +246,8 @@ def test_an_interval_of_one_question_is_not_known():
         (["--use_vllm"], "reads a model from inside, which only transformers allows"),
         (["--high_share", "1"], "high_share=1.0 must be in (0, 1)"),
         (["--instructions", "nowhere.txt"], "Cannot read the instructions in nowhere.txt"),
+        (["--label_endpoint_base_url", "http://x/v1"], "label_endpoint_base_url needs label_endpoint_model"),
+        (["--label_endpoint_model", "nobody"], "label_endpoint_model='nobody' is not a name that litellm can place"),
         (["--spans", "nowhere:spans"], "spans: cannot import 'nowhere:spans'"),
     ],
 )

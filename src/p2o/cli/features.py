@@ -3,7 +3,7 @@
 import resource
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,125 +12,36 @@ from rich.console import Console
 from p2o.cli.console import Meter
 from p2o.cli.errors import InputError
 from p2o.cli.features_apply import apply
-from p2o.cli.features_source import is_embedded, refuse_other_engines, source_of, span_rules
+from p2o.cli.features_contexts import ask_endpoint, contexts_by_kind, label_endpoint
+from p2o.cli.features_options import FeatureArguments
+from p2o.cli.features_source import is_embedded, source_of, span_rules
 from p2o.cli.frozen import open_directory, run
-from p2o.cli.frozen_answers import AnswerArguments, answer_settings
+from p2o.cli.frozen_answers import answer_settings
 from p2o.cli.frozen_options import parse
 from p2o.cli.frozen_questions import load_questions
 from p2o.cli.models import path_of_model
+from p2o.engines.endpoint import Endpoint
 from p2o.engines.frozen import encode
 from p2o.evaluation.types import QuestionSet
 from p2o.features.activations import completion_loss, read_activations
-from p2o.features.autoencoder import Dictionary, DictionaryError, Objective, Shape
+from p2o.features.autoencoder import Dictionary, DictionaryError, Shape
 from p2o.features.collecting import Instruct, Source, collect
 from p2o.features.labels import Labelled, Labels, check_labels, label_by_contrast, top_contexts
 from p2o.features.quality import Quality, measure
 from p2o.features.saved import Origin, SavedDictionary, architecture
 from p2o.features.shards import Activations, Passage
 from p2o.features.spans import KINDS, SpanFn, token_kinds
-from p2o.features.training import TrainingOptions, train_dictionary
-from p2o.options import check_ranges
+from p2o.features.training import train_dictionary
 from p2o.pico.spans import pico_spans, right_instruction, true_documents
 from p2o.ranks import Ranks
 from p2o.reports.features import contexts_table, draw_quality, labels_table, quality_table
+from p2o.reports.features_data import CONTEXTS, SUMMARY
 from p2o.state import write_json
 
-SUMMARY, CONTEXTS, PICTURE, DICTIONARY, SHARDS = (
-    "features.json",
-    "contexts.json",
-    "features.svg",
-    "dictionary",
-    "shards",
-)
+PICTURE, DICTIONARY, SHARDS = "features.svg", "dictionary", "shards"
 MEASURED = 400  # passages, at most, on which quality is measured
 LABELLED = 4000  # passages, at most, by which features are labelled
 TRUE = 400  # documents of the corpus
-
-
-@dataclass
-class FeatureArguments(AnswerArguments):
-    """Options of `p2o features MODEL`."""
-
-    n: int = field(default=32, metadata={"help": "Rollouts of each question.", "aliases": ["--answers"]})
-    layer: str | None = field(
-        default=None,
-        metadata={
-            "help": "Layer whose output is read: its number, from 0, or the name of a module. By default at 4/7 of the "
-            "depth, as layer 16 of 28 in arXiv 2605.28388."
-        },
-    )
-    features: int | None = field(
-        default=None, metadata={"help": "Features of the dictionary; 8 times the width of the model when not set."}
-    )
-    high_share: float = field(
-        default=0.2, metadata={"help": "Share of the features that are high-level, in (0, 1). The paper's is 0.2."}
-    )
-    k: int = field(default=16, metadata={"help": "Features that are active in a token, on average."})
-    contrastive: float = field(
-        default=Objective.contrastive, metadata={"help": "Weight of the contrastive term; 0 leaves it out."}
-    )
-    contrastive_temperature: float = field(
-        default=Objective.temperature, metadata={"help": "Temperature of the contrastive term."}
-    )
-    dictionary_steps: int = field(default=TrainingOptions.steps, metadata={"help": "Updates of the dictionary."})
-    pairs_per_batch: int = field(
-        default=TrainingOptions.pairs_per_batch, metadata={"help": "Pairs of adjacent tokens in an update."}
-    )
-    dictionary_learning_rate: float = field(
-        default=TrainingOptions.learning_rate, metadata={"help": "Greatest learning rate of the dictionary."}
-    )
-    baseline: bool = field(
-        default=True,
-        metadata={"help": "Whether to train a plain BatchTopK of the same size as well, to compare with."},
-    )
-    instructed_share: float = field(
-        default=0.5,
-        metadata={
-            "help": "Share of the rollouts of each question that are sampled under an instruction, in [0, 1), so that "
-            "the dictionary knows what the bare model hardly does. Needs --instructions, but for the embedded world."
-        },
-    )
-    instructions: str | None = field(
-        default=None, metadata={"help": "Text file with an instruction in each line, one of which is drawn."}
-    )
-    spans: str | None = field(
-        default=None,
-        metadata={
-            "help": "Function as `module:function` that finds the spans of an answer, by which features are labelled. "
-            "By default rules for text, and for the embedded world those of its corpus."
-        },
-    )
-    label_share: float = field(
-        default=0.6,
-        metadata={"help": "Least share of a feature's mean activation that one kind of span must have to label it."},
-    )
-    label_tokens: int = field(
-        default=20, metadata={"help": "Least number of tokens of that kind in which the feature is active."}
-    )
-
-    def check(self) -> None:
-        super().check()
-        ones = ("dictionary_steps", "pairs_per_batch", "features", "label_tokens")
-        check_ranges(self, dict.fromkeys(ones, 1))
-        check_ranges(self, {"contrastive": 0, "contrastive_temperature": "(0, inf)", "label_share": "(0, 1]"})
-        check_ranges(self, {"high_share": "(0, 1)", "instructed_share": "[0, 1)", "dictionary_learning_rate": "(0, 1]"})
-        refuse_other_engines(self)
-        if not 2 <= self.k <= (self.features or self.k):
-            most = f", and at most the {self.features} there are" if self.features else ""
-            raise ValueError(f"--k {self.k}: choose at least 2 active features of a token{most}; usual are 16 to 64.")
-
-    def objective(self) -> Objective:
-        return Objective(self.contrastive, self.contrastive_temperature)
-
-    def training(self) -> TrainingOptions:
-        return TrainingOptions(
-            steps=self.dictionary_steps,
-            pairs_per_batch=self.pairs_per_batch,
-            learning_rate=self.dictionary_learning_rate,
-            seed=self.seed,
-            objective=self.objective(),
-        )
-
 
 OWN = tuple(name for name in FeatureArguments.__annotations__ if name not in ("n", "spans", "baseline"))
 
@@ -169,6 +80,7 @@ def _train(argv: list[str], console: Console) -> int:
         "and says how good it is and what its features are about.",
         takes_dataset=True,
     )
+    endpoint = label_endpoint(arguments)
     tasks = load_questions(arguments, console.print)
     source, tasks = source_of(arguments, path_of_model(arguments.model), tasks, arguments.layer)
     embedded = is_embedded(tasks)
@@ -196,8 +108,8 @@ def _train(argv: list[str], console: Console) -> int:
     labels, report = _label(arguments, found, read.kept, source, spans)
     origin = Origin(arguments.model, source.layer, architecture(source.model.config))
     SavedDictionary(found, origin, labels).save(directory / DICTIONARY)
-    _write(directory, found, quality, labels, report, read.kept, source, console)
-    return 0
+    _write(directory, found, quality, report, console)
+    return _contexts(arguments, directory, found, labels, read.kept, source, endpoint, console)
 
 
 def _instruct(arguments: FeatureArguments, embedded: bool) -> Instruct | None:
@@ -314,33 +226,15 @@ def _write(
     directory: Path,
     dictionary: Dictionary,
     quality: dict[str, Quality],
-    labels: Labels,
     report: dict[str, dict[str, Any]],
-    kept: Activations,
-    source: Source,
     console: Console,
 ) -> None:
-    """Writes and prints what was found."""
-    places = kept.spread(LABELLED)
-    contexts = top_contexts(
-        dictionary,
-        [(kept.of_passage(number), kept.passages[number].ids) for number in places],
-        lambda ids: str(source.tokenizer.decode(ids)),
-    )
-    by_kind: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
-    for kind, found in by_kind.items():
-        place = KINDS.index(kind)
-        for feature in sorted(labels.group(kind), key=lambda feature: -labels.shares[feature][place]):
-            high = feature < dictionary.shape.high
-            entry = {"feature": feature, "high": high, "share": labels.shares[feature][place]}
-            found.append({**entry, "contexts": contexts[feature]})
+    """Writes and prints quality and labels."""
     qualities = {name: found.to_dict() for name, found in quality.items()}
     write_json(directory / SUMMARY, {"quality": qualities, "labels": report, "shape": asdict(dictionary.shape)})
-    write_json(directory / CONTEXTS, by_kind)
     draw_quality(qualities, report, directory / PICTURE)
     console.print(quality_table(qualities))
     console.print(labels_table(report))
-    console.print(contexts_table(by_kind, shown=3))
     there = [kind for kind, found in report.items() if found["tokens"]]
     if len(there) < 2:
         only = there[0] if there else "nothing that the rules know"
@@ -349,9 +243,34 @@ def _write(
             "instructed rollouts (--instructions), or name your own --spans.",
             markup=False,
         )
+
+
+def _contexts(
+    arguments: FeatureArguments,
+    directory: Path,
+    dictionary: Dictionary,
+    labels: Labels,
+    kept: Activations,
+    source: Source,
+    endpoint: Endpoint | None,
+    console: Console,
+) -> int:
+    """Writes and prints where features are most active, with what an endpoint says of them; returns the exit code."""
+    contexts = top_contexts(
+        dictionary,
+        [(kept.of_passage(number), kept.passages[number].ids) for number in kept.spread(LABELLED)],
+        lambda ids: str(source.tokenizer.decode(ids)),
+    )
+    by_kind = contexts_by_kind(labels, dictionary.shape.high, contexts)
+    write_json(directory / CONTEXTS, by_kind)  # whatever the endpoint does
+    said, failed = ask_endpoint(arguments, endpoint, labels, contexts, directory, console)
+    by_kind = contexts_by_kind(labels, dictionary.shape.high, contexts, said)
+    write_json(directory / CONTEXTS, by_kind)
+    console.print(contexts_table(by_kind, shown=3))
     files = " · ".join(str(directory / name) for name in (SUMMARY, CONTEXTS, PICTURE))
     console.print(files, markup=False, soft_wrap=True)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     console.print(f"{time.process_time():.0f} seconds of processor time, peak memory {memory / 1e9:.1f} GB.")
     advice = f"See how training moves them: p2o features apply {directory} RUN [RUN ...]"
     console.print(advice, markup=False, soft_wrap=True)
+    return int(failed and not said)

@@ -19,10 +19,13 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
+from p2o.difficulty.buckets import BUCKETS
 from p2o.features.autoencoder import Dictionary, DictionaryError
 from p2o.features.labels import Labels
+from p2o.features.lead import complete, lead_of
 from p2o.features.shards import Passage
 from p2o.features.spans import KINDS
+from p2o.seeding import derive_seed
 
 BASE = "base"
 
@@ -54,12 +57,16 @@ class Strengths:
         rewards: of each question the mean reward of its rollouts; None where none was scored.
         lengths: of each question the mean length of its rollouts, in tokens.
         explained_variance: of the activations by the dictionary.
+        half_shares, half_rewards: the same by half of each question's rollouts, every other one; None where a half has
+            none. Whatever compares shares with rewards takes them from different halves.
     """
 
     shares: dict[str, list[float]]
     rewards: list[float | None]
     lengths: list[float]
     explained_variance: float
+    half_shares: dict[str, list[list[float | None]]]
+    half_rewards: list[list[float | None]]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -110,6 +117,31 @@ def _last_step(run: Path) -> int | None:
         return None
 
 
+class _Sums:
+    """Activations, lengths and rewards of the rollouts of one question, or of half of them."""
+
+    def __init__(self) -> None:
+        self.by_kind: dict[str, float] = dict.fromkeys(KINDS, 0.0)
+        self.total = 0.0
+        self.lengths: list[int] = []
+        self.rewards: list[float] = []
+
+    def add(self, by_feature: Float[Tensor, " features"], groups: dict[str, list[int]], passage: Passage) -> None:
+        for kind, group in groups.items():
+            self.by_kind[kind] += float(by_feature[group].sum())
+        self.total += float(by_feature.sum())
+        self.lengths.append(len(passage.ids) - 1)
+        if passage.reward is not None:
+            self.rewards.append(passage.reward)
+
+    def share(self, kind: str) -> float:
+        return self.by_kind[kind] / max(self.total, 1e-12)
+
+    @property
+    def reward(self) -> float | None:
+        return _mean(self.rewards) if self.rewards else None
+
+
 @torch.no_grad()
 def strengths(
     dictionary: Dictionary,
@@ -124,28 +156,27 @@ def strengths(
     """
     groups = {kind: labels.group(kind) for kind in KINDS}
     questions = sorted({passage.question for passage in passages})
-    sums = {kind: dict.fromkeys(questions, 0.0) for kind in KINDS}
-    totals = dict.fromkeys(questions, 0.0)
-    lengths: dict[int, list[float]] = {question: [] for question in questions}
-    rewards: dict[int, list[float]] = {question: [] for question in questions}
+    whole = {question: _Sums() for question in questions}
+    halves = [{question: _Sums() for question in questions} for _ in range(2)]
     everything = torch.cat(list(activations))
     left = 0.0
     for passage, inner in zip(passages, activations, strict=True):
         found = dictionary.encode(inner)
         left += float((inner - dictionary.decode(found)).square().sum())
-        by_feature = found.sum(0)
-        for kind, group in groups.items():
-            sums[kind][passage.question] += float(by_feature[group].sum())
-        totals[passage.question] += float(by_feature.sum())
-        lengths[passage.question].append(len(passage.ids) - 1)
-        if passage.reward is not None:
-            rewards[passage.question].append(passage.reward)
+        half = halves[len(whole[passage.question].lengths) % 2]
+        for sums in (whole, half):
+            sums[passage.question].add(found.sum(0), groups, passage)
     variance = float((everything - everything.mean(0)).square().sum())
     return Strengths(
-        {kind: [sums[kind][q] / max(totals[q], 1e-12) for q in questions] for kind in KINDS},
-        [_mean(rewards[q]) if rewards[q] else None for q in questions],
-        [_mean(lengths[q]) for q in questions],
+        {kind: [whole[q].share(kind) for q in questions] for kind in KINDS},
+        [whole[q].reward for q in questions],
+        [_mean(whole[q].lengths) for q in questions],
         1 - left / variance,
+        {
+            kind: [[half[q].share(kind) if half[q].lengths else None for q in questions] for half in halves]
+            for kind in KINDS
+        },
+        [[half[q].reward for q in questions] for half in halves],
     )
 
 
@@ -163,24 +194,77 @@ def interval(values: Sequence[float]) -> dict[str, float]:
     return {"mean": middle, "low": middle - half, "high": middle + half}
 
 
-def summarise(measured: Sequence[tuple[Checkpoint, Strengths]]) -> list[dict[str, Any]]:
-    """The numbers of each checkpoint; the first is the base, from which changes are counted, question by question."""
+Measured = Sequence[tuple[Checkpoint, Strengths]]
+
+
+def summarise(measured: Measured, buckets: Sequence[str | None] | None = None) -> list[dict[str, Any]]:
+    """The numbers of each checkpoint; the first is the base, from which changes are counted, question by question.
+
+    Args:
+        buckets: of each question, None where it has none; leaves out `by_bucket` when None.
+    """
     (_, base), *_ = measured
     rows = []
     for checkpoint, found in measured:
-        scored = [reward for reward in found.rewards if reward is not None]
-        rows.append(
-            {
-                "run": checkpoint.run,
-                "method": checkpoint.method,
-                "step": checkpoint.step,
-                "mean_reward": interval(scored) if scored else None,
-                "mean_length": interval(found.lengths),
-                "explained_variance": found.explained_variance,
-                "share": {kind: interval(found.shares[kind]) for kind in KINDS},
-                "change": {
-                    kind: interval(np.subtract(found.shares[kind], base.shares[kind]).tolist()) for kind in KINDS
-                },
-            }
-        )
+        row = {
+            "run": checkpoint.run,
+            "method": checkpoint.method,
+            "step": checkpoint.step,
+            "explained_variance": found.explained_variance,
+            **_numbers(found, base, range(len(found.lengths))),
+        }
+        if buckets is not None:
+            row["by_bucket"] = {name: _numbers(found, base, own) for name, own in by_bucket(buckets).items()}
+        rows.append(row)
+    return rows
+
+
+def by_bucket(buckets: Sequence[str | None]) -> dict[str, list[int]]:
+    """The questions of each bucket that has any."""
+    found = {name: [place for place, own in enumerate(buckets) if own == name] for name in BUCKETS}
+    return {name: own for name, own in found.items() if own}
+
+
+def _numbers(found: Strengths, base: Strengths, questions: Sequence[int]) -> dict[str, Any]:
+    """Of these questions."""
+    scored = [reward for reward in (found.rewards[q] for q in questions) if reward is not None]
+    shares = {kind: [found.shares[kind][q] for q in questions] for kind in KINDS}
+    return {
+        "questions": len(questions),
+        "mean_reward": interval(scored) if scored else None,
+        "mean_length": interval([found.lengths[q] for q in questions]),
+        "share": {kind: interval(shares[kind]) for kind in KINDS},
+        "change": {
+            kind: interval([share - base.shares[kind][q] for share, q in zip(shares[kind], questions, strict=True)])
+            for kind in KINDS
+        },
+    }
+
+
+def leads(measured: Measured, buckets: Sequence[str | None] | None = None, *, seed: int) -> list[dict[str, Any]]:
+    """Which groups of features move ahead of accuracy, for each run and kind, by [`p2o.features.lead`].
+
+    Args:
+        measured: the base, then the checkpoints of the runs.
+        buckets: of each question, None where it has none.
+        seed: of the bootstrap.
+
+    Returns:
+        For each run, set of questions (`bucket` None is all) and kind that has checkpoints and questions enough.
+    """
+    base, *others = measured
+    rows: list[dict[str, Any]] = []
+    everything = range(len(base[1].lengths))
+    sets: dict[str | None, Sequence[int]] = {None: everything, **(by_bucket(buckets) if buckets is not None else {})}
+    for run in dict.fromkeys(checkpoint.run for checkpoint, _ in others):
+        own = [base, *(one for one in others if one[0].run == run)]
+        for name, questions in sets.items():
+            for kind in KINDS:
+                shares, rewards = complete(
+                    [[[half[q] for q in questions] for half in found.half_shares[kind]] for _, found in own],
+                    [[[half[q] for q in questions] for half in found.half_rewards] for _, found in own],
+                )
+                if lead := lead_of(shares, rewards, seed=derive_seed(seed, "lead", run, str(name), kind)):
+                    rows.append({"run": run, "method": own[-1][0].method, "bucket": name, "kind": kind})
+                    rows[-1] |= lead.to_dict()
     return rows

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,13 @@ class Labels:
         kinds: of each feature, None where it stands out on none.
         shares: of each feature its mean activation on tokens of each of [`KINDS`], divided by their sum.
         tokens: of each kind, how many there were to tell by.
+        activity: of each feature its mean activation over all tokens.
     """
 
     kinds: tuple[str | None, ...]
     shares: tuple[tuple[float, ...], ...]
     tokens: dict[str, int]
+    activity: tuple[float, ...] = ()
 
     def group(self, kind: str) -> list[int]:
         """The features of a kind."""
@@ -40,7 +43,8 @@ class Labels:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Labels":
-        return cls(tuple(data["kinds"]), tuple(map(tuple, data["shares"])), dict(data["tokens"]))
+        activity = tuple(data.get("activity", ()))
+        return cls(tuple(data["kinds"]), tuple(map(tuple, data["shares"])), dict(data["tokens"]), activity)
 
 
 @torch.no_grad()
@@ -55,8 +59,11 @@ def label_by_contrast(
     features = dictionary.shape.features
     sums = torch.zeros(len(KINDS), features).double()
     active, counts = torch.zeros(len(KINDS), features), torch.zeros(len(KINDS))
+    everything, tokens = torch.zeros(features).double(), 0
     for inner, kinds in passages:
         found = dictionary.encode(inner)
+        everything += found.sum(0)
+        tokens += len(found)
         for place, kind in enumerate(KINDS):
             of_kind = torch.tensor([its == kind for its in kinds], dtype=torch.bool)
             sums[place] += found[of_kind].sum(0)
@@ -69,7 +76,8 @@ def label_by_contrast(
     is_labelled = (shares[best, every] >= least_share) & (active[best, every] >= least_tokens)
     kinds = tuple(KINDS[place] if is_it else None for place, is_it in zip(best.tolist(), is_labelled, strict=True))
     rounded = tuple(tuple(round(share, 4) for share in row) for row in shares.T.tolist())
-    return Labels(kinds, rounded, {kind: int(count) for kind, count in zip(KINDS, counts, strict=True)})
+    activity = tuple(round(mean, 6) for mean in (everything / max(tokens, 1)).tolist())
+    return Labels(kinds, rounded, {kind: int(count) for kind, count in zip(KINDS, counts, strict=True)}, activity)
 
 
 @torch.no_grad()
@@ -123,32 +131,50 @@ def top_contexts(
         before, after: tokens around a place that are shown.
 
     Returns:
-        Of each feature, mappings with `activation`, and the text `before`, `token` and `after`.
+        Of each feature, mappings with `activation`, the text `before`, `token` and `after`, and the same text as
+        `pieces`, each with whether the feature is active in it.
     """
     size = dictionary.shape.features
     best = torch.zeros(contexts, size)
     where = torch.zeros(contexts, size, 2, dtype=torch.int64)
+    is_active = torch.zeros(contexts, size, before + 1 + after, dtype=torch.bool)
+    around = torch.arange(-before, after + 1)
     tokens: list[Sequence[int]] = []
     for number, (inner, ids) in enumerate(passages):
         tokens.append(ids)
-        strongest = dictionary.encode(inner).max(dim=0)
+        found = dictionary.encode(inner)
+        strongest = found.max(dim=0)
         values = torch.cat([best, strongest.values[None]])
         here = torch.stack([torch.full((size,), number), strongest.indices], dim=1)
+        windows = (strongest.indices + around[:, None]).clamp(0, len(found) - 1)  # what is beyond an end is not shown
+        actives = torch.cat([is_active, (found.gather(0, windows) > 0).T[None]])
         places = torch.cat([where, here[None]])
         best, order = values.topk(contexts, dim=0)
         where = places.gather(0, order[..., None].expand(-1, -1, 2))
+        is_active = actives.gather(0, order[..., None].expand(-1, -1, len(around)))
     shown: list[list[dict[str, Any]]] = []
     for feature in range(size):
         shown.append([])
         for rank in range(contexts):
             if best[rank, feature] > 0:
                 passage, place = where[rank, feature].tolist()
-                ids = list(tokens[passage])
-                around = (
-                    ids[max(place - before, 0) : place],
-                    ids[place : place + 1],
-                    ids[place + 1 : place + 1 + after],
-                )
-                texts = dict(zip(("before", "token", "after"), map(decode, around), strict=True))
-                shown[-1].append({"activation": round(float(best[rank, feature]), 3), **texts})
+                found_there = _context(list(tokens[passage]), place, is_active[rank, feature].tolist(), before, decode)
+                shown[-1].append({"activation": round(float(best[rank, feature]), 3), **found_there})
     return shown
+
+
+def _context(
+    ids: list[int], place: int, active: list[bool], before: int, decode: Callable[[list[int]], str]
+) -> dict[str, Any]:
+    """A place among the tokens of a passage, in text.
+
+    Args:
+        active: of the tokens around it, `before` of them in front, whether the feature is active.
+    """
+    first, last = max(place - before, 0), place - before + len(active)
+    flagged = list(zip(ids[first:last], active[before - (place - first) :], strict=False))
+    pieces = [
+        [decode([token for token, _ in run]), is_active] for is_active, run in groupby(flagged, key=lambda one: one[1])
+    ]
+    texts = map(decode, (ids[first:place], ids[place : place + 1], ids[place + 1 : last]))
+    return {**dict(zip(("before", "token", "after"), texts, strict=True)), "pieces": pieces}

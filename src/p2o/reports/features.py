@@ -49,15 +49,17 @@ def labels_table(labels: dict[str, dict[str, Any]]) -> Table:
 
 
 def contexts_table(contexts: dict[str, list[dict[str, Any]]], shown: int) -> Table:
-    """Of each kind the first features, each with the place where it is most active."""
+    """Of each kind the first features, each with the place where it is most active, and an endpoint's label if any."""
+    labelled = any("endpoint_label" in feature for features in contexts.values() for feature in features)
     table = Table(title="Where they are most active")
-    for heading in ("kind", "feature", "context (the token is in ⟦ ⟧)"):
+    for heading in ("kind", "feature", "context (the token is in ⟦ ⟧)", *(["label by the endpoint"] * labelled)):
         table.add_column(heading)
     for kind, features in contexts.items():
-        for feature in features[:shown]:
+        for feature in sorted(features, key=lambda one: "endpoint_label" not in one)[:shown]:
             (top, *_) = feature["contexts"]
             text = f"{top['before']}⟦{top['token']}⟧{top['after']}".replace("\n", "⏎")
-            table.add_row(kind, f"{feature['feature']} ({'high' if feature['high'] else 'low'})", _plain(text))
+            label = [_plain(feature.get("endpoint_label", "–"))] * labelled
+            table.add_row(kind, f"{feature['feature']} ({'high' if feature['high'] else 'low'})", _plain(text), *label)
     return table
 
 
@@ -65,21 +67,55 @@ def _plain(text: str) -> str:
     return text.replace("[", "\\[")
 
 
-def dynamics_table(rows: list[dict[str, Any]]) -> Table:
-    """One line for each checkpoint: shares of activation, with their change from the base and its 95 % interval."""
-    table = Table(title="Share of activation on bare questions; in brackets the change from the base, 95 % interval")
+def dynamics_tables(rows: list[dict[str, Any]]) -> list[Table]:
+    """Shares of activation by checkpoint, with their change from the base and its 95 % interval: of all, by bucket."""
+    buckets = rows[0].get("by_bucket", {})
+    return [
+        _dynamics_table(rows, rows, "bare questions"),
+        *(_dynamics_table(rows, [row["by_bucket"][b] for row in rows], f"{b} questions") for b in buckets),
+    ]
+
+
+def _dynamics_table(rows: list[dict[str, Any]], numbers: list[dict[str, Any]], questions: str) -> Table:
+    count = numbers[0]["questions"]
+    title = f"Share of activation on {count} {questions}; in brackets the change from the base, 95 % interval"
+    table = Table(title=title)
     for heading in ("run", "step", "reward", "tokens", "explained", *KINDS):
         table.add_column(heading, justify="left" if heading == "run" else "right")
-    for row in rows:
+    for row, found in zip(rows, numbers, strict=True):
         cells = []
         for kind in KINDS:
-            change = row["change"][kind]
-            cells.append(f"{row['share'][kind]['mean']:.3f} [{change['low']:+.3f}, {change['high']:+.3f}]")
-        reward = "–" if row["mean_reward"] is None else f"{row['mean_reward']['mean']:.3f}"
+            change = found["change"][kind]
+            cells.append(f"{found['share'][kind]['mean']:.3f} [{change['low']:+.3f}, {change['high']:+.3f}]")
+        reward = "–" if found["mean_reward"] is None else f"{found['mean_reward']['mean']:.3f}"
         step = "–" if row["step"] is None else str(row["step"])
-        length = f"{row['mean_length']['mean']:.1f}"
+        length = f"{found['mean_length']['mean']:.1f}"
         table.add_row(row["run"], step, reward, length, f"{row['explained_variance']:.2f}", *map(_plain, cells))
     return table
+
+
+LEAD_COLUMNS = {"-1": "reward first", "0": "together", "1": "share first"}
+"""Of correlations, by lag in checkpoints."""
+
+
+def lead_table(lead: list[dict[str, Any]]) -> Table:
+    """Which comes first, by run, questions and kind: correlations of changes, with 95 % intervals."""
+    table = Table(title="Changes in share against changes in reward, correlation across questions, 95 % interval")
+    for heading in ("run", "questions", "kind", *LEAD_COLUMNS.values(), "lead", ""):
+        table.add_column(heading, justify="left" if heading in ("run", "kind", "") else "right")
+    for row in lead:
+        questions = f"{row['questions']} {row['bucket'] or 'all'}"
+        found = [*(row["by_lag"].get(lag) for lag in LEAD_COLUMNS), row["lead"]]
+        ahead = "ahead of accuracy" if row["is_ahead"] else ""
+        table.add_row(row["run"], questions, row["kind"], *map(_plain, map(estimate, found)), ahead)
+    return table
+
+
+def estimate(found: dict[str, float | None] | None) -> str:
+    """A number with its interval, as [`p2o.features.lead.Lead`] has them; a dash where it is not known."""
+    if found is None or found["value"] is None:
+        return "–"
+    return f"{found['value']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
 
 
 def draw_quality(quality: dict[str, dict[str, Any]], labels: dict[str, dict[str, Any]], path: Path) -> None:
@@ -106,26 +142,36 @@ def draw_quality(quality: dict[str, dict[str, Any]], labels: dict[str, dict[str,
 
 
 def draw_dynamics(rows: list[dict[str, Any]], path: Path) -> None:
-    """Share of activation by step, a panel for each kind and a line for each run, with 95 % intervals; an SVG."""
+    """Share of activation by step, with 95 % intervals: a column for each kind, a line for each run; an SVG.
+
+    The first row of panels is of all questions, the others are of the buckets, where there are any.
+    """
     import matplotlib.pyplot as plt
 
     base, *others = rows
     runs = list(dict.fromkeys(row["run"] for row in others))
-    figure, axes = plt.subplots(1, len(KINDS), figsize=(14, 3.6), layout="constrained", squeeze=False)
-    for axis, kind in zip(axes[0], KINDS, strict=True):
-        for number, run in enumerate(runs):
-            own = [base, *(row for row in others if row["run"] == run)]
-            last = max((row["step"] or 0 for row in own), default=0)
-            steps = [0, *(last + 1 if row["step"] is None else row["step"] for row in own[1:])]
-            found = [row["share"][kind] for row in own]
-            axis.plot(steps, [share["mean"] for share in found], marker="o", color=f"C{number}", label=run)
-            bounds = [[share[end] for share in found] for end in ("low", "high")]
-            axis.fill_between(steps, *bounds, color=f"C{number}", alpha=0.2, linewidth=0)
-        axis.set(title=kind, xlabel="step", ylim=(0, None))
-        axis.grid(alpha=0.3)
-    axes[0][0].set(ylabel="share of activation")
-    axes[0][0].legend(frameon=False, fontsize=8)
+    sets = [None, *base.get("by_bucket", {})]
+    size = {"figsize": (14, 0.2 + 3.4 * len(sets)), "layout": "constrained"}
+    figure, panels = plt.subplots(len(sets), len(KINDS), squeeze=False, **size)
+    for axes, bucket in zip(panels, sets, strict=True):
+        for axis, kind in zip(axes, KINDS, strict=True):
+            for number, run in enumerate(runs):
+                own = [base, *(row for row in others if row["run"] == run)]
+                found = [(row if bucket is None else row["by_bucket"][bucket])["share"][kind] for row in own]
+                axis.plot(steps_of(own), [share["mean"] for share in found], marker="o", color=f"C{number}", label=run)
+                bounds = [[share[end] for share in found] for end in ("low", "high")]
+                axis.fill_between(steps_of(own), *bounds, color=f"C{number}", alpha=0.2, linewidth=0)
+            axis.set(title=kind, xlabel="step", ylim=(0, None))
+            axis.grid(alpha=0.3)
+        axes[0].set(ylabel=f"share of activation{', ' * bool(bucket)}{bucket or ''}")
+    panels[0][0].legend(frameon=False, fontsize=8)
     _save(figure, path)
+
+
+def steps_of(rows: list[dict[str, Any]]) -> list[int]:
+    """Steps of the base and of a run's checkpoints; a final model whose step is not recorded stands behind them."""
+    last = max((row["step"] or 0 for row in rows), default=0)
+    return [0, *(last + 1 if row["step"] is None else row["step"] for row in rows[1:])]
 
 
 def _save(figure: Any, path: Path) -> None:

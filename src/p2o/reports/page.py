@@ -3,22 +3,22 @@
 import base64
 import gzip
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import plotly
-import plotly.graph_objects as go
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from p2o.difficulty.buckets import Cutoffs
 from p2o.evaluation.statistics import wilson
 from p2o.files import write_whole
 from p2o.ledger import PURPOSES
+from p2o.reports.charts import Chart, Charts, Table
 from p2o.reports.differences import Piece, differences
+from p2o.reports.features_data import FeatureData
+from p2o.reports.features_page import features_section
 from p2o.reports.figures import BUCKET_COLOURS, BY_EPOCH, FATES, accuracy_figure, epoch_figure, flow_figure
 from p2o.reports.metrics import accuracy_curves, by_epoch
 from p2o.reports.run_data import RunData, bucket_transitions, hard_set_transitions
@@ -37,53 +37,12 @@ EVENTS = {
 }
 
 
-@dataclass(frozen=True)
-class Table:
-    """Rows under headings; the first cell of a row is its name."""
-
-    headings: list[str]
-    rows: list[list[Any]]
+def write_report(runs: list[RunData], output: Path, features: Sequence[FeatureData] = ()) -> None:
+    """Writes the page about these runs, and what was read of them from inside."""
+    write_whole(output, render(runs, features))
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A figure by its number on the page, with its caption and the numbers that it shows."""
-
-    number: int
-    label: str
-    numbers: Table
-    height: int
-
-
-class Charts:
-    """The figures of a page, as JSON for plotly."""
-
-    def __init__(self) -> None:
-        self.figures: list[str] = []
-
-    def add(self, figure: go.Figure, label: str, numbers: Table, height: int = 340) -> Chart:
-        figure.update_layout(
-            template="none",
-            height=height,
-            margin={"l": 52, "r": 12, "t": 12, "b": 46},
-            legend={"orientation": "h", "y": -0.25},
-            paper_bgcolor="rgba(0,0,0,0)",
-            plot_bgcolor="rgba(0,0,0,0)",
-        )
-        self.figures.append(figure.to_json())
-        return Chart(len(self.figures) - 1, label, numbers, height)
-
-    def json(self) -> Markup:
-        """JSON for a <script> element; `</` is escaped."""
-        return Markup(f"[{','.join(self.figures)}]".replace("</", "<\\/"))
-
-
-def write_report(runs: list[RunData], output: Path) -> None:
-    """Writes the page about these runs."""
-    write_whole(output, render(runs))
-
-
-def render(runs: list[RunData]) -> str:
+def render(runs: list[RunData], features: Sequence[FeatureData] = ()) -> str:
     """The page as text; everything from a model, a user or a file is escaped on it."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
@@ -92,12 +51,16 @@ def render(runs: list[RunData]) -> str:
     script = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
     return environment.get_template("page.html.jinja").render(
         title=" · ".join(run.name for run in runs),
-        problems=[(run.name, run.problems) for run in runs if run.problems],
+        problems=[
+            *((run.name, "incomplete run directory", run.problems) for run in runs if run.problems),
+            *((one.name, "incomplete directory of p2o features", one.problems) for one in features if one.problems),
+        ],
         words=[(run.name, in_words(run)) for run in runs],
         outcome=_outcome(runs),
         charts=[*_accuracies(runs, charts), *_by_epoch(runs, charts)],
         taken_over=_taken_over(runs),
         warnings=Table(["run", "what", "times"], [row for run in runs for row in _warnings(run)]),
+        features=[features_section(one, charts) for one in features],
         runs=[_run(run, charts) for run in runs],
         ledger=_ledger(runs),
         figures=charts.json(),
