@@ -6,8 +6,9 @@
 
 Every completion has `--tokens` tokens, whatever is sampled. Rewards are dealt out by place in the group, so that no
 group collapses, or every second one does. Trainers take turns; a figure is the median over their steps, the first of
-each turn left out. Beside the clock's seconds stand the processor's, which other work on the
-same machine distorts less, with those of generation, where templated prompts are longer, and of all the rest.
+each turn left out. Beside the clock's seconds stand the processor's, which other work on the same machine distorts
+less, with those of generation, where templated prompts are longer, and of all the rest. What features cost is read off
+within each step.
 """
 
 import argparse
@@ -28,38 +29,46 @@ from p2o import P2OConfig, P2OTrainer
 from p2o.engines.vllm import generation_backend
 from p2o.models import model_path
 from p2o.pico import world
+from p2o.policy_phase.phase import PolicyPhase
 from p2o.templates import Template
 from random_model import save_random_model
 
+PHASE: Any = PolicyPhase
+GUIDE = PHASE.guide
+KINDS = ("GRPO", "P²O, bare", "P²O, templated")
+FEATURES = "P²O, features"
 TEMPLATE = Template("If only + and - occur, carry the total along. Do not skip a step, and write every line.", 1.0)
 
 
 class Clock(TrainerCallback):
-    """Seconds of each step: the clock's, this process's on all cores, and of these what generation took."""
+    """Seconds of each step: the clock's, this process's on all cores, and of these what some parts took."""
 
     def __init__(self) -> None:
-        self.seconds: list[tuple[float, float, float]] = []
+        self.seconds: list[tuple[float, float, float, float]] = []
+        self.parts = {"generation": 0.0, "features": 0.0}
 
     def watch(self, trainer: Any) -> None:
-        generate = trainer._generate_single_turn
+        trainer._generate_single_turn = self.timed("generation", trainer._generate_single_turn)
+        PHASE.guide = self.timed("features", GUIDE)
 
+    def timed(self, part: str, function: Any) -> Any:
         def timed(*args: Any, **kwargs: Any) -> Any:
             began = time.process_time()
-            result = generate(*args, **kwargs)
-            self.generation += time.process_time() - began
+            result = function(*args, **kwargs)
+            self.parts[part] += time.process_time() - began
             return result
 
-        trainer._generate_single_turn = timed
+        return timed
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         self.began = time.perf_counter(), time.process_time()
-        self.generation = 0.0
+        self.parts = dict.fromkeys(self.parts, 0.0)
 
     def on_step_end(self, args: Any, *rest: Any, **kwargs: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         clock, cpu = time.perf_counter() - self.began[0], time.process_time() - self.began[1]
-        self.seconds.append((clock, cpu, self.generation))
+        self.seconds.append((clock, cpu, self.parts["generation"], self.parts["features"]))
 
 
 def model(arguments: argparse.Namespace) -> Any:
@@ -108,7 +117,7 @@ def start_vllm_once() -> None:
     vllm_generation.LLM = llm
 
 
-def steps(arguments: argparse.Namespace, kind: str, collapsed: bool) -> list[tuple[float, float, float]]:
+def steps(arguments: argparse.Namespace, kind: str, collapsed: bool) -> list[tuple[float, float, float, float]]:
     clock = Clock()
     fixed = (
         {"min_tokens": arguments.tokens, "ignore_eos": True}
@@ -146,7 +155,7 @@ def steps(arguments: argparse.Namespace, kind: str, collapsed: bool) -> list[tup
                 trainer = GRPOTrainer(args=args, **shared)
         else:
             guided = {"feature_dictionary": arguments.feature_dictionary, "feature_token_weight": 0.5}
-            own = guided if kind == "P²O, features" else {}
+            own = guided if kind == FEATURES else {}
             trainer = P2OTrainer(args=P2OConfig(prompt_phase=False, **settings, **own), **shared)
             if kind == "P²O, templated":
                 trainer.p2o.templates = [TEMPLATE]
@@ -169,25 +178,26 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--use_vllm", action="store_true")
     parser.add_argument("--feature_dictionary", help="of --model, by `p2o features`: a step that it guides, too")
+    parser.add_argument("--trainers", nargs="*", choices=KINDS, default=KINDS, help="the first is the unit")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.use_vllm:
         start_vllm_once()
-    kinds = ("GRPO", "P²O, bare", "P²O, templated", *(["P²O, features"] * bool(arguments.feature_dictionary)))
-    seconds: dict[tuple[str, bool], list[tuple[float, float, float]]] = {
+    kinds = [*arguments.trainers, *([FEATURES] * bool(arguments.feature_dictionary))]
+    seconds: dict[tuple[str, bool], list[tuple[float, float, float, float]]] = {
         (kind, c): [] for c in (False, True) for kind in kinds
     }
     for _ in range(arguments.turns):
         for kind, collapsed in seconds:
             seconds[kind, collapsed] += steps(arguments, kind, collapsed)
     rows = []
-    table = Table(title="Seconds of a policy step, and in units of GRPO's")
+    table = Table(title=f"Seconds of a policy step, and in units of one of {kinds[0]}")
     columns = ("groups collapsed", "trainer", "seconds", "ratio", "CPU seconds", "ratio", "generation", "rest", "ratio")
     for heading in columns:
         table.add_column(heading, justify="left" if heading in columns[:2] else "right")
     for (kind, collapsed), values in seconds.items():
-        clock, cpu, generation = (statistics.median(column) for column in zip(*values, strict=True))
-        clock_unit, cpu_unit, generation_unit = map(statistics.median, zip(*seconds["GRPO", collapsed], strict=True))
+        clock, cpu, generation, _ = (statistics.median(column) for column in zip(*values, strict=True))
+        clock_unit, cpu_unit, generation_unit, _ = map(statistics.median, zip(*seconds[kinds[0], collapsed], strict=True))
         row = {
             "seconds": clock,
             "ratio": clock / clock_unit,
@@ -202,10 +212,10 @@ def main() -> None:
         table.add_row(share, kind, *(f"{figure:.2f}" for figure in row.values()))
     Console(width=120).print(table)
     for collapsed in (False, True) if arguments.feature_dictionary else ():
-        kinds = ("P²O, features", "P²O, bare")
-        guided, bare = (statistics.median(cpu for _, cpu, _ in seconds[kind, collapsed]) for kind in kinds)
-        share = "half" if collapsed else "none"
-        print(f"Guided by features, with {share} of the groups collapsed: {guided / bare:.3f} of a step without.")
+        # Within a step, so that other work on the machine does not matter.
+        shares = [cpu / (cpu - features) for _, cpu, _, features in seconds[FEATURES, collapsed]]
+        found = f"{statistics.median(shares):.3f} times one without ({min(shares):.3f} to {max(shares):.3f})"
+        print(f"A step guided by features, {'half' if collapsed else 'none'} of the groups collapsed: {found}")
     if arguments.json:
         options = {name: value for name, value in vars(arguments).items() if name != "json"}
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"

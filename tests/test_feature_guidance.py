@@ -112,8 +112,11 @@ def test_strengths_are_those_of_the_dictionary(dictionary):
         "completion_ids": torch.tensor([[11, 12, 0], [13, 14, 15]]),
         "completion_mask": torch.tensor([[1, 1, 0], [1, 1, 1]]),
     }
-    found, read = guidance.strengths(model, batch)
-    assert read == 9 and found.shape == (2, 4)
+    found, read = guidance.strengths(model, batch, torch.tensor([True, True]))
+    assert read == 9 and found.shape == (2, 4) and found[0, 3] == 0, "behind its end there is nothing"
+    alone, read = guidance.strengths(model, batch, torch.tensor([True, False]))
+    assert read == 5 and torch.allclose(alone[0], found[0], atol=1e-6) and not alone[1].any()
+    assert guidance.strengths(model, batch, torch.tensor([False, False]))[1] == 0
     passages = [Passage([p[-1], *c], p[:-1], 0, "") for p, c in zip(prompts, completions, strict=True)]
     for row, inner in zip(found, read_activations(model, guidance.saved.origin.layer, passages, 2), strict=True):
         features = guidance.saved.dictionary.encode(inner)
@@ -157,6 +160,25 @@ def test_groups_with_variance_keep_their_rewards(tmp_path, dictionary):
     mask = guided["completion_mask"]
     mean = (guided[TOKEN_WEIGHTS] * mask).sum(1) / mask.sum(1)
     assert torch.allclose(mean, torch.ones(2 * K), atol=1e-4) and guided[TOKEN_WEIGHTS].max() > 1.1
+
+
+def test_groups_that_learn_nothing_are_not_read(tmp_path, dictionary):
+    """Without variance there are no advantages to weigh, and without proxies nothing to be had in their place."""
+
+    def first_succeeds(completions, **columns):
+        return [float(row < K or row % 2) for row in range(len(completions))]
+
+    def tokens(options):
+        trainer = make(tmp_path / str(len(options)), reward=first_succeeds, feature_dictionary=dictionary, **options)
+        batch = watched_batch(trainer, assign={})[0]
+        return trainer.p2o.ledger.forward_tokens, batch
+
+    read, batch = tokens({"feature_token_weight": 0.5})
+    mask = batch["completion_mask"]
+    assert read == int((batch["prompt_mask"].sum(1) + mask.sum(1))[K:].sum())
+    assert torch.equal(batch[TOKEN_WEIGHTS][:K], torch.ones_like(batch[TOKEN_WEIGHTS][:K]))
+    assert batch[TOKEN_WEIGHTS][K:].max() > 1.1
+    assert tokens(BOTH)[0] == read, "a group that succeeds needs no proxy"
 
 
 def test_templates_are_masked_and_weighed(tmp_path, dictionary):

@@ -206,7 +206,7 @@ def summarise(measured: Measured, buckets: Sequence[str | None] | None = None) -
     (_, base), *_ = measured
     rows = []
     for checkpoint, found in measured:
-        row = {
+        row: dict[str, Any] = {
             "run": checkpoint.run,
             "method": checkpoint.method,
             "step": checkpoint.step,
@@ -254,11 +254,11 @@ def leads(measured: Measured, buckets: Sequence[str | None] | None = None, *, se
     """
     base, *others = measured
     rows: list[dict[str, Any]] = []
-    everything = range(len(base[1].lengths))
-    sets: dict[str | None, Sequence[int]] = {None: everything, **(by_bucket(buckets) if buckets is not None else {})}
+    sets: list[tuple[str | None, Sequence[int]]] = [(None, range(len(base[1].lengths)))]
+    sets += by_bucket(buckets).items() if buckets is not None else ()
     for run in dict.fromkeys(checkpoint.run for checkpoint, _ in others):
         own = [base, *(one for one in others if one[0].run == run)]
-        for name, questions in sets.items():
+        for name, questions in sets:
             for kind in KINDS:
                 shares, rewards = complete(
                     [[[half[q] for q in questions] for half in found.half_shares[kind]] for _, found in own],

@@ -186,24 +186,28 @@ class PolicyPhase:
         if self.guidance is None:
             return
         model = self.accelerator.unwrap_model(self.logprobs.model())
-        strength, read = self.guidance.strengths(model, output)
-        state.ledger.add_pass(int(all_reduce_sum(self.accelerator, read)[0]), backward=False)
         mask = policy_tokens(output)
+        k, mine = self.args.num_generations, local_slice(self.accelerator, len(mask))
+        gives_proxies = bool(self.args.feature_proxy_reward) and not state.proxy.stopped
+        guided = failed_groups(rewards, k)
+        # A group without variance has no advantages to weigh: it is read only for a proxy.
+        wanted = (~rewards.collapsed(k) | (guided & gives_proxies)).repeat_interleave(k)
+        strength, read = self.guidance.strengths(model, output, wanted[mine])
+        state.ledger.add_pass(int(all_reduce_sum(self.accelerator, read)[0]), backward=False)
         mean: Tensor = self.accelerator.gather(mean_strength(strength, mask))
-        failed = ~rewards.successes & ~rewards.unscored
+        failed = ~rewards.successes & ~rewards.unscored & wanted
         state.watch_proxy(
             float(mean[failed].mean()) if failed.any() else None,
             rewards.success_rate(),
             self.args.feature_proxy_patience,
         )
-        k, mine = self.args.num_generations, local_slice(self.accelerator, len(mask))
-        if self.args.feature_proxy_reward and not state.proxy.stopped:
-            guided = failed_groups(rewards, k)
+        if gives_proxies and not state.proxy.stopped:
             output["advantages"] += proxy_advantages(mean, guided, k, self.args.feature_proxy_reward)[mine]
             self.log({"p2o/features/guided_groups": guided.float().mean().item()})
         if self.args.feature_token_weight:
             output[TOKEN_WEIGHTS] = movement_weights(strength, mask, self.args.feature_token_weight)
-        self.log({"p2o/features/reasoning": mean.mean().item()})
+        if wanted.any():
+            self.log({"p2o/features/reasoning": mean[wanted].mean().item()})
 
     def replace_collapsed(
         self, output: dict[str, Any], rewards: Rewards, sample: Sample, dataset: Any, step: int

@@ -151,8 +151,8 @@ def draw_dynamics(rows: list[dict[str, Any]], path: Path) -> None:
     base, *others = rows
     runs = list(dict.fromkeys(row["run"] for row in others))
     sets = [None, *base.get("by_bucket", {})]
-    size = {"figsize": (14, 0.2 + 3.4 * len(sets)), "layout": "constrained"}
-    figure, panels = plt.subplots(len(sets), len(KINDS), squeeze=False, **size)
+    shape = (len(sets), len(KINDS))
+    figure, panels = plt.subplots(*shape, figsize=(14, 0.2 + 3.4 * len(sets)), layout="constrained", squeeze=False)
     for axes, bucket in zip(panels, sets, strict=True):
         for axis, kind in zip(axes, KINDS, strict=True):
             for number, run in enumerate(runs):
