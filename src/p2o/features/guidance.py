@@ -13,7 +13,7 @@ from p2o.features.saved import SavedDictionary, load_dictionary
 from p2o.features.spans import COMPUTATION, DELIBERATION
 
 REASONING = (COMPUTATION, DELIBERATION)
-ROWS = 16  # that are read at once: on a CPU 64 take a third longer, being more than its caches hold
+ROWS = 16  # that are read at once: few, so that they are of similar lengths
 
 
 class _Read(Exception):
@@ -62,13 +62,14 @@ class Guidance:
         first = batch["prompt_ids"].size(1) - 1
         dictionary = self.saved.dictionary.to(ids.device)
         strength = torch.zeros(len(ids), ids.size(1) - first, device=ids.device)
-        lengths = batch["completion_mask"].sum(dim=1)
         rows = wanted.to(ids.device).nonzero().squeeze(1)
-        rows = rows[lengths[rows].argsort(stable=True)]  # alike ones together, which need little padding
+        rows = rows[mask[rows].sum(dim=1).argsort(stable=True)]
         for part in rows.split(ROWS) if len(rows) else ():
-            end = first + 1 + int(lengths[part].max())
-            hidden = _hidden(model, self.saved.origin.layer, ids[part, :end], mask[part, :end])
-            features = dictionary.encode(hidden[:, first:].float())
+            # Of similar lengths, these rows need less padding on either side than all of the batch.
+            begin = first + 1 - int(batch["prompt_mask"][part].sum(dim=1).max())
+            end = first + 1 + int(batch["completion_mask"][part].sum(dim=1).max())
+            hidden = _hidden(model, self.saved.origin.layer, ids[part, begin:end], mask[part, begin:end])
+            features = dictionary.encode(hidden[:, first - begin :].float())
             shares = features[..., self.reasoning].sum(-1) / features.sum(-1).clamp(min=1e-6)
             strength[part, : end - first] = shares * mask[part, first:end]
         return strength, int(mask[rows].sum())
