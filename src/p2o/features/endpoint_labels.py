@@ -16,7 +16,7 @@ from p2o.journal import JsonLines
 from p2o.seeding import derive_seed
 
 LONGEST = 80  # characters of a label
-AROUND = " \t*_`#\"“”.-"  # a label, as models write one
+AROUND = ' \t*_`#"“”.-'  # a label, as models write one
 REQUEST = """\
 A feature of a language model is active on some tokens of its answers and not on others. Below are the places where it \
 is most active, the strongest first. The tokens on which it is active stand between ⟦ and ⟧.
