@@ -197,9 +197,8 @@ def main() -> None:
         table.add_column(heading, justify="left" if heading in columns[:2] else "right")
     for (kind, collapsed), values in seconds.items():
         clock, cpu, generation, _ = (statistics.median(column) for column in zip(*values, strict=True))
-        clock_unit, cpu_unit, generation_unit, _ = map(
-            statistics.median, zip(*seconds[kinds[0], collapsed], strict=True)
-        )
+        units = [statistics.median(column) for column in zip(*seconds[kinds[0], collapsed], strict=True)]
+        clock_unit, cpu_unit, generation_unit, _ = units
         row = {
             "seconds": clock,
             "ratio": clock / clock_unit,
