@@ -160,10 +160,10 @@ def _lead_chart(run: str, rows: Sequence[LeadRow], charts: Charts) -> Chart:
             mode="markers",
             marker={"symbol": SYMBOLS[number % len(SYMBOLS)], "size": 9, "color": COLOURS[number % len(COLOURS)]},
         )
-    figure.update_layout(xaxis={"title": "checkpoints by which reward is later", "dtick": 1}, showlegend=True)
+    figure.update_layout(xaxis={"dtick": 1}, showlegend=True)  # a title would be below the legend of a narrow page
     label = (
-        f"{run}: correlation, across questions, of the change in a group's share with the change in reward. Right of 0 "
-        "shares change first."
+        f"{run}: correlation, across questions, of the change in a group's share with the change in reward so many "
+        "checkpoints later. Right of 0 shares change first."
     )
     table = [[row.kind, lag, *_cells(found)] for row in everything for lag, found in sorted(row.by_lag.items())]
     return charts.add(figure, label, Table(["kind", "lag", "correlation", "95 % interval"], table), height=340)
