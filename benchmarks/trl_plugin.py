@@ -86,9 +86,7 @@ def pytest_collection_modifyitems(items: list[Any]) -> None:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
         named = NAMES.findall(body) + [name for value in parameters.values() for name in NAMES.findall(str(value))]
         missing = sorted({name for name in named if not Path(name).is_dir()})
-        if item.trl_kind == IMAGES:
-            item.add_marker(pytest.mark.skip(reason="P2OTrainer refuses images, and there are no stand-ins for them"))
-        elif missing:
+        if missing:
             item.add_marker(pytest.mark.skip(reason=f"no stand-in for {', '.join(missing)}"))
 
 

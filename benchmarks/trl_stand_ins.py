@@ -11,6 +11,7 @@ import io
 import json
 import re
 import zlib
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -35,8 +36,19 @@ MARKS = {
     151658: "</tool_call>", 151665: "<tool_response>", 151666: "</tool_response>", 151667: "<think>",
     151668: "</think>",
 }  # fmt: skip
-CONTROL = (151643, 151644, 151645)
-_LARGE = sorted(number for number in {**TOKENS, **MARKS} if number >= VOCABULARY)
+# Of Qwen 3.5, which has another vocabulary.
+TOKENS_3_5 = {
+    510: "</", 866: " any", 914: "'t", 1366: " know", 1459: " don", 1628: "function", 5224: " tool", 13744: "=screen",
+    16936: "Done", 22076: "_tool", 30091: "shot",
+}  # fmt: skip
+MARKS_3_5 = {
+    248044: "<|endoftext|>", 248045: "<|im_start|>", 248046: "<|im_end|>", 248053: "<|vision_start|>",
+    248054: "<|vision_end|>", 248056: "<|image_pad|>", 248057: "<|video_pad|>", 248058: "<tool_call>",
+    248059: "</tool_call>", 248066: "<tool_response>", 248067: "</tool_response>", 248068: "<think>",
+    248069: "</think>",
+}  # fmt: skip
+CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+_LARGE = sorted(number for number in {**TOKENS, **MARKS, **TOKENS_3_5, **MARKS_3_5} if number >= VOCABULARY)
 NUMBERS = {number: VOCABULARY - 1 - place for place, number in enumerate(_LARGE)}
 PADDING, END = NUMBERS[151643], NUMBERS[151645]
 
@@ -89,7 +101,7 @@ def make_stand_ins(directory: Path, tests: str) -> list[str]:
     for name in sorted({name.rstrip(".") for name in NAMES.findall(tests)}):
         folder = directory / name
         model = re.fullmatch(r"tiny-(\w+?)(For\w+?)(?:-[\w.]+)?", folder.name)
-        if folder.name == "zen":
+        if folder.name.startswith("zen"):
             save_sets(folder, tests)
         elif model is None or not save_model(folder, *model.groups()):
             without.append(name)
@@ -102,10 +114,15 @@ def renumber(tests: str) -> str:
 
 
 def save_sets(folder: Path, tests: str) -> None:
-    """Two configurations of 17 rows and 2: beginnings of sentences, as text and as chats."""
+    """Configurations of 17 rows and 2: beginnings of sentences, as text and as chats; or as chats with images."""
     expected = re.findall(r"""["']prompt["']: "([^"{}]+)"\}""", tests)
     beginnings = [_beginning(line, expected) for line in zen()]
     chats = [[{"role": "user", "content": text}] for text in beginnings]
+    if "image" in folder.name:
+        from trl_images import save_image_sets
+
+        save_image_sets(folder, chats, several="multi" in folder.name)
+        return
     entries = []
     sets: dict[str, list[Any]] = {"standard_prompt_only": beginnings, "conversational_prompt_only": chats}
     for name, prompts in sets.items():
@@ -142,6 +159,10 @@ def save_model(folder: Path, architecture: str, head: str) -> bool:
     import torch
     import transformers
 
+    if head == "ForConditionalGeneration":
+        from trl_images import save_vision_model
+
+        return save_vision_model(folder, architecture, spread_weights)
     base = "Llama" if architecture == "Remote" else architecture
     made = getattr(transformers, base + head, None)
     if made is None or head not in ("ForCausalLM", "ForSequenceClassification"):
@@ -151,10 +172,7 @@ def save_model(folder: Path, architecture: str, head: str) -> bool:
     with torch.random.fork_rng():
         torch.manual_seed(zlib.crc32(folder.name.encode()))
         model = made(config)
-        for module in model.modules():
-            # Wide enough that every weight has a gradient: most tests end by looking for one that has not moved.
-            if isinstance(module, torch.nn.Linear):
-                torch.nn.init.xavier_uniform_(module.weight)
+        spread_weights(model)
     model.save_pretrained(folder)
     tokenizer(TEMPLATES.get(base)).save_pretrained(folder)
     if architecture == "Remote":
@@ -166,7 +184,18 @@ def save_model(folder: Path, architecture: str, head: str) -> bool:
     return True
 
 
-def tokenizer(template: str | None) -> Any:
+def spread_weights(model: Any) -> None:
+    """Makes them so wide that every one has a gradient: most tests end by looking for one that has not moved."""
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.xavier_uniform_(module.weight)
+
+
+def tokenizer(
+    template: str | None, *, is_3_5: bool = False, more: Sequence[str] = (), named: Mapping[str, str] | None = None
+) -> Any:
     """Bytes as Qwen numbers them, the tokens that tests spell out, and a made-up word for every other id.
 
     Without merges only bytes and marks come from a text, but every id can be decoded: rewards of what random models
@@ -174,32 +203,43 @@ def tokenizer(template: str | None) -> Any:
 
     Args:
         template: name of a chat template of the installed TRL; None for none.
+        is_3_5: whether the tokens are those of Qwen 3.5.
+        more: further marks, numbered behind all others.
+        named: of these, those that the tokenizer has an attribute for, such as `image_token`.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    made = Tokenizer(models.BPE(vocab=_vocabulary(), merges=[]))
+    marks = MARKS_3_5 if is_3_5 else MARKS
+    made = Tokenizer(models.BPE(vocab=_vocabulary(is_3_5), merges=[]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     made.decoder = decoders.ByteLevel()
-    made.add_special_tokens([AddedToken(MARKS[number], special=True) for number in CONTROL])
-    made.add_tokens([AddedToken(mark, normalized=False) for number, mark in MARKS.items() if number not in CONTROL])
-    names = {"eos_token": MARKS[151645], "pad_token": MARKS[151643], "padding_side": "left"}
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=made, **names)
+    made.add_special_tokens([AddedToken(mark, special=True) for mark in marks.values() if mark in CONTROL])
+    made.add_tokens([AddedToken(mark, normalized=False) for mark in marks.values() if mark not in CONTROL])
+    made.add_special_tokens([AddedToken(mark, special=True) for mark in more])
+    names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "padding_side": "left"}
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=made, **names, extra_special_tokens=dict(named or {}))
     if template is not None:
-        wrapped.chat_template = (files("trl") / "chat_templates" / f"{template}.jinja").read_text()
+        wrapped.chat_template = chat_template(template)
     return wrapped
 
 
+def chat_template(name: str) -> str:
+    """One that the installed TRL ships."""
+    return (files("trl") / "chat_templates" / f"{name}.jinja").read_text()
+
+
 @cache
-def _vocabulary() -> dict[str, int]:
+def _vocabulary(is_3_5: bool) -> dict[str, int]:
     from tokenizers import pre_tokenizers
 
+    tokens, marks = (TOKENS_3_5, MARKS_3_5) if is_3_5 else (TOKENS, MARKS)
     splitting = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     # In the order of their code points, the signs that stand for bytes are numbered as in GPT-2, and so in Qwen.
     vocabulary = {sign: number for number, sign in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     texts = {number: f" w{number}{'.' * (number % 5)}" for number in range(256, VOCABULARY)}
-    texts |= {NUMBERS.get(number, number): text for number, text in TOKENS.items()}
-    marks = {NUMBERS[number]: mark for number, mark in MARKS.items()}
+    texts |= {NUMBERS.get(number, number): text for number, text in tokens.items()}
+    marked = {NUMBERS[number]: mark for number, mark in marks.items()}
     for number, text in texts.items():
-        vocabulary[marks.get(number) or splitting.pre_tokenize_str(text)[0][0]] = number
+        vocabulary[marked.get(number) or splitting.pre_tokenize_str(text)[0][0]] = number
     return vocabulary

@@ -45,16 +45,20 @@ NAMES = {
     "forced": ("trl_forced", "ForcedConfig", "ForcedTrainer"),
 }
 
-KNOWN_KINDS = {IMAGES: "images are refused: templates are text"}
 _STREAM = "a streamed training set is refused: P²O comes back to hard questions by row"
 _STREAMS = {
     "test_train_with_iterable_dataset": _STREAM,
     "test_iterable_dataset_forces_num_workers_zero": _STREAM,
     "test_iterable_dataset_requires_dispatch_batches_false": f"{_STREAM}, which it says in place of TRL's reason",
 }
-_OWN_GENERATE = "its stand-in for `generate` answers three prompts, and a prompt phase asks for other numbers of them"
+_OWN_GENERATE = "its stand-in for `generate` answers so many prompts, and a prompt phase asks for other numbers of them"
 _FORCED = dict.fromkeys(
-    ("test_train_with_mask_truncated_completions", "test_train_with_tools", "test_train_with_malformed_tool_calls"),
+    (
+        "test_train_with_mask_truncated_completions",
+        "test_train_with_tools",
+        "test_train_with_tools_multimodal_response",
+        "test_train_with_malformed_tool_calls",
+    ),
     _OWN_GENERATE,
 )
 KNOWN: dict[str, dict[str, str]] = {"p2o": _STREAMS, "forced": _STREAMS | _FORCED}
@@ -87,7 +91,7 @@ class Outcome:
 
     def reason(self, mode: str) -> str | None:
         """Why P²O is known not to pass it; None where nobody knows."""
-        return KNOWN_KINDS.get(self.kind) or KNOWN.get(mode, {}).get(self.function)
+        return KNOWN.get(mode, {}).get(self.function)
 
 
 Outcomes = dict[str, Outcome]
