@@ -48,7 +48,7 @@ class Counting:
     calculate.__doc__, estimate.__doc__ = world.calculate.__doc__, world.estimate.__doc__
 
 
-def steps(arguments: argparse.Namespace, kind: str, seed: int) -> tuple[list[tuple[float, float, float]], int]:
+def steps(arguments: argparse.Namespace, kind: str, seed: int) -> tuple[list[tuple[float, float, float, float]], int]:
     """Seconds of the steps behind the first, see `policy_step.Clock`; and the calls of all steps."""
     clock, counting = Clock(), Counting()
     rows = world.train_dataset(hard=arguments.rollouts, easy=0)
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    seconds: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in KINDS}
+    seconds: dict[str, list[tuple[float, float, float, float]]] = {kind: [] for kind in KINDS}
     calls = dict.fromkeys(KINDS, 0)
     for turn in range(arguments.turns):
         for kind in KINDS:
@@ -116,9 +116,9 @@ def main() -> None:
     columns = ("trainer", "calls", "seconds", "ratio", "generation", "ratio", "rest", "ratio")
     for heading in columns:
         table.add_column(heading, justify="left" if heading == "trainer" else "right")
-    _, unit, generation_unit = (statistics.median(column) for column in zip(*seconds["GRPO"], strict=True))
+    _, unit, generation_unit, _ = (statistics.median(column) for column in zip(*seconds["GRPO"], strict=True))
     for kind, values in seconds.items():
-        _, cpu, generation = (statistics.median(column) for column in zip(*values, strict=True))
+        _, cpu, generation, _ = (statistics.median(column) for column in zip(*values, strict=True))
         rest, rest_unit = cpu - generation, unit - generation_unit
         figures = [cpu, cpu / unit, generation, generation / generation_unit, rest, rest / rest_unit]
         rows.append({"trainer": kind, "calls": calls[kind], "cpu_seconds": cpu, "cpu_ratio": cpu / unit})

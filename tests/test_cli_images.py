@@ -108,7 +108,7 @@ def test_answers_profiles_and_templates(there, at_work, monkeypatch):
     assert main(["profile", *common, "--n", "2", "--output_dir", "profile"]) == 0
     profile = json.loads((at_work / "profile" / "profile.json").read_text())
     assert [q["key"] for q in profile["questions"]] == [q["key"] for q in task["by_question"]]
-    evolution = ["--num_generations", "2", "--min_hard_questions", "2", "--evolution_budget", "30"]
+    evolution = ["--num_generations", "2", "--min_hard_questions", "2", "--evolution_budget", "90"]
     evolution += ["--reflection_func", "image_rewards:reflect", "--confirm_samples", "1"]
     assert main(["evolve", *common, *evolution, "--output_dir", "evolve"]) in (0, 1)
     found = json.loads((at_work / "evolve" / "evolution.json").read_text())
@@ -118,7 +118,7 @@ def test_answers_profiles_and_templates(there, at_work, monkeypatch):
 def test_the_frozen_model_sees_them_when_it_reflects(there, at_work):
     words = [str(there / "model"), *data_options(there), "--max_completion_length", "4", "--temperature", "1"]
     words += ["--reward_func", "image_rewards:luck", "--num_generations", "2", "--min_hard_questions", "2"]
-    words += ["--evolution_budget", "20", "--reflection_max_tokens", "4", "--output_dir", "evolve"]
+    words += ["--evolution_budget", "90", "--reflection_max_tokens", "4", "--output_dir", "evolve"]
     assert main(["evolve", *words]) in (0, 1)
     found = json.loads((at_work / "evolve" / "evolution.json").read_text())
     assert found["spent"]["rollouts"]["reflection"] > 0

@@ -35,6 +35,7 @@ from p2o.cli.compare import Comparison
 from p2o.cli.eval import EvalArguments
 from p2o.cli.evolve import EvolveArguments
 from p2o.cli.features import FeatureArguments
+from p2o.cli.features_apply import ApplyArguments
 from p2o.cli.options import option_types
 from p2o.cli.profile import ProfileArguments
 from p2o.cli.rewrite import RewriteArguments
@@ -127,7 +128,8 @@ def test_a_command_in_the_text_is_one(here, monkeypatch, block):
     (words,) = commands(block.text)
     if words[0] == "p2o":
         kinds = {"eval": EvalArguments, "evolve": EvolveArguments, "profile": ProfileArguments}
-        kinds |= {"rewrite": RewriteArguments, "features": FeatureArguments}
+        features = ApplyArguments if words[2:3] == ["apply"] else FeatureArguments
+        kinds |= {"rewrite": RewriteArguments, "features": features}
         known = {"train": set(option_types())} | {name: set(kind.__dataclass_fields__) for name, kind in kinds.items()}
         assert words[1] in ("score", "report", "compare", "train", *kinds)
         if words[1] in known:

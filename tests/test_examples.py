@@ -51,7 +51,7 @@ def answering(words):
         sql = next(sql for question, sql in known.items() if question in text)
         return f"<tool_call>\n{json.dumps({'name': 'query', 'arguments': {'sql': sql}})}\n</tool_call>"
 
-    def generate(trainer, contexts, *rest):
+    def generate(trainer, contexts, *rest, **more):
         return [words(answer(words.decode(ids)) + "<|im_end|>")["input_ids"] for ids in contexts], None
 
     return generate

