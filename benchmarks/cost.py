@@ -228,6 +228,7 @@ def phase(questions: int, budget: int) -> Measured:
 def prompt_phase(trainer: Any) -> None:
     """A prompt phase for all of the questions: as if each of their rollouts had failed."""
     trainer.p2o.outcomes = {question: Outcome(0, K) for question in range(len(trainer.train_dataset))}
+    trainer.p2o.begin_next_epoch(near_hard=trainer.args.near_hard)
     trainer._prompt_phase()
 
 

@@ -311,7 +311,7 @@ def worker(argv: list[str]) -> int:
     watch_everything()
     Engine.kill_after = plan["kill_after"]
     sample, evolve = P2OTrainer._generate_and_score_completions, P2OTrainer._prompt_phase
-    draw = P2OTrainer._get_train_sampler
+    draw, go_on = P2OTrainer._get_train_sampler, P2OTrainer._begin_epoch
 
     def sampler(trainer: Any, dataset: Any = None) -> Any:
         made = draw(trainer, dataset)
@@ -322,8 +322,12 @@ def worker(argv: list[str]) -> int:
         WATCH.begin("templated batch" if trainer.p2o.assignment else "bare batch")
         return sample(trainer, inputs)
 
+    def begin_epoch(trainer: Any, batches_done: int) -> None:
+        if trainer.p2o.epoch_complete:
+            make_up_outcomes(trainer)
+        go_on(trainer, batches_done)
+
     def phase(trainer: Any) -> None:
-        make_up_outcomes(trainer)
         WATCH.begin("prompt phase")
         evolve(trainer)
         WATCH.begin("after the prompt phase")
@@ -337,6 +341,7 @@ def worker(argv: list[str]) -> int:
     Engine.generate = generate  # type: ignore[method-assign]
     P2OTrainer._get_train_sampler = sampler  # type: ignore[method-assign]
     P2OTrainer._generate_and_score_completions = batch  # type: ignore[method-assign]
+    P2OTrainer._begin_epoch = begin_epoch  # type: ignore[method-assign]
     P2OTrainer._prompt_phase = phase  # type: ignore[method-assign]
     code = p2o(["train", *argv])
     leave(killed=False)
