@@ -176,9 +176,9 @@ def apart(trainer: Any, seconds: Measured) -> None:
     """From now on, seconds of generation are counted by themselves."""
     complete = trainer._complete
 
-    def timed(contexts: list[list[int]]) -> Any:
+    def timed(*args: Any, **kwargs: Any) -> Any:
         with clock(seconds, "generation"):
-            return complete(contexts)
+            return complete(*args, **kwargs)
 
     trainer._complete = timed
 

@@ -25,3 +25,13 @@ def test_a_benchmark_prints_and_writes_its_figures(name, tmp_path):
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert ended.stdout.strip()
     assert json.loads(written.read_text())
+
+
+@pytest.mark.slow
+def test_what_the_benchmark_of_costs_measures_goes_through(monkeypatch):
+    """A policy step and a prompt phase, in small; its series take the better part of an hour."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import cost
+
+    for measured in (cost.step(questions=2, k=2, steps=2), cost.phase(16, 24)):
+        assert measured["in all"] > measured["generation"] > 0
