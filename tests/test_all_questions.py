@@ -10,9 +10,23 @@ from p2o.methods import with_method
 from p2o.policy_phase.sampler import EpochSampler
 from p2o.prompt_phase.types import Reflection
 from p2o.templates import Template, best_template, question_text
-from trainers import K, Watch, alternate, assert_same, coin, contexts_of, make, options, questions, rows_of, weights
+from trainers import (
+    ALTERNATE,
+    K,
+    Watch,
+    alternate,
+    assert_same,
+    coin,
+    contexts_of,
+    make,
+    options,
+    questions,
+    rows_of,
+    weights,
+)
 
 FST = {
+    **ALTERNATE,
     "template_questions": "all",
     "epoch_batches": 2,
     "context_distillation": False,
@@ -20,12 +34,6 @@ FST = {
     "epsilon_high": 4.0,
     "beta": 0.001,
     "num_train_epochs": 3,
-    "max_steps": -1,
-    "max_completion_length": 8,
-    "min_hard_questions": 2,
-    "evolution_budget": 60,
-    "parents_per_iteration": 2,
-    "reflection_max_tokens": 8,
 }
 
 

@@ -11,7 +11,7 @@ from transformers import ProcessorMixin
 
 from p2o.config import P2OConfig
 from p2o.engines.processes import is_sharded
-from p2o.images import COLUMNS, image_columns, images_of, question_prompt, stored_images
+from p2o.images import COLUMNS, image_columns, images_of, is_address, question_prompt, stored_images
 from p2o.templates import Prompt
 
 
@@ -95,7 +95,7 @@ def _missing_file(image: Any) -> str | None:
     path = image if isinstance(image, str) else None
     if isinstance(image, Mapping) and image.get("bytes") is None:
         path = image.get("path")
-    if path is None or "://" in path or path.startswith("data:") or Path(path).is_file():
+    if path is None or is_address(path) or Path(path).is_file():
         return None
     return path
 

@@ -103,15 +103,18 @@ def interleaved(text: str, images: Sequence[Any], block: Any) -> list[dict[str, 
     return blocks
 
 
+def is_address(path: str) -> bool:
+    """Whether it is an address, on the web or of a `data:` URL, and no path of a file."""
+    return "://" in path or path.startswith("data:")
+
+
 def opened(image: Any) -> Any:
     """The image as PIL's: of a path, of what `datasets` stores, or itself; an address as it is.
 
     Raises:
         OSError: a file that is not there, or is no image.
     """
-    if isinstance(image, str) and ("://" in image or image.startswith("data:")):
-        return image
-    if not isinstance(image, str | Mapping):
+    if not isinstance(image, str | Mapping) or (isinstance(image, str) and is_address(image)):
         return image
     from PIL import Image as Pillow
 
@@ -128,9 +131,9 @@ def data_url(image: Any) -> str:
     Args:
         image: PIL's, or a path or an address, or as `datasets` stores it.
     """
+    if isinstance(image, str) and is_address(image):
+        return image
     if isinstance(image, str | Mapping):
-        if isinstance(image, str) and ("://" in image or image.startswith("data:")):
-            return image
         return data_url(opened(image).convert("RGB"))
     content = io.BytesIO()
     image.save(content, format="PNG")

@@ -261,8 +261,8 @@ def _contexts(
         [(kept.of_passage(number), kept.passages[number].ids) for number in kept.spread(LABELLED)],
         lambda ids: str(source.tokenizer.decode(ids)),
     )
-    by_kind = contexts_by_kind(labels, dictionary.shape.high, contexts)
-    write_json(directory / CONTEXTS, by_kind)  # whatever the endpoint does
+    if endpoint is not None:  # whatever it does
+        write_json(directory / CONTEXTS, contexts_by_kind(labels, dictionary.shape.high, contexts))
     said, failed = ask_endpoint(arguments, endpoint, labels, contexts, directory, console)
     by_kind = contexts_by_kind(labels, dictionary.shape.high, contexts, said)
     write_json(directory / CONTEXTS, by_kind)

@@ -230,7 +230,7 @@ def transformers_complete(
         how: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "halving": halving, "first": first}
         sampled = sample_tokens(model, tokenizer, encoded, sampling, **how)
         stops = stop_tokens(model, tokenizer)
-        return answers(tokenizer, prompts, encoded, sampled, [_is_cut_off(tokens, stops) for tokens in sampled])
+        return answers(tokenizer, prompts, encoded, sampled, [is_cut_off(tokens, stops) for tokens in sampled])
 
     return complete
 
@@ -243,7 +243,7 @@ def completion(
         text=decode(tokens),
         prompt_tokens=len(prompt),
         completion_tokens=len(tokens),
-        truncated=_is_cut_off(tokens, stops),
+        truncated=is_cut_off(tokens, stops),
     )
 
 
@@ -263,7 +263,7 @@ def answers(
     ]
 
 
-def _is_cut_off(tokens: list[int], stops: set[int]) -> bool:
+def is_cut_off(tokens: list[int], stops: set[int]) -> bool:
     return not tokens or tokens[-1] not in stops
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from p2o.completions import CompleteFn, Completion, Sampling
-from p2o.engines.frozen import FrozenModel, answers, in_streams, sample_batch, stop_tokens
+from p2o.engines.frozen import FrozenModel, answers, in_streams, is_cut_off, sample_batch, stop_tokens
 from p2o.engines.image_inputs import AT_ONCE
 from p2o.engines.loading import load_seeing
 from p2o.engines.memory import Halving
@@ -55,23 +55,13 @@ class SeeingModel(FrozenModel):
 
 
 def seeing_model(
-    name: str,
-    *,
-    batch_size: int = 32,
-    dtype: str = "auto",
-    device: str | None = None,
-    attn_implementation: str | None = None,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    template_options: Mapping[str, Any] | None = None,
+    name: str, *, batch_size: int = 32, template_options: Mapping[str, Any] | None = None, **how: Any
 ) -> SeeingModel:
     """A checkpoint, or a name on the hub; arguments as of [`p2o.engines.frozen.transformers_model`].
 
     Raises:
         OSError, ValueError: as `from_pretrained`; a model that reads texts only.
     """
-    how: dict[str, Any] = {"dtype": dtype, "device": device, "attn_implementation": attn_implementation}
-    how |= {"revision": revision, "trust_remote_code": trust_remote_code}
     model, processor = load_seeing(name, **how)
     options = dict(template_options or {})
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -95,6 +85,6 @@ def _complete(model: PreTrainedModel, processor: Any, batch_size: int, options: 
         pairs = in_streams(model, sample, prompts, **how)
         encoded, sampled = [ids for ids, _ in pairs], [tokens for _, tokens in pairs]
         stops = stop_tokens(model, words)
-        return answers(words, prompts, encoded, sampled, [not t or t[-1] not in stops for t in sampled])
+        return answers(words, prompts, encoded, sampled, [is_cut_off(t, stops) for t in sampled])
 
     return complete

@@ -7,7 +7,6 @@ from statistics import mean
 from typing import Any
 
 Record = Mapping[str, Any]
-PROMPT_PHASE = ("evolution_feedback", "evolution_dev", "reflection")
 
 WITH_PROMPTS = "with_prompts/"
 """How the name of an evaluation set begins whose questions stand behind the best template."""
@@ -36,10 +35,11 @@ def prompt_phases(records: Iterable[Record]) -> list[tuple[int, int]]:
     for record in records:
         if "p2o/rollouts/total" not in record:
             continue
-        in_phases = sum(record.get(f"p2o/rollouts/{purpose}", 0) for purpose in PROMPT_PHASE)
+        in_all = record["p2o/rollouts/total"]
+        in_phases = in_all - record.get("p2o/rollouts/policy", in_all)
         if in_phases > spent:
             phases.append((total, total + in_phases - spent))
-        total, spent = record["p2o/rollouts/total"], in_phases
+        total, spent = in_all, in_phases
     return phases
 
 

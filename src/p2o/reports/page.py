@@ -22,7 +22,7 @@ from p2o.reports.features_page import features_section
 from p2o.reports.figures import BUCKET_COLOURS, BY_EPOCH, FATES, accuracy_figure, epoch_figure, flow_figure
 from p2o.reports.metrics import accuracy_curves, by_epoch
 from p2o.reports.run_data import RunData, bucket_transitions, hard_set_transitions
-from p2o.reports.words import best_template, in_words
+from p2o.reports.words import highest_scored, in_words
 
 EVENTS = {
     "accuracy_regression": "accuracy on an evaluation set fell by more than regression_margin",
@@ -148,7 +148,7 @@ def _run(run: RunData, charts: Charts) -> dict[str, Any]:
         "transitions": _flows(hard_set_transitions(run), FATES, fates, charts),
         "buckets": _flows(bucket_transitions(run), BUCKET_COLOURS, buckets, charts),
         "lineages": [_lineage(epoch, record) for epoch, record in run.templates.items()],
-        "instruction": best["text"] if (best := best_template(run)) else None,
+        "instruction": best["text"] if (best := highest_scored(run)) else None,
         "answers": [_compared(before, after) for before, after in run.examples()],
         "settings": Table(["setting", "value"], [[k, v] for k, v in sorted(run.config.items())]),
         "versions": Table(["package", "version"], [[k, v] for k, v in run.versions.items()]),

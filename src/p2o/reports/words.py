@@ -30,7 +30,7 @@ def _templates(run: RunData) -> Iterator[str]:
     phases = [record for record in run.templates.values() if record["evolution"].get("candidates")]
     if not phases:
         return
-    if (best := best_template(run)) is None:
+    if (best := highest_scored(run)) is None:
         yield f"{_count(len(phases), 'prompt phase')} brought no instruction into use."
         return
     used = _count(len(_used(run)), "instruction")
@@ -40,7 +40,7 @@ def _templates(run: RunData) -> Iterator[str]:
     )
 
 
-def best_template(run: RunData) -> dict[str, Any] | None:
+def highest_scored(run: RunData) -> dict[str, Any] | None:
     """The one in use with the best mean dev score; None where a run had none."""
     return max(_used(run), key=lambda template: template.get("score", 0.0), default=None)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
 
-from p2o.images import COLUMNS, image_columns, image_key, images_of, stored_images
+from p2o.images import COLUMNS, image_columns, image_key, images_of, is_address, stored_images
 from p2o.tasks.layouts import DataError
 
 
@@ -37,7 +37,7 @@ def _column_beside(dataset: Dataset, file: Path, name: str) -> Dataset:
     found = [_found(value, file, f"{file}, row {row}, field `{name}`") for row, value in enumerate(values)]
     paths = [path for value in found for path in _paths(value)]
     # What is on the web, or spelled out, the model's processor reads.
-    one: Any = Value("string") if any(map(address, paths)) else Image()
+    one: Any = Value("string") if any(map(is_address, paths)) else Image()
     kind = List(one) if any(isinstance(value, list) for value in found) else one
     images = Dataset.from_dict({name: found}, features=Features({name: kind}))
     others = dataset.remove_columns([name])
@@ -57,11 +57,6 @@ def _paths(value: Any) -> list[str]:
     return [path for path in paths if isinstance(path, str)]
 
 
-def address(path: str) -> bool:
-    """Whether it is none of a file."""
-    return "://" in path or path.startswith("data:")
-
-
 def _found(value: Any, file: Path, where: str) -> Any:
     """The images of a row, with the whole paths of files that are there."""
     if value is None:
@@ -74,7 +69,7 @@ def _found(value: Any, file: Path, where: str) -> Any:
     if not paths:
         raise DataError(f"{where}: {type(value).__name__}, neither the path of an image nor a list of paths.")
     (path,) = paths
-    if address(path):
+    if is_address(path):
         return path
     whole = (file if file.is_dir() else file.parent) / path
     if not whole.is_file():

@@ -5,8 +5,8 @@ a tool at all, which one, and after every result whether to call again or to gue
 probabilities are the same ones; bare, the right tool and another call are rarer. What has to be learnt is to copy
 numbers into calls and results into answers: no arithmetic but the products of one-digit numbers.
 
-Calls of the calculator are so rare in bare documents that what follows them would be learnt from instructed ones, where
-the next call nearly always follows. So other bare documents begin with calls that are given, and only go on from there.
+Few bare documents call the calculator, so the model would take from instructed ones what follows a call: nearly always
+the next call. Other bare documents therefore begin with given calls, and only what follows them is trained on.
 """
 
 import json
