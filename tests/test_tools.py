@@ -24,6 +24,8 @@ from trainers import (
     Watch,
     assert_loss_is,
     assert_same,
+    brute_force_logps,
+    contexts_of,
     options,
     rows_of,
     terms_with_tools,
@@ -101,6 +103,35 @@ def test_loss_and_gradient_equal_the_definition(tmp_path, tool_model, loss_type)
     output, watch = watched_batch(trainer, [CALLS])
     terms, lengths, masked, returned = terms_with_tools(trainer, output, watch, low, high)
     assert masked > 0 and returned > 0, "calls and masked tokens there must be for the test to mean anything"
+    assert_loss_is(trainer, output, terms, lengths)
+
+
+def test_what_was_sampled_after_a_result_is_known_without_another_pass(tmp_path, tool_model):
+    """log π_old(y|T(x, z)) of every turn is recorded while it is sampled, and is what a pass finds."""
+    trainer = make(tmp_path, tool_model)
+    output, watch = watched_batch(trainer, [CALLS])
+    assert trainer.p2o.ledger.forward_tokens == 0
+    contexts, turns = contexts_of(trainer, watch.rollouts), []
+    for row, (_, completion) in enumerate(rows_of(output)):
+        own = output["tool_mask"][row][: len(completion)].bool()
+        turns.append(not own.all())
+        with torch.no_grad():
+            passed = brute_force_logps(trainer.model, contexts[row], completion)
+        torch.testing.assert_close(
+            output["sampling_per_token_logps"][row][: len(completion)][own], passed[own], atol=1e-4, rtol=1e-4
+        )
+    assert any(turns)
+
+
+def test_where_a_turn_cannot_be_recorded_a_pass_takes_its_place(tmp_path, tool_model):
+    """Prompts fed in pieces: of the question there is one, of the conversation there are several."""
+    trainer = make(tmp_path, tool_model)
+    longest = max(map(len, contexts_of(trainer, watched_batch(trainer, [CALLS])[1].rollouts)))
+    trainer.generation_config.prefill_chunk_size = longest
+    output, watch = watched_batch(trainer, [CALLS])
+    assert trainer.p2o.ledger.forward_tokens > 0 and "sampling_per_token_logps" not in output
+    terms, lengths, _, returned = terms_with_tools(trainer, output, watch, 0.01, 10.0)
+    assert returned > 0
     assert_loss_is(trainer, output, terms, lengths)
 
 

@@ -209,20 +209,20 @@ class P2OTrainer(GRPOTrainer):
                 return completing_real_rows(lambda some: turn(some, images, fields, *args, **kwargs), ids, repeats)
         plan = self._batch.plan
         given = image_inputs.sampled_from(plan.sampled_rows(), ids, images, fields)
-        if self.use_vllm or self.use_transformers_continuous_batching or self.tools:
-            return plan.with_kept_rollouts(*self._complete(*given))
-        sampling = (self.accelerator, self.model, self.temperature)
-        return plan.with_kept_rollouts(*recorded(*sampling, lambda: self._complete(*given)[0]))
+        return plan.with_kept_rollouts(*self._complete(*given))
 
     def _tool_call_loop(self, *conversations: Any) -> Any:
-        with self._turns.taken_together():
-            return super()._tool_call_loop(*image_inputs.countable(conversations))
+        return self._turns.taken_together(partial(super()._tool_call_loop, *image_inputs.countable(conversations)))
 
     def _complete(self, contexts: list[list[int]], images: Any = None, fields: Any = None, **more: Any) -> Completions:
         """One completion of each context. Processes that have fewer contexts generate fillers, which are dropped."""
         padded = processes.pad_to_longest(self.accelerator, contexts, self._filler, shared=self.use_vllm)
+        generate = partial(super()._generate_single_turn, padded, *image_inputs.fill(padded, images, fields), 1, **more)
+        by_engine = self.use_vllm or self.use_transformers_continuous_batching
+        if self._batch and self._batch.plan.two_contexts and not by_engine:
+            generate = partial(recorded, self.accelerator, self.model, self.temperature, generate)
         with vllm.tensor_parallel_stream(self._vllm), generation.only_asked_settings(self.model):
-            ids, logprobs = super()._generate_single_turn(padded, *image_inputs.fill(padded, images, fields), 1, **more)
+            ids, logprobs = generate()
         return ids[: len(contexts)], None if logprobs is None else logprobs[: len(contexts)]
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids: Any) -> Tensor:

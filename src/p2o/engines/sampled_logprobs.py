@@ -79,9 +79,9 @@ class SampledLogprobs:
 
 
 def recorded(
-    accelerator: Accelerator, model: Any, temperature: float, complete: Callable[[], list[list[int]]]
+    accelerator: Accelerator, model: Any, temperature: float, complete: Callable[[], tuple[list[list[int]], Any]]
 ) -> tuple[list[list[int]], list[list[float]] | None]:
     """Completions, and the log-probabilities that the model has sampled them with; None where these are not known."""
     with SampledLogprobs(accelerator.unwrap_model(model), temperature) as logprobs:
-        ids = complete()
+        ids, _ = complete()
     return ids, logprobs.of_all_processes(ids, accelerator)

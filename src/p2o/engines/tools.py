@@ -1,8 +1,7 @@
 """Conversations with tools beside TRL's own loop: turns of several processes, and those of a prompt phase."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -24,22 +23,27 @@ class ToolTurns:
     Args:
         complete: one completion for each of this process's contexts; all processes call it together.
         under_way: whether what is generated now is such a turn.
+        unknown: whether log-probabilities of such a turn could not be recorded, for all processes alike.
     """
 
     accelerator: Accelerator
     complete: Callable[..., Any]
     under_way: bool = False
+    unknown: bool = False
 
-    @contextmanager
-    def taken_together(self) -> Iterator[None]:
-        """Inside, one process's loop over its tools; leaves it once no process has a result to hand to the model."""
-        self.under_way = True
+    def taken_together(self, loop: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
+        """What TRL's loop over this process's tools returns, once no process has a result to hand to the model.
+
+        Log-probabilities, in the fourth place, only if those of every turn are known.
+        """
+        self.under_way, self.unknown = True, False
         try:
-            yield
+            generated = loop()
             while all_reduce_max(self.accelerator, 0):
-                self.complete([])
+                self._complete([])
         finally:
             self.under_way = False
+        return (*generated[:3], None, *generated[4:]) if self.unknown else generated
 
     def next(
         self, contexts: list[list[int]], images: Any, fields: Mapping[str, Any], num_generations: int, **more: Any
@@ -52,7 +56,12 @@ class ToolTurns:
             more: its further arguments, among them whether a tool returned any of the images.
         """
         all_reduce_max(self.accelerator, 1)  # tells those that have no more turns of their own
-        return self.complete(contexts, images, shown(images, fields), **more)
+        return self._complete(contexts, images, shown(images, fields), **more)
+
+    def _complete(self, contexts: list[list[int]], *images: Any, **more: Any) -> tuple[Any, Any]:
+        ids, logprobs = self.complete(contexts, *images, **more)
+        self.unknown |= logprobs is None
+        return ids, [[0.0] * len(row) for row in ids] if logprobs is None else logprobs
 
 
 ByName = list[dict[str, Tool]]
