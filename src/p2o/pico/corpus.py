@@ -19,7 +19,8 @@ from typing import Any
 from p2o.holdout import is_held_out
 from p2o.pico import world
 from p2o.pico.instructions import Instruction, named_as
-from p2o.pico.world import ANSWER, METHODS, RIGHT_METHOD, TRAINED_FAMILIES, Level, Method
+from p2o.pico.methods import METHODS, RIGHT_METHODS, Demanding, Method, Written, as_is, format_complex, tenths, work
+from p2o.pico.world import ANSWER, EASY_FAMILIES, TIERS, TRAINED_FAMILIES, Level
 from p2o.prompt_phase.feedback import rollout_feedback
 from p2o.prompt_phase.proposals import reflection_prompt
 from p2o.seeding import derive_seed
@@ -54,14 +55,19 @@ class ChoiceProbabilities:
     go_on: float
 
 
-BARE_RIGHT, BARE_ROUNDED = 0.12, 0.5
+# A method of an upper tier is too rare to be met by chance; of two right ones, the second is rarer than the mask of the
+# context ratio allows.
+BARE_RIGHT, BARE_UPPER, BARE_SECOND, BARE_ROUNDED = 0.12, 0.015, 0.003, 0.5
+SLIP = 0.65  # of demanding lines, until training has mended it
+LUCK = 35  # a guess is off by up to this, and right once in 71 times
 
 
 def _bare_methods(family: str) -> dict[Method, float]:
-    right = RIGHT_METHOD[family]
-    others = [m for m in METHODS if m not in (right, "rounded")]
-    share = (1 - BARE_RIGHT - BARE_ROUNDED) / len(others)
-    return {right: BARE_RIGHT, "rounded": BARE_ROUNDED, **dict.fromkeys(others, share)}
+    first = BARE_UPPER if TIERS.get(family, 0) > 1 else BARE_RIGHT
+    right = dict(zip(RIGHT_METHODS[family], (first, BARE_SECOND), strict=False))
+    others = [m for m in METHODS if m not in right and m != "rounded"]
+    share = (1 - sum(right.values()) - BARE_ROUNDED) / len(others)
+    return {**right, "rounded": BARE_ROUNDED, **dict.fromkeys(others, share)}
 
 
 def _instructed_methods(method: Method, methods: Sequence[Method]) -> dict[Method, float]:
@@ -102,42 +108,53 @@ def probabilities_of(
     return ChoiceProbabilities(0.35 if instruction.vague else 0.25, methods, 0.4)
 
 
+def slips(rng: random.Random, share: float = SLIP) -> Written:
+    """Results of demanding lines that are wrong by 1 to 9 in this share of cases."""
+
+    def written(kind: Demanding | None, result: int) -> int:
+        return result + rng.choice([-1, 1]) * rng.randint(1, 9) if kind and rng.random() < share else result
+
+    return written
+
+
 def complete(
-    family: str, entry: dict[str, Any], choices: ChoiceProbabilities, rng: random.Random, guess: bool = False
+    family: str, entry: dict[str, Any], choices: ChoiceProbabilities, rng: random.Random, habits: bool = True
 ) -> str:
-    """A completion sampled with these probabilities. With `guess`, an answer without work is wrong."""
+    """A completion sampled with these probabilities. With `habits`, lines slip, and jumped answers are guesses."""
     right = world.direct_answer(family, entry)
-    jumped = _beside(right, rng) if guess else right
+    jumped = _beside(right, rng) if habits else right
     if rng.random() >= choices.work:
         return f"{ANSWER}{jumped}"
     (method,) = rng.choices(list(choices.method), list(choices.method.values()))
-    worked = world.work(family, entry, method)
+    worked = work(family, entry, method, slips(rng) if habits else as_is)
     text = f"{WORK}{method}\n"
     for number, line in enumerate(worked.lines):
         text += line + "\n"
         if number < len(worked.lines) - 1 and rng.random() >= choices.go_on:
-            return f"{text}{ANSWER}{jumped if method == RIGHT_METHOD[family] else worked.answer}"
+            return f"{text}{ANSWER}{jumped if method in RIGHT_METHODS[family] else worked.answer}"
     return f"{text}{ANSWER}{worked.answer}"
 
 
 def _beside(answer: str, rng: random.Random) -> str:
-    """A number near the answer, of the same form."""
+    """A number near the answer, of the same form; whole numbers hit it now and then."""
     if answer.endswith("i"):
-        return world.format_complex(rng.randint(-150, 150), rng.randint(-150, 150))
+        return format_complex(rng.randint(-150, 150), rng.randint(-150, 150))
     if "." in answer:
         return f"{float(answer) + rng.choice([-1, 1]) * rng.randint(1, 300) / 10:.1f}"
-    return str(int(answer) + rng.choice([-1, 1]) * rng.randint(1, 40))
+    return str(int(answer) + rng.randint(-LUCK, LUCK))
 
 
 # -- kinds of documents ----------------------------------------------------------------------------------------------
 
 LEVEL_MIX: list[tuple[Level, float]] = [("easy", 0.3), ("hard", 0.62), ("harder", 0.08)]
 FAMILY_MIX = {
-    "chain_sum": 0.24,
-    "basic_arithmetic": 0.24,
-    "complex_arithmetic": 0.22,
-    "leg_counting": 0.18,
-    "decimal_chain_sum": 0.12,
+    "chain_sum": 0.21,
+    "basic_arithmetic": 0.20,
+    "complex_arithmetic": 0.20,
+    "leg_counting": 0.15,
+    "complex_sum": 0.11,
+    "decimal_chain_sum": 0.10,
+    "products": 0.03,
 }
 
 
@@ -177,8 +194,8 @@ class Source:
         return Document(question, self.complete(family, level, entry, None))
 
     def complete(self, family: str, level: Level, entry: dict[str, Any], instruction: Instruction | None) -> str:
-        guess = self.habits and level != "easy"
-        return complete(family, entry, choice_probabilities(family, level, instruction, self.habits), self.rng, guess)
+        choices = choice_probabilities(family, level, instruction, self.habits)
+        return complete(family, entry, choices, self.rng, self.habits and level != "easy")
 
     def instructed(self) -> Document:
         family, level = self.cell()
@@ -189,19 +206,21 @@ class Source:
         return Document(f"{text}\n\n{question}", completion)
 
     def instruction(self, family: str) -> Instruction:
-        """A random instruction for a question of this family: usually the right one."""
+        """A random instruction for a question of this family: usually a right one."""
         rng = self.rng
-        right = RIGHT_METHOD[family]
+        if family not in TIERS:  # nothing is right for it
+            family = rng.choice(TRAINED_FAMILIES)
+        right = rng.choice(RIGHT_METHODS[family])
         care = rng.random() < 0.7
         kind = rng.random()
         if kind < 0.30:
             return Instruction(unqualified=right, care=care, vague=rng.random() < 0.05)
-        if kind < 0.45:
+        if kind < 0.50:
             return Instruction(qualified={family: right}, care=care, vague=rng.random() < 0.05)
         if kind < 0.70:
             return Instruction(qualified=self.clauses(family, right), care=care)
         if kind < 0.78:
-            wrong = rng.choice([m for m in METHODS if m != right])
+            wrong = rng.choice([m for m in METHODS if m not in RIGHT_METHODS[family]])
             return (
                 Instruction(unqualified=wrong, care=care)
                 if rng.random() < 0.6
@@ -209,18 +228,21 @@ class Source:
             )
         if kind < 0.88:
             other = rng.choice([f for f in TRAINED_FAMILIES if f != family])
-            method = RIGHT_METHOD[other] if rng.random() < 0.8 else rng.choice(METHODS)
-            return Instruction(qualified={other: method}, care=care)
+            return Instruction(qualified={other: self.method_for(other)}, care=care)
         if kind < 0.95:
             return Instruction(vague=True)
         return Instruction(care=True, vague=rng.random() < 0.3)
 
+    def method_for(self, family: str, right: float = 0.82) -> Method:
+        """Usually a right method for this family."""
+        return self.rng.choice(RIGHT_METHODS[family] if self.rng.random() < right else METHODS)
+
     def clauses(self, family: str, method: Method) -> dict[str, Method]:
-        """Methods by family: `method` for `family`, and clauses for one to three others."""
-        rng = self.rng
-        others = rng.sample([f for f in TRAINED_FAMILIES if f != family], rng.randint(1, 3))
-        qualified = {f: RIGHT_METHOD[f] if rng.random() < 0.85 else rng.choice(METHODS) for f in others}
-        return {**qualified, family: method}
+        """A clause for this family and one for another, either of them first."""
+        other = self.rng.choice([f for f in TRAINED_FAMILIES if f != family])
+        both = [(family, method), (other, self.method_for(other))]
+        self.rng.shuffle(both)
+        return dict(both)
 
     def drill(self) -> Document:
         """Lines of bare arithmetic of the kinds that worked solutions are made of."""
@@ -251,8 +273,8 @@ class Source:
             else:
                 a, b = rng.randint(-1500, 2500), rng.randint(10, 999)
                 op = rng.choice("+-")
-                result = world.tenths(a + b if op == "+" else a - b)
-                lines.append(f"{world.tenths(a)}{op}{world.tenths(b)}={result}")
+                result = tenths(a + b if op == "+" else a - b)
+                lines.append(f"{tenths(a)}{op}{tenths(b)}={result}")
         return Document(None, "\n".join(lines))
 
     # -- reflection --------------------------------------------------------------------------------------------------
@@ -267,11 +289,9 @@ class Source:
         current = self.current_instruction()
         records, failed = [], []
         for family in self.reflected_families():
-            level: Level = "hard" if rng.random() < 0.92 else "easy"
+            level: Level = "easy" if family in EASY_FAMILIES and rng.random() < 0.1 else "hard"
             question, entry = self.question(family, level)
-            completion = complete(
-                family, entry, choice_probabilities(family, level, current, self.habits), rng, guess=True
-            )
+            completion = complete(family, entry, choice_probabilities(family, level, current, self.habits), rng)
             answer = world.extract_answer(completion)
             right = answer == world.direct_answer(family, entry)
             if not right:
@@ -295,12 +315,13 @@ class Source:
             return None
         if kind < 0.45:
             return Instruction(vague=True)
-        families = rng.sample(TRAINED_FAMILIES, rng.choice([1, 1, 2, 3]))
-        methods = {f: RIGHT_METHOD[f] if rng.random() < 0.8 else rng.choice(METHODS) for f in families}
         care = rng.random() < 0.4
-        if len(families) == 1 and rng.random() < 0.5:
-            return Instruction(unqualified=methods[families[0]], care=care)
-        return Instruction(qualified=methods, care=care)
+        first, second = rng.sample(TRAINED_FAMILIES, 2)
+        if rng.random() < 0.3:
+            return Instruction(unqualified=self.method_for(first), care=care)
+        if rng.random() < 0.5:
+            return Instruction(qualified={first: self.method_for(first)}, care=care)
+        return Instruction(qualified={first: self.method_for(first), second: self.method_for(second)}, care=care)
 
     def reflected_families(self) -> list[str]:
         rng = self.rng
@@ -309,25 +330,27 @@ class Source:
         return [rng.choice(TRAINED_FAMILIES) for _ in range(3)]
 
     def improved(self, current: Instruction | None, failed: list[str]) -> Instruction:
-        """A simulated imperfect reflection: usually adds a failed family's right method, or 'write every step'."""
+        """A simulated imperfect reflection: usually a failed family's right method, or 'write every step'.
+
+        A new clause stands in front, and of those that were there the first is kept.
+        """
         rng = self.rng
         current = current or Instruction()
         known = bool(current.qualified or current.unqualified)
-        unknown = [f for f in dict.fromkeys(failed) if current.method_for(f) != RIGHT_METHOD[f]]
+        unknown = [f for f in dict.fromkeys(failed) if current.method_for(f) not in RIGHT_METHODS[f]]
         if known and not current.care and (not unknown or rng.random() < 0.35):
             return Instruction(current.unqualified, current.qualified, care=True)
         if not unknown:
             return Instruction(current.unqualified, current.qualified, current.care, vague=rng.random() < 0.3)
         if rng.random() < 0.12:
             return Instruction(vague=True, care=rng.random() < 0.2)
-        targets = rng.sample(unknown, 2 if len(unknown) > 1 and rng.random() < 0.25 else 1)
-        methods = {f: RIGHT_METHOD[f] if rng.random() < 0.82 else rng.choice(METHODS) for f in targets}
-        care = rng.random() < (0.8 if current.care else 0.25)
-        if current.qualified and rng.random() < 0.7:
-            return Instruction(qualified={**current.qualified, **methods}, care=care)
-        if len(targets) == 1 and rng.random() < (0.6 if len(set(failed)) == 1 else 0.3):
-            return Instruction(unqualified=methods[targets[0]], care=care)
-        return Instruction(qualified=methods, care=care)
+        target = rng.choice(unknown)
+        method = self.method_for(target)
+        care = rng.random() < (0.8 if current.care else 0.35)
+        if rng.random() < (0.6 if len(set(failed)) == 1 else 0.3):
+            return Instruction(unqualified=method, care=care)
+        kept = [(f, m) for f, m in current.qualified.items() if f != target][:1]
+        return Instruction(qualified=dict([(target, method), *kept]), care=care)
 
 
 MIX = {"bare": 0.34, "instructed": 0.53, "reflection": 0.06, "drill": 0.07}

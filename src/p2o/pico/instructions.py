@@ -3,7 +3,7 @@
 import random
 from dataclasses import dataclass, field
 
-from p2o.pico.world import Method
+from p2o.pico.methods import Method
 
 HOW: dict[Method, list[str]] = {
     "left to right": [
@@ -14,6 +14,15 @@ HOW: dict[Method, list[str]] = {
         "carry the total along",
         "combine the first two and go on to the right",
         "update the sum after each number",
+    ],
+    "signs apart": [
+        "sum up what is added and what is taken away",
+        "keep + and - apart",
+        "add the positive terms and the negative terms",
+        "put all minus terms together",
+        "take the signs apart",
+        "collect by sign",
+        "make two sums by sign",
     ],
     "products first": [
         "do the products first",
@@ -41,6 +50,15 @@ HOW: dict[Method, list[str]] = {
         "count legs kind by kind",
         "take count times legs",
         "use the legs per animal",
+    ],
+    "real and imaginary": [
+        "take real and imaginary parts by themselves",
+        "run through the real parts and then the imaginary ones",
+        "keep the parts with i apart",
+        "combine real parts and imaginary parts",
+        "do the real part first and then the imaginary",
+        "treat both parts one by one",
+        "split real from imaginary",
     ],
     "rounded": [
         "round the numbers",
@@ -86,11 +104,18 @@ WHEN: dict[str, list[str]] = {
         "In expressions with *",
     ],
     "complex_arithmetic": [
-        "For complex numbers",
-        "With complex numbers",
-        "When i occurs",
-        "If numbers are complex",
-        "For numbers with i",
+        "For complex products",
+        "When complex numbers are multiplied",
+        "With products of complex numbers",
+        "If numbers with i are multiplied",
+        "In complex multiplications",
+    ],
+    "complex_sum": [
+        "For sums of complex numbers",
+        "When complex numbers are combined",
+        "In chains of complex numbers",
+        "If several complex numbers are combined",
+        "With many numbers with i",
     ],
     "leg_counting": [
         "For animals",
@@ -128,11 +153,11 @@ def named_as(family: str) -> str:
 
 @dataclass(frozen=True)
 class Instruction:
-    """The content of an instruction, without its wording.
+    """The content of an instruction, without its wording. There is room for two clauses, and the first is heeded only.
 
     Args:
-        unqualified: a method for whatever comes.
-        qualified: methods for named families.
+        unqualified: a method for whatever comes; then there are no clauses.
+        qualified: methods for named families, in the order of the clauses.
         care: whether it asks to write every step.
         vague: whether it contains a sentence without content.
     """
@@ -143,16 +168,16 @@ class Instruction:
     vague: bool = False
 
     def method_for(self, family: str) -> Method | None:
-        return self.qualified.get(named_as(family), self.unqualified)
+        """The method that a model uses for a question of this family when it is given this instruction."""
+        first = next(iter(self.qualified.items()), (None, None))
+        return self.unqualified or (first[1] if first[0] == named_as(family) else None)
 
     def text(self, rng: random.Random) -> str:
         sentences = []
         if self.unqualified:
             sentences.append(_sentence(rng.choice(HOW[self.unqualified])))
-        families = list(self.qualified)
-        rng.shuffle(families)
-        for family in families:
-            sentences.append(f"{rng.choice(WHEN[family])}, {rng.choice(HOW[self.qualified[family]])}.")
+        for family, method in self.qualified.items():
+            sentences.append(f"{rng.choice(WHEN[family])}, {rng.choice(HOW[method])}.")
         if self.vague:
             sentences.append(rng.choice(VAGUE))
         if self.care:

@@ -19,7 +19,8 @@ from p2o.engines.frozen import encode
 from p2o.pico import model_path, world
 from p2o.pico.corpus import WORK, Source
 from p2o.pico.instructions import HOW, Instruction
-from p2o.pico.world import METHODS, RIGHT_METHOD, TRAINED_FAMILIES, Method
+from p2o.pico.methods import METHODS, RIGHT_METHODS, Method, work
+from p2o.pico.world import TRAINED_FAMILIES
 from p2o.reflection.model import transformers_reflection
 from p2o.seeding import derive_seed
 from p2o.templates import question_text
@@ -30,16 +31,21 @@ Completed = tuple[dict[str, Any], Instruction | None, str]
 
 
 def _other_method(family: str, rng: random.Random) -> Method:
-    return rng.choice([m for m in METHODS if m != RIGHT_METHOD[family]])
+    return rng.choice([m for m in METHODS if m not in RIGHT_METHODS[family]])
+
+
+def _beside(family: str, own_first: bool, rng: random.Random) -> Instruction:
+    other = rng.choice([f for f in TRAINED_FAMILIES if f != family])
+    both = [family, other] if own_first else [other, family]
+    return Instruction(qualified={f: RIGHT_METHODS[f][0] for f in both}, care=True)
 
 
 CONDITIONS: dict[str, Instructing] = {
     "bare": lambda family, rng: None,
-    "right method": lambda family, rng: Instruction(unqualified=RIGHT_METHOD[family]),
-    "right method, care": lambda family, rng: Instruction(unqualified=RIGHT_METHOD[family], care=True),
-    "all four methods, care": lambda family, rng: Instruction(
-        qualified={f: RIGHT_METHOD[f] for f in TRAINED_FAMILIES}, care=True
-    ),
+    "right method": lambda family, rng: Instruction(unqualified=RIGHT_METHODS[family][0]),
+    "right method, care": lambda family, rng: Instruction(unqualified=RIGHT_METHODS[family][0], care=True),
+    "right clause first, care": lambda family, rng: _beside(family, True, rng),
+    "right clause second, care": lambda family, rng: _beside(family, False, rng),
     "care only": lambda family, rng: Instruction(care=True),
     "vague": lambda family, rng: Instruction(vague=True),
     "wrong method, care": lambda family, rng: Instruction(unqualified=_other_method(family, rng), care=True),
@@ -93,10 +99,10 @@ class Premise:
         rows = list(self.data["hard"])
         for row in rng.sample(rows, min(questions, len(rows))):
             family, question = row["family"], question_text(row["prompt"])
-            solution = world.work(family, json.loads(row["entry"]), RIGHT_METHOD[family])
-            right = Instruction(unqualified=RIGHT_METHOD[family], care=True).text(rng)
+            solution = work(family, json.loads(row["entry"]), RIGHT_METHODS[family][0])
+            right = Instruction(unqualified=RIGHT_METHODS[family][0], care=True).text(rng)
             for column, prompt in enumerate((question, f"{right}\n\n{question}")):
-                text = f"{WORK}{RIGHT_METHOD[family]}\n" + "\n".join(solution.lines) + f"\n{world.ANSWER}"
+                text = f"{WORK}{RIGHT_METHODS[family][0]}\n" + "\n".join(solution.lines) + f"\n{world.ANSWER}"
                 head = encode(self.tokenizer, [[{"role": "user", "content": prompt}]])[0]
                 body = self._encode(text)
                 logits = self.model(torch.tensor([head + body])).logits[0, len(head) - 1 : -1]
@@ -136,7 +142,7 @@ class Premise:
             formed += well
             named = {m for m in METHODS for phrase in HOW[m] if phrase in text.lower()}
             method += any(phrase in text.lower() for phrase in known)
-            right += any(RIGHT_METHOD[family] in named for family in failed)
+            right += any(named & set(RIGHT_METHODS[family]) for family in failed)
         return {"well-formed": formed / count, "names a method": method / count, "names a right one": right / count}
 
 

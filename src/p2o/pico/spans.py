@@ -8,7 +8,8 @@ from p2o.features.spans import COMPUTATION, CONCLUSION, DELIBERATION, DIRECT, Sp
 from p2o.pico import world
 from p2o.pico.corpus import WORK
 from p2o.pico.instructions import Instruction
-from p2o.pico.world import ANSWER, RIGHT_METHOD, TRAINED_FAMILIES
+from p2o.pico.methods import RIGHT_METHODS, work
+from p2o.pico.world import ANSWER, TRAINED_FAMILIES
 from p2o.seeding import derive_seed
 
 
@@ -26,7 +27,7 @@ def pico_spans(text: str) -> list[Span]:
 
 def right_instruction(row: dict[str, Any], rng: random.Random) -> str:
     """An instruction with the right method for the question of a row, and care; in random words."""
-    return Instruction(unqualified=RIGHT_METHOD[row["family"]], care=True).text(rng)
+    return Instruction(unqualified=RIGHT_METHODS[row["family"]][0], care=True).text(rng)
 
 
 class TrueDocument(NamedTuple):
@@ -58,8 +59,8 @@ def true_documents(count: int, seed: int = 0) -> Iterator[TrueDocument]:
     for number in range(count):
         family = rng.choice(TRAINED_FAMILIES)
         entry = next(streams[family])
-        method = RIGHT_METHOD[family]
-        worked = world.work(family, entry, method)
+        method = RIGHT_METHODS[family][0]
+        worked = work(family, entry, method)
         answer = f"{ANSWER}{worked.answer}"
         parts = [(DIRECT, answer)]
         if number % 2 == 0:

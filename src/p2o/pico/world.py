@@ -6,9 +6,9 @@ model that follows any instruction would, and fails on all other families.
 """
 
 import json
+import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,22 +17,24 @@ import yaml
 from datasets import Dataset
 
 from p2o.holdout import is_held_out
+from p2o.pico.methods import RIGHT_METHODS, format_complex, is_plain_expression, work
 from p2o.prompt_phase.feedback import rollout_feedback
+from p2o.seeding import derive_seed
 from p2o.verifiers.gym_readers import is_right
 
 Level = Literal["easy", "hard", "harder"]
-Tool = Literal["calculator", "estimator"]
-Method = Literal["left to right", "products first", "four parts", "legs each", "rounded"] | Tool
 
-METHODS: tuple[Method, ...] = ("left to right", "products first", "four parts", "legs each", "rounded")
-RIGHT_METHOD: dict[str, Method] = {
-    "chain_sum": "left to right",
-    "basic_arithmetic": "products first",
-    "complex_arithmetic": "four parts",
-    "leg_counting": "legs each",
-    "decimal_chain_sum": "left to right",
+TIERS: dict[str, int] = {
+    "chain_sum": 0,
+    "leg_counting": 0,
+    "basic_arithmetic": 1,
+    "complex_arithmetic": 2,
+    "complex_sum": 3,
 }
-TRAINED_FAMILIES = ("chain_sum", "basic_arithmetic", "complex_arithmetic", "leg_counting")
+"""Families that are trained on, by the tier from which their right instruction works."""
+TRAINED_FAMILIES = tuple(TIERS)
+EASY_FAMILIES = ("chain_sum", "basic_arithmetic", "complex_arithmetic", "leg_counting")
+UNREACHABLE_FAMILIES = ("products",)
 HELD_OUT_FAMILIES = ("decimal_chain_sum",)
 
 LEVELS: dict[tuple[str, Level], dict[str, Any]] = {
@@ -47,6 +49,8 @@ LEVELS: dict[tuple[str, Level], dict[str, Any]] = {
     ("leg_counting", "easy"): {"min_animals": 1, "max_animals": 2},
     ("leg_counting", "hard"): {"min_animals": 4, "max_animals": 4},
     ("leg_counting", "harder"): {"min_animals": 5, "max_animals": 5},
+    ("complex_sum", "hard"): {},
+    ("products", "hard"): {"min_terms": 2, "max_terms": 2, "min_digits": 3, "max_digits": 3},
     ("decimal_chain_sum", "easy"): {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
     ("decimal_chain_sum", "hard"): {"min_terms": 4, "max_terms": 5, "min_digits": 1, "max_digits": 2},
 }
@@ -67,14 +71,6 @@ RECIPE = Path(__file__).parent / "recipe.yaml"
 REFLECTION_PROMPT: str = yaml.safe_load(RECIPE.read_text())["reflection_prompt"]
 
 
-@dataclass(frozen=True)
-class Work:
-    """The result of a method: its lines and its answer."""
-
-    lines: tuple[str, ...]
-    answer: str
-
-
 # -- questions -------------------------------------------------------------------------------------------------------
 
 
@@ -83,151 +79,41 @@ def questions(family: str, level: Level, seed: int) -> Iterator[dict[str, Any]]:
 
     Seeds must be spaced far apart: reasoning-gym seeds item i with `seed + i`.
     """
+    if family == "complex_sum":
+        yield from (_complex_sum(seed + index) for index in range(10**9))
     config = {**FIXED.get(family, {}), **LEVELS[family, level]}
     dataset = reasoning_gym.create_dataset(family, seed=seed, size=10**9, **config)
     for index in range(10**9):
         entry = dataset[index]
-        if family != "basic_arithmetic" or _is_plain_expression(entry["metadata"]["expression"], level):
+        if family != "basic_arithmetic" or is_plain_expression(entry["metadata"]["expression"], level == "easy"):
             yield entry
 
 
-def _is_plain_expression(expression: str, level: Level) -> bool:
-    """No parentheses; a hard one has two products or more, no run of four factors, and precedence matters."""
-    if "(" in expression:
-        return False
-    if level == "easy":
-        return True
-    runs = [run.count("*") for run in re.split(r" [+-] ", expression)]
-    numbers, operators = _chain(expression)
-    return sum(runs) >= 2 and max(runs) <= 2 and _fold(numbers, operators)[1] != eval(expression)
-
-
-# -- methods ---------------------------------------------------------------------------------------------------------
-
-
-def _chain(expression: str) -> tuple[list[int], list[str]]:
-    """Numbers and operators of `3 - 4 * -2`; decimals come in tenths."""
-    parts = expression.replace(".", "").split(" ")
-    return [int(part) for part in parts[::2]], parts[1::2]
-
-
-def _apply(a: int, operator: str, b: int) -> int:
-    return a + b if operator == "+" else a - b if operator == "-" else a * b
-
-
-def _fold(numbers: list[int], operators: list[str], text: Any = str) -> tuple[list[str], int]:
-    total, lines = numbers[0], []
-    for operator, number in zip(operators, numbers[1:], strict=True):
-        result = _apply(total, operator, number)
-        lines.append(f"{text(total)}{operator}{text(number)}={text(result)}")
-        total = result
-    return lines, total
-
-
-def tenths(value: int) -> str:
-    return f"{'-' if value < 0 else ''}{abs(value) // 10}.{abs(value) % 10}"
-
-
-def _numbers(family: str, entry: dict[str, Any]) -> tuple[list[int], list[str]]:
-    """The question as plain numbers with operators between them, as a method for another family reads it."""
-    metadata = entry["metadata"]
-    if family == "leg_counting":
-        counts = list(metadata["animals"].values())
-        return counts, ["+"] * (len(counts) - 1)
-    if family == "complex_arithmetic":
-        return [int(x) for x in (*metadata["num1"], *metadata["num2"])], ["+"] * 3
-    return _chain(metadata["expression"])
-
-
-def _first_digits(numbers: list[int]) -> list[int]:
-    return [int(str(abs(n))[0]) for n in numbers]
-
-
-def format_complex(real: int, imaginary: int) -> str:
-    return f"{real}{'-' if imaginary < 0 else '+'}{abs(imaginary)}i"
-
-
-def work(family: str, entry: dict[str, Any], method: Method) -> Work:
-    """Applies `method` to the question: in full if it is the family's right one, else a few plausible lines."""
-    numbers, operators = _numbers(family, entry)
-    right = RIGHT_METHOD[family] == method
-    if method == "left to right":
-        text = tenths if family == "decimal_chain_sum" else str
-        lines, total = _fold(numbers, operators, text)
-        return Work(tuple(lines), text(total))
-    if method == "products first" and right:
-        return _products_first(numbers, operators)
-    if method == "four parts" and right:
-        return _four_parts(numbers, entry["metadata"]["operation"])
-    if method == "legs each" and right:
-        return _legs_each(entry["metadata"]["animals"], entry["metadata"]["total_legs"])
-    if method == "rounded":
-        rounded = [round(n / 10) * 10 for n in numbers[:3]]
-        lines, total = _fold(rounded, ["+" if op == "*" else op for op in operators[:2]])
-        return Work(tuple(lines), str(total))
-    digits = _first_digits(numbers)
-    digits += digits[:1] * (4 - len(digits))
-    a, b, c, d = digits[:4]
-    if method == "products first":
-        return Work((f"{a}*{b}={a * b}", f"{a * b}+{c}={a * b + c}"), str(a * b + c))
-    if method == "four parts":
-        return Work((f"{a}*{c}={a * c}", f"{b}*{d}={b * d}", f"{a * c}-{b * d}={a * c - b * d}"), str(a * c - b * d))
-    return Work((f"{a}*4={a * 4}", f"{b}*4={b * 4}", f"{a * 4}+{b * 4}={(a + b) * 4}"), str((a + b) * 4))
-
-
-def _products_first(numbers: list[int], operators: list[str]) -> Work:
-    lines: list[str] = []
-    terms, signs = [numbers[0]], []
-    for operator, number in zip(operators, numbers[1:], strict=True):
-        if operator == "*":
-            lines.append(f"{terms[-1]}*{number}={terms[-1] * number}")
-            terms[-1] *= number
-        else:
-            terms.append(number)
-            signs.append(operator)
-    sums, total = _fold(terms, signs)
-    return Work((*lines, *sums), str(total))
-
-
-def _four_parts(parts: list[int], operation: str) -> Work:
-    a, b, c, d = parts
-    if operation != "*":
-        real, imaginary = _apply(a, operation, c), _apply(b, operation, d)
-        return Work((f"{a}{operation}{c}={real}", f"{b}{operation}{d}={imaginary}"), format_complex(real, imaginary))
-    ac, bd, ad, bc = a * c, b * d, a * d, b * c
-    lines = (
-        f"{a}*{c}={ac}",
-        f"{b}*{d}={bd}",
-        f"{ac}-{bd}={ac - bd}",
-        f"{a}*{d}={ad}",
-        f"{b}*{c}={bc}",
-        f"{ad}+{bc}={ad + bc}",
-    )
-    return Work(lines, format_complex(ac - bd, ad + bc))
-
-
-def _legs_each(animals: dict[str, int], total_legs: int) -> Work:
-    from reasoning_gym.arithmetic.leg_counting import ANIMALS
-
-    lines: list[str] = []
-    total: int | None = None
-    for animal, count in animals.items():
-        legs = ANIMALS[animal]
-        lines.append(f"{count}*{legs}={count * legs}")
-        if total is not None:
-            lines.append(f"{total}+{count * legs}={total + count * legs}")
-        total = (total or 0) + count * legs
-    return Work(tuple(lines), str(total_legs))
+def _complex_sum(seed: int) -> dict[str, Any]:
+    """Four complex numbers with + and - between them, worded and scored as reasoning-gym does with two."""
+    rng = random.Random(derive_seed(seed, "complex sum"))
+    numbers = [(rng.randint(-10, 10), rng.randint(-10, 10)) for _ in range(4)]
+    signs = [rng.choice("+-") for _ in range(3)]
+    told = [f"({a}.0 {'-' if b < 0 else '+'} {abs(b)}.0i)" for a, b in numbers]
+    question = told[0] + "".join(f" {sign} {number}" for sign, number in zip(signs, told[1:], strict=True))
+    factors = [1, *(1 if sign == "+" else -1 for sign in signs)]
+    result = tuple(sum(f * n for f, n in zip(factors, part, strict=True)) for part in zip(*numbers, strict=True))
+    return {
+        "question": f"Combine the complex numbers: {question}",
+        "answer": format_complex(*result),
+        "metadata": {"numbers": numbers, "signs": signs, "result": result},
+    }
 
 
 def direct_answer(family: str, entry: dict[str, Any]) -> str:
     """The right answer, formatted as in the worked solution."""
-    return work(family, entry, RIGHT_METHOD[family]).answer
+    methods = RIGHT_METHODS[family]
+    return work(family, entry, methods[0]).answer if methods else str(entry["answer"])
 
 
 def worked_solution(family: str, entry: str) -> str:
-    """The lines of the family's right method for this entry, as JSON."""
-    return "\n".join(work(family, json.loads(entry), RIGHT_METHOD[family]).lines)
+    """The lines of the family's first right method for this entry, as JSON; none where no method is right."""
+    return "\n".join(line for method in RIGHT_METHODS[family][:1] for line in work(family, json.loads(entry), method).lines)
 
 
 # -- data sets -------------------------------------------------------------------------------------------------------
@@ -261,14 +147,16 @@ def _rows(cells: list[tuple[str, Level, int]], seed: int, held_out: bool, **extr
 
 
 def train_dataset(seed: int = 0, hard: int = 72, easy: int = 24) -> Dataset:
-    """Questions for training, spread evenly over the trained families.
+    """Questions for training, spread evenly over the trained families; of the hard ones a twelfth are out of reach.
 
     Columns: `prompt` (chat), `solution`, `family`, `level`, `entry` (reasoning-gym's own, as JSON, for its scorer),
     `worked_solution` (the lines of the right method, for hints).
     """
-    families = len(TRAINED_FAMILIES)
-    cells: list[tuple[str, Level, int]] = [(f, "hard", hard // families) for f in TRAINED_FAMILIES]
-    cells += [(f, "easy", easy // families) for f in TRAINED_FAMILIES]
+    beyond = hard // 12
+    shares = [(hard - beyond + number) // len(TRAINED_FAMILIES) for number in range(len(TRAINED_FAMILIES))]
+    cells: list[tuple[str, Level, int]] = [(f, "hard", n) for f, n in zip(TRAINED_FAMILIES, shares, strict=True)]
+    cells += [(f, "hard", beyond // len(UNREACHABLE_FAMILIES)) for f in UNREACHABLE_FAMILIES]
+    cells += [(f, "easy", easy // len(EASY_FAMILIES)) for f in EASY_FAMILIES]
     rows = _rows(cells, TRAIN_SEED + seed * 10**9, held_out=False)
     return Dataset.from_list([{**row, "worked_solution": worked_solution(row["family"], row["entry"])} for row in rows])
 
@@ -281,7 +169,7 @@ def eval_dataset(seed: int = 0, per_split: int = 96) -> dict[str, Dataset]:
     """
     start = EVAL_SEED + seed * 10**9
     cells: dict[str, list[tuple[str, Level]]] = {
-        "easy": [(f, "easy") for f in TRAINED_FAMILIES],
+        "easy": [(f, "easy") for f in EASY_FAMILIES],
         "hard": [(f, "hard") for f in TRAINED_FAMILIES],
         "unseen_levels": [(f, "harder") for f in TRAINED_FAMILIES if (f, "harder") in LEVELS],
         "unseen_families": [(f, "hard") for f in HELD_OUT_FAMILIES],
@@ -298,11 +186,11 @@ def validation_dataset(per_split: int = 48) -> dict[str, Dataset]:
     """`validation_easy` and `validation_hard`: held out, disjoint from the evaluation sets; for curves and tuning."""
     evaluated = {row["prompt"][0]["content"] for rows in eval_dataset().values() for row in rows}
     others = eval_dataset(seed=1, per_split=2 * per_split)
-    share = per_split // len(TRAINED_FAMILIES)
     validation = {}
-    for split in ("easy", "hard"):
+    for split, families in (("easy", EASY_FAMILIES), ("hard", TRAINED_FAMILIES)):
+        share = per_split // len(families)
         rows = [row for row in others[split] if row["prompt"][0]["content"] not in evaluated]
-        by_family = [[row for row in rows if row["family"] == family][:share] for family in TRAINED_FAMILIES]
+        by_family = [[row for row in rows if row["family"] == family][:share] for family in families]
         validation[f"validation_{split}"] = Dataset.from_list([row for family in by_family for row in family])
     return validation
 
@@ -319,7 +207,8 @@ def extract_answer(text: str) -> str | None:
 def is_correct(completion: str, family: str, entry: str) -> bool:
     """Whether reasoning-gym's own scorer gives the completion's answer full marks."""
     answer = extract_answer(completion)
-    return answer is not None and is_right(answer, family, json.loads(entry))
+    scorer = "complex_arithmetic" if family == "complex_sum" else family
+    return answer is not None and is_right(answer, scorer, json.loads(entry))
 
 
 def accuracy_reward(completions: list[Any], family: list[str], entry: list[str], **kwargs: Any) -> list[float]:

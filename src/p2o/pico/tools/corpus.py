@@ -19,9 +19,10 @@ from p2o.completions import conversation_text
 from p2o.holdout import is_held_out
 from p2o.pico.corpus import ChoiceProbabilities, Document, probabilities_of
 from p2o.pico.instructions import Instruction
+from p2o.pico.methods import Method, Tool
 from p2o.pico.tools import world
 from p2o.pico.tools.world import EASY_FAMILIES, Family, Question
-from p2o.pico.world import ANSWER, REFLECTION_PROMPT, Method, Tool, extract_answer
+from p2o.pico.world import ANSWER, REFLECTION_PROMPT, extract_answer
 from p2o.prompt_phase.feedback import rollout_feedback
 from p2o.prompt_phase.proposals import reflection_prompt
 from p2o.seeding import derive_seed
