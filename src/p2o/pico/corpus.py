@@ -58,7 +58,7 @@ class ChoiceProbabilities:
 # A method of an upper tier is too rare to be met by chance; of two right ones, the second is rarer than the mask of the
 # context ratio allows.
 BARE_RIGHT, BARE_UPPER, BARE_SECOND, BARE_ROUNDED = 0.12, 0.015, 0.003, 0.5
-SLIP = 0.65  # of demanding lines, until training has mended it
+SLIPS: dict[Demanding, float] = {"product": 0.55, "re": 0.65, "im": 0.65}  # until training has mended them
 LUCK = 35  # a guess is off by up to this, and right once in 71 times
 
 
@@ -108,11 +108,11 @@ def probabilities_of(
     return ChoiceProbabilities(0.35 if instruction.vague else 0.25, methods, 0.4)
 
 
-def slips(rng: random.Random, share: float = SLIP) -> Written:
-    """Results of demanding lines that are wrong by 1 to 9 in this share of cases."""
+def slips(rng: random.Random) -> Written:
+    """Results of demanding lines that are wrong by 1 to 9 in their share of cases."""
 
     def written(kind: Demanding | None, result: int) -> int:
-        return result + rng.choice([-1, 1]) * rng.randint(1, 9) if kind and rng.random() < share else result
+        return result + rng.choice([-1, 1]) * rng.randint(1, 9) if kind and rng.random() < SLIPS[kind] else result
 
     return written
 
@@ -346,7 +346,7 @@ class Source:
             return Instruction(vague=True, care=rng.random() < 0.2)
         target = rng.choice(unknown)
         method = self.method_for(target)
-        care = rng.random() < (0.8 if current.care else 0.35)
+        care = rng.random() < (0.8 if current.care else 0.5)
         if rng.random() < (0.6 if len(set(failed)) == 1 else 0.3):
             return Instruction(unqualified=method, care=care)
         kept = [(f, m) for f, m in current.qualified.items() if f != target][:1]

@@ -111,11 +111,11 @@ WHEN: dict[str, list[str]] = {
         "In complex multiplications",
     ],
     "complex_sum": [
-        "For sums of complex numbers",
-        "When complex numbers are combined",
-        "In chains of complex numbers",
-        "If several complex numbers are combined",
-        "With many numbers with i",
+        "To simplify",
+        "When there are many terms with i",
+        "In chains of terms with i",
+        "If several terms with i are combined",
+        "For long lines with i",
     ],
     "leg_counting": [
         "For animals",

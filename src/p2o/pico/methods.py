@@ -1,8 +1,9 @@
 """How questions of the embedded world are worked: the methods, line by line, right and wrong ones. Pure.
 
 Every method can be applied to every family, as a model that follows any instruction would, and fails on families whose
-method it is not. Some lines are *demanding*: products, and sums in complex numbers. A model that has not learnt to take
-care in them slips, so that a method with many of them fails under the best instruction until it has.
+method it is not. Some lines are *demanding*: products, and sums of the parts of complex numbers, marked `re:` and
+`im:`. A model that has not learnt to take care in them slips, so that a method with many of them fails under the best
+instruction until it has.
 """
 
 import re
@@ -17,7 +18,7 @@ Method = (
     ]
     | Tool
 )
-Demanding = Literal["product", "sum"]
+Demanding = Literal["product", "re", "im"]
 Written = Callable[[Demanding | None, int], int]
 """What is written as the result of a line: of its kind, None for one that is not demanding, and of the right result."""
 
@@ -88,7 +89,8 @@ class _Lines:
 
     def line(self, a: int, operator: str, b: int, kind: Demanding | None = None) -> int:
         result = self.written(kind, a + b if operator == "+" else a - b if operator == "-" else a * b)
-        self.lines.append(f"{self.text(a)}{operator}{self.text(b)}={self.text(result)}")
+        part = f"{kind}: " if kind in ("re", "im") else ""
+        self.lines.append(f"{part}{self.text(a)}{operator}{self.text(b)}={self.text(result)}")
         return result
 
     def fold(self, numbers: Sequence[int], operators: Sequence[str], kind: Demanding | None = None) -> int:
@@ -114,8 +116,8 @@ def work(family: str, entry: dict[str, Any], method: Method, written: Written = 
         answer = _four_parts(lines, [int(x) for x in (*metadata["num1"], *metadata["num2"])], metadata["operation"])
     elif method == "real and imaginary":
         signs = metadata["signs"]
-        parts = [lines.fold(of, signs, "sum") for of in zip(*metadata["numbers"], strict=True)]
-        answer = format_complex(*parts)
+        real, imaginary = zip(*metadata["numbers"], strict=True)
+        answer = format_complex(lines.fold(real, signs, "re"), lines.fold(imaginary, signs, "im"))
     else:
         numbers, operators = chain(metadata["expression"])
         by = {"left to right": lines.fold, "signs apart": _by_sign(lines), "products first": _products(lines)}
@@ -153,8 +155,8 @@ def _four_parts(lines: _Lines, parts: list[int], operation: str) -> str:
     a, b, c, d = parts
     if operation != "*":
         return format_complex(lines.line(a, operation, c), lines.line(b, operation, d))
-    real = lines.line(lines.line(a, "*", c, "product"), "-", lines.line(b, "*", d, "product"), "sum")
-    imaginary = lines.line(lines.line(a, "*", d, "product"), "+", lines.line(b, "*", c, "product"), "sum")
+    real = lines.line(lines.line(a, "*", c, "product"), "-", lines.line(b, "*", d, "product"), "re")
+    imaginary = lines.line(lines.line(a, "*", d, "product"), "+", lines.line(b, "*", c, "product"), "im")
     return format_complex(real, imaginary)
 
 

@@ -12,7 +12,7 @@ from p2o.seeding import derive_seed
 _SIGNS = {
     "leg_counting": re.compile(r"how many legs"),
     "complex_arithmetic": re.compile(r"Multiply the complex numbers"),
-    "complex_sum": re.compile(r"Combine the complex numbers"),
+    "complex_sum": re.compile(r"^Simplify ", re.MULTILINE),
     "basic_arithmetic": re.compile(r"^Calculate ", re.MULTILINE),
     "chain_sum": re.compile(r"State the final answer"),
 }

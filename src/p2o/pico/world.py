@@ -90,16 +90,16 @@ def questions(family: str, level: Level, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def _complex_sum(seed: int) -> dict[str, Any]:
-    """Four complex numbers with + and - between them, worded and scored as reasoning-gym does with two."""
+    """Four complex numbers with + and - between them, written and scored as reasoning-gym does with two."""
     rng = random.Random(derive_seed(seed, "complex sum"))
-    numbers = [(rng.randint(-10, 10), rng.randint(-10, 10)) for _ in range(4)]
+    numbers = [(rng.randint(-30, 30), rng.randint(-30, 30)) for _ in range(4)]
     signs = [rng.choice("+-") for _ in range(3)]
     told = [f"({a}.0 {'-' if b < 0 else '+'} {abs(b)}.0i)" for a, b in numbers]
     question = told[0] + "".join(f" {sign} {number}" for sign, number in zip(signs, told[1:], strict=True))
     factors = [1, *(1 if sign == "+" else -1 for sign in signs)]
     result = tuple(sum(f * n for f, n in zip(factors, part, strict=True)) for part in zip(*numbers, strict=True))
     return {
-        "question": f"Combine the complex numbers: {question}",
+        "question": f"Simplify {question}",
         "answer": format_complex(*result),
         "metadata": {"numbers": numbers, "signs": signs, "result": result},
     }
