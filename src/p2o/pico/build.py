@@ -57,7 +57,7 @@ RESPONSE_TEMPLATE = {
 VOCABULARY = 768
 LEARNING_RATE = 3e-3  # 2 and 4 times as much was clearly worse, and so was a batch of 8,192
 CHUNK = 4096  # documents that are sorted by length together
-HABITS_FROM = 97  # the chunk from which on the corpus teaches habits, after 28 of 40 million tokens
+HABITS_FROM = 80  # the chunk from which on the corpus teaches habits
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class World:
 
 WORLDS = {
     "pico": World(
-        corpus.documents, corpus.WORK, {"intermediate_size": 384, "num_hidden_layers": 5}, 40_000_000, model_path
+        corpus.documents, corpus.WORK, {"intermediate_size": 384, "num_hidden_layers": 5}, 32_000_000, model_path
     ),
     "pico-tools": World(
         tools_corpus.documents,

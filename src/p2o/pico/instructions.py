@@ -42,15 +42,6 @@ HOW: dict[Method, list[str]] = {
         "split it in four parts",
         "combine the partial products",
     ],
-    "legs each": [
-        "multiply each count by its legs",
-        "turn each animal into legs",
-        "give every animal its legs",
-        "find the legs of each kind",
-        "count legs kind by kind",
-        "take count times legs",
-        "use the legs per animal",
-    ],
     "real and imaginary": [
         "take real and imaginary parts by themselves",
         "run through the real parts and then the imaginary ones",
@@ -116,13 +107,6 @@ WHEN: dict[str, list[str]] = {
         "In chains of terms with i",
         "If several terms with i are combined",
         "For long lines with i",
-    ],
-    "leg_counting": [
-        "For animals",
-        "When counting legs",
-        "With lists of animals",
-        "If animals are listed",
-        "For questions about legs",
     ],
 }
 CARE = [

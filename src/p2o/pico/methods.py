@@ -12,12 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Tool = Literal["calculator", "estimator"]
-Method = (
-    Literal[
-        "left to right", "signs apart", "legs each", "products first", "four parts", "real and imaginary", "rounded"
-    ]
-    | Tool
-)
+Method = Literal["left to right", "signs apart", "products first", "four parts", "real and imaginary", "rounded"] | Tool
 Demanding = Literal["product", "re", "im"]
 Written = Callable[[Demanding | None, int], int]
 """What is written as the result of a line: of its kind, None for one that is not demanding, and of the right result."""
@@ -25,7 +20,6 @@ Written = Callable[[Demanding | None, int], int]
 METHODS: tuple[Method, ...] = (
     "left to right",
     "signs apart",
-    "legs each",
     "products first",
     "four parts",
     "real and imaginary",
@@ -33,7 +27,6 @@ METHODS: tuple[Method, ...] = (
 )
 RIGHT_METHODS: dict[str, tuple[Method, ...]] = {
     "chain_sum": ("left to right", "signs apart"),
-    "leg_counting": ("legs each",),
     "basic_arithmetic": ("products first",),
     "complex_arithmetic": ("four parts",),
     "complex_sum": ("real and imaginary",),
@@ -110,9 +103,7 @@ def work(family: str, entry: dict[str, Any], method: Method, written: Written = 
     if method not in RIGHT_METHODS[family]:
         return _wrong(method, *_numbers(family, metadata))
     lines = _Lines(written, tenths if family == "decimal_chain_sum" else str)
-    if method == "legs each":
-        answer = str(_legs_each(lines, metadata["animals"]))
-    elif method == "four parts":
+    if method == "four parts":
         answer = _four_parts(lines, [int(x) for x in (*metadata["num1"], *metadata["num2"])], metadata["operation"])
     elif method == "real and imaginary":
         signs = metadata["signs"]
@@ -160,24 +151,11 @@ def _four_parts(lines: _Lines, parts: list[int], operation: str) -> str:
     return format_complex(real, imaginary)
 
 
-def _legs_each(lines: _Lines, animals: dict[str, int]) -> int:
-    from reasoning_gym.arithmetic.leg_counting import ANIMALS
-
-    total: int | None = None
-    for animal, count in animals.items():
-        legs = lines.line(count, "*", ANIMALS[animal])
-        total = legs if total is None else lines.line(total, "+", legs)
-    return total or 0
-
-
 # -- wrong methods ---------------------------------------------------------------------------------------------------
 
 
 def _numbers(family: str, metadata: dict[str, Any]) -> tuple[list[int], list[str]]:
     """The question as plain numbers with operators between them, as a method for another family reads it."""
-    if family == "leg_counting":
-        counts = list(metadata["animals"].values())
-        return counts, ["+"] * (len(counts) - 1)
     if family == "complex_arithmetic":
         return [int(x) for x in (*metadata["num1"], *metadata["num2"])], ["+"] * 3
     if family == "complex_sum":
@@ -203,8 +181,6 @@ def _wrong(method: Method, numbers: list[int], operators: list[str]) -> Work:
         total = lines.line(lines.line(a, "*", b), "+", c)
     elif method == "four parts":
         total = lines.line(lines.line(a, "*", c), "-", lines.line(b, "*", d))
-    elif method == "real and imaginary":
-        total = lines.line(lines.line(a, "+", b), "+", c)
     else:
-        total = lines.line(lines.line(a, "*", 4), "+", lines.line(b, "*", 4))
+        total = lines.line(lines.line(a, "+", b), "+", c)
     return Work(tuple(lines.lines), str(total))

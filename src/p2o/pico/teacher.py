@@ -10,7 +10,6 @@ from p2o.seeding import derive_seed
 
 # How reasoning-gym words the questions of each family.
 _SIGNS = {
-    "leg_counting": re.compile(r"how many legs"),
     "complex_arithmetic": re.compile(r"Multiply the complex numbers"),
     "complex_sum": re.compile(r"^Simplify ", re.MULTILINE),
     "basic_arithmetic": re.compile(r"^Calculate ", re.MULTILINE),

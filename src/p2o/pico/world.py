@@ -26,14 +26,13 @@ Level = Literal["easy", "hard", "harder"]
 
 TIERS: dict[str, int] = {
     "chain_sum": 0,
-    "leg_counting": 0,
     "basic_arithmetic": 1,
     "complex_arithmetic": 2,
     "complex_sum": 3,
 }
 """Families that are trained on, by the tier from which their right instruction works."""
 TRAINED_FAMILIES = tuple(TIERS)
-EASY_FAMILIES = ("chain_sum", "basic_arithmetic", "complex_arithmetic", "leg_counting")
+EASY_FAMILIES = ("chain_sum", "basic_arithmetic", "complex_arithmetic")
 UNREACHABLE_FAMILIES = ("products",)
 HELD_OUT_FAMILIES = ("decimal_chain_sum",)
 
@@ -46,9 +45,6 @@ LEVELS: dict[tuple[str, Level], dict[str, Any]] = {
     ("basic_arithmetic", "harder"): {"min_terms": 6, "max_terms": 6},
     ("complex_arithmetic", "easy"): {"operations_weights": [0.5, 0.5, 0.0, 0.0]},
     ("complex_arithmetic", "hard"): {"operations_weights": [0.0, 0.0, 1.0, 0.0]},
-    ("leg_counting", "easy"): {"min_animals": 1, "max_animals": 2},
-    ("leg_counting", "hard"): {"min_animals": 4, "max_animals": 4},
-    ("leg_counting", "harder"): {"min_animals": 5, "max_animals": 5},
     ("complex_sum", "hard"): {},
     ("products", "hard"): {"min_terms": 2, "max_terms": 2, "min_digits": 3, "max_digits": 3},
     ("decimal_chain_sum", "easy"): {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
