@@ -76,7 +76,7 @@ def test_evaluation_is_on_questions_that_nothing_was_trained_on():
     train = {question_text(p) for p in world.train_dataset()["prompt"]}
     evaluation = world.eval_dataset()
     held_out = {question_text(p) for split in evaluation.values() for p in split["prompt"]}
-    assert len(train) == 96 and len(held_out) == 4 * 96
+    assert len(train) == 96 and len(held_out) == 5 * 96
     assert not train & held_out
     assert all(is_held_out(q) for q in held_out)
     assert set(evaluation["hard"]["family"]) == set(TRAINED_FAMILIES)
@@ -84,6 +84,7 @@ def test_evaluation_is_on_questions_that_nothing_was_trained_on():
     assert set(world.train_dataset()["family"]) == {*TRAINED_FAMILIES, *UNREACHABLE_FAMILIES}
     assert set(evaluation["unseen_families"]["family"]) == {"decimal_chain_sum"}
     assert set(evaluation["unseen_levels"]["family"]) < set(TRAINED_FAMILIES)
+    assert set(evaluation["upper_tiers"]["family"]) == {"complex_arithmetic", "complex_sum"}
     validation = world.validation_dataset()
     watched = {question_text(p) for split in validation.values() for p in split["prompt"]}
     assert {split: len(rows) for split, rows in validation.items()} == {"validation_easy": 48, "validation_hard": 48}
@@ -173,18 +174,23 @@ def test_the_premise_holds_on_the_shipped_weights():
     """What `python -m p2o.pico.premise` prints, as bounds."""
     result = measure(Premise(model_path(), samples=1))
     hard = {condition: success["all"] for condition, success in result["hard"].items()}
-    assert 0.40 <= result["easy"]["bare"]["all"] <= 0.90
+    assert 0.40 <= result["easy"]["bare"]["all"] <= 0.95
     assert hard["bare"] <= 0.03
-    assert hard["right method, care"] >= 0.65
     assert hard["vague"] <= 0.05, "a vague instruction helps little"
     assert hard["wrong method, care"] <= 0.05, "a wrong method fails"
+    for condition in ("right method, care", "right clause first, care"):
+        told = result["hard"][condition]
+        assert told["chain_sum"] >= 0.6, "an instruction for tier 0 works from the first day"
+        assert 0.02 <= told["basic_arithmetic"] <= 0.45, "one for tier 1 now and then"
+        assert told["complex_arithmetic"] <= 0.05 and told["complex_sum"] <= 0.05, "and for the tiers above not yet"
+    assert hard["right clause second, care"] <= 0.1, "the first clause is heeded"
     assert result["wrong method followed"] >= 0.75, "although it is followed"
     # No single choice is hopeless: the mask, which begins at 0.01, lets each of them through with room to spare.
     bare, told = result["choices"].pop("all of them")
     assert bare < 1 / 500, "plain GRPO meets a success less than once in hundreds of rollouts"
     assert told >= 0.8
     for bare, told in result["choices"].values():
-        assert bare / told >= 0.05
+        assert bare / told >= 0.03
     assert result["reflection"]["well-formed"] >= 0.90
     assert 0.30 <= result["reflection"]["names a right one"] <= 0.90
     for split in ("unseen_levels", "unseen_families"):

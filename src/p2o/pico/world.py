@@ -160,13 +160,14 @@ def train_dataset(seed: int = 0, hard: int = 72, easy: int = 24) -> Dataset:
 def eval_dataset(seed: int = 0, per_split: int = 96) -> dict[str, Dataset]:
     """Questions that neither training nor the base model's corpus contains, by split.
 
-    `easy` and `hard` are of the trained families and levels; `unseen_levels` are harder ones of these families,
-    `unseen_families` are hard questions of a family that is never trained on.
+    `easy` and `hard` are of the trained families and levels, `upper_tiers` other hard ones of tiers 2 and 3;
+    `unseen_levels` are harder ones, `unseen_families` hard questions of a family that is never trained on.
     """
     start = EVAL_SEED + seed * 10**9
     cells: dict[str, list[tuple[str, Level]]] = {
         "easy": [(f, "easy") for f in EASY_FAMILIES],
         "hard": [(f, "hard") for f in TRAINED_FAMILIES],
+        "upper_tiers": [(f, "hard") for f, tier in TIERS.items() if tier > 1],
         "unseen_levels": [(f, "harder") for f in TRAINED_FAMILIES if (f, "harder") in LEVELS],
         "unseen_families": [(f, "hard") for f in HELD_OUT_FAMILIES],
     }
