@@ -108,8 +108,9 @@ def direct_answer(family: str, entry: dict[str, Any]) -> str:
 
 
 def worked_solution(family: str, entry: str) -> str:
-    """The lines of the family's first right method for this entry, as JSON; none where no method is right."""
-    return "\n".join(line for method in RIGHT_METHODS[family][:1] for line in work(family, json.loads(entry), method).lines)
+    """The lines of the family's first right method for this entry, as JSON; "" where no method is right."""
+    methods = RIGHT_METHODS[family]
+    return "\n".join(work(family, json.loads(entry), methods[0]).lines) if methods else ""
 
 
 # -- data sets -------------------------------------------------------------------------------------------------------
