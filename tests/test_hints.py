@@ -64,8 +64,8 @@ def test_no_hint_of_the_embedded_world_says_the_answer():
     shown = [hint(row["worked_solution"], row["solution"], 1.0) for row in rows]
     for row, text in zip(rows, shown, strict=True):
         assert not leaks_answer(text, row["solution"]) and row["worked_solution"].startswith(text)
-        assert row["worked_solution"] not in question_text(row["prompt"])
-    assert sum(map(bool, shown)) > 0.7 * len(rows)
+        assert not text or row["worked_solution"] not in question_text(row["prompt"])
+    assert sum(map(bool, shown)) > 0.8 * len(rows)
 
 
 def test_a_group_that_fails_under_a_hint_gets_more_of_it():
