@@ -72,6 +72,13 @@ def test_slips_are_in_demanding_lines_only_and_work_goes_on_from_them(family, me
     assert changed > 25 if kinds[family] else changed == 0
 
 
+@pytest.mark.parametrize(("hard", "easy"), [(8, 4), (1, 0), (0, 4), (13, 5)])
+def test_there_are_as_many_questions_as_asked_for(hard, easy):
+    levels = world.train_dataset(hard=hard, easy=easy)["level"]
+    assert (levels.count("hard"), levels.count("easy")) == (hard, easy)
+    assert {len(rows) for rows in world.eval_dataset(per_split=5).values()} == {5}
+
+
 def test_evaluation_is_on_questions_that_nothing_was_trained_on():
     train = {question_text(p) for p in world.train_dataset()["prompt"]}
     evaluation = world.eval_dataset()

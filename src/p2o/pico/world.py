@@ -8,7 +8,7 @@ model that follows any instruction would, and fails on all other families.
 import json
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -143,6 +143,11 @@ def _rows(cells: list[tuple[str, Level, int]], seed: int, held_out: bool, **extr
     return rows
 
 
+def _spread(count: int, families: Sequence[str], level: Level) -> list[tuple[str, Level, int]]:
+    """So many questions, divided evenly."""
+    return [(family, level, (count + number) // len(families)) for number, family in enumerate(families)]
+
+
 def train_dataset(seed: int = 0, hard: int = 72, easy: int = 24) -> Dataset:
     """Questions for training, spread evenly over the trained families; of the hard ones a twelfth are out of reach.
 
@@ -150,10 +155,8 @@ def train_dataset(seed: int = 0, hard: int = 72, easy: int = 24) -> Dataset:
     `worked_solution` (the lines of the right method, for hints).
     """
     beyond = hard // 12
-    shares = [(hard - beyond + number) // len(TRAINED_FAMILIES) for number in range(len(TRAINED_FAMILIES))]
-    cells: list[tuple[str, Level, int]] = [(f, "hard", n) for f, n in zip(TRAINED_FAMILIES, shares, strict=True)]
-    cells += [(f, "hard", beyond // len(UNREACHABLE_FAMILIES)) for f in UNREACHABLE_FAMILIES]
-    cells += [(f, "easy", easy // len(EASY_FAMILIES)) for f in EASY_FAMILIES]
+    cells = _spread(hard - beyond, TRAINED_FAMILIES, "hard")
+    cells += _spread(beyond, UNREACHABLE_FAMILIES, "hard") + _spread(easy, EASY_FAMILIES, "easy")
     rows = _rows(cells, TRAIN_SEED + seed * 10**9, held_out=False)
     return Dataset.from_list([{**row, "worked_solution": worked_solution(row["family"], row["entry"])} for row in rows])
 
@@ -165,18 +168,18 @@ def eval_dataset(seed: int = 0, per_split: int = 96) -> dict[str, Dataset]:
     `unseen_levels` are harder ones, `unseen_families` hard questions of a family that is never trained on.
     """
     start = EVAL_SEED + seed * 10**9
-    cells: dict[str, list[tuple[str, Level]]] = {
-        "easy": [(f, "easy") for f in EASY_FAMILIES],
-        "hard": [(f, "hard") for f in TRAINED_FAMILIES],
-        "upper_tiers": [(f, "hard") for f, tier in TIERS.items() if tier > 1],
-        "unseen_levels": [(f, "harder") for f in TRAINED_FAMILIES if (f, "harder") in LEVELS],
-        "unseen_families": [(f, "hard") for f in HELD_OUT_FAMILIES],
+    upper = [family for family, tier in TIERS.items() if tier > 1]
+    harder = [family for family in TRAINED_FAMILIES if (family, "harder") in LEVELS]
+    splits: dict[str, tuple[Sequence[str], Level]] = {
+        "easy": (EASY_FAMILIES, "easy"),
+        "hard": (TRAINED_FAMILIES, "hard"),
+        "upper_tiers": (upper, "hard"),
+        "unseen_levels": (harder, "harder"),
+        "unseen_families": (HELD_OUT_FAMILIES, "hard"),
     }
     return {
-        split: Dataset.from_list(
-            _rows([(f, lv, per_split // len(pairs)) for f, lv in pairs], start + i * 10**10, held_out=True)
-        )
-        for i, (split, pairs) in enumerate(cells.items())
+        split: Dataset.from_list(_rows(_spread(per_split, *part), start + number * 10**10, held_out=True))
+        for number, (split, part) in enumerate(splits.items())
     }
 
 
@@ -186,9 +189,9 @@ def validation_dataset(per_split: int = 48) -> dict[str, Dataset]:
     others = eval_dataset(seed=1, per_split=2 * per_split)
     validation = {}
     for split, families in (("easy", EASY_FAMILIES), ("hard", TRAINED_FAMILIES)):
-        share = per_split // len(families)
         rows = [row for row in others[split] if row["prompt"][0]["content"] not in evaluated]
-        by_family = [[row for row in rows if row["family"] == family][:share] for family in families]
+        shares = ((family, share) for family, _, share in _spread(per_split, families, "hard"))
+        by_family = [[row for row in rows if row["family"] == family][:share] for family, share in shares]
         validation[f"validation_{split}"] = Dataset.from_list([row for family in by_family for row in family])
     return validation
 
