@@ -7,7 +7,7 @@ import runpy
 import shlex
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +50,13 @@ class Block:
 
     def __str__(self):
         return f"{self.file}:{self.line}"
+
+    def side(self, sign):
+        """Of a diff the program before it ("-") or after it ("+")."""
+        lines = self.text.splitlines(keepends=True)
+        assert all(line[0] in "+- \n" for line in lines), f"{self}: a line of a diff begins with +, - or a space"
+        text = "".join(line if line == "\n" else line[1:] for line in lines if line[0] in f" {sign}\n")
+        return replace(self, language="python", text=text)
 
 
 def blocks_of(page):

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+import trl
 from accelerate.commands.launch import launch_command_parser
 from packaging.requirements import Requirement
 from transformers import TrainingArguments
@@ -86,31 +87,41 @@ def ids(block):
     return str(block)
 
 
-@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "python"], ids=ids)
-def test_a_python_block_runs(here, monkeypatch, block):
-    """With 1, 2, 4 and 8 processes its configuration is made as it stands; on this one it trains, in small."""
-    skip_or_go_on(block)
-    config, made = p2o.P2OConfig, []
+DIFFS = [b for b in BLOCKS if b.language == "diff"]
+PROGRAMS_IN_PYTHON = [b for b in BLOCKS if b.language == "python"] + [d.side(sign) for d in DIFFS for sign in "-+"]
 
-    def shortened(**options):
+
+@pytest.mark.parametrize("block", PROGRAMS_IN_PYTHON, ids=ids)
+def test_a_python_block_runs(here, monkeypatch, block):
+    """With 1, 2, 4 and 8 processes its configuration is made as it stands; on this one it trains, in small.
+
+    Of a diff, what was there before and what is there after.
+    """
+    skip_or_go_on(block)
+    made = []
+
+    def shortened(config, options):
         for count in PROCESSES:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(TrainingArguments, "world_size", property(lambda self, count=count: count))
                 made.append(config(**{**options, **MACHINE}))
         suits_a_thinking_model(made[-1])
-        return config(**{**options, **MACHINE, **SHORT})
+        return config(**{**options, **MACHINE, **{name: v for name, v in SHORT.items() if hasattr(made[-1], name)}})
 
-    monkeypatch.setattr(p2o, "P2OConfig", shortened)
+    for module, name in ((p2o, "P2OConfig"), (trl, "GRPOConfig")):
+        config = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda config=config, **options: shortened(config, options))
     torch.manual_seed(0)
     exec(compile(block.text, str(block), "exec"), {"__name__": "__main__"})
-    assert bool(made) == ("P2OConfig(" in block.text)
+    assert bool(made) == ("P2OConfig(" in block.text or "GRPOConfig(" in block.text)
 
 
 def suits_a_thinking_model(training):
     """A Qwen3 thinks for thousands of tokens before it answers, or proposes."""
-    assert training.max_completion_length >= 4096 and training.reflection_max_tokens >= 4096
+    assert training.max_completion_length >= 4096 and getattr(training, "reflection_max_tokens", 4096) >= 4096
     room = training.vllm_max_model_length
-    assert room is None or room >= training.max_completion_length + (training.max_prompt_length or 512)
+    longest = getattr(training, "max_prompt_length", None) or 512
+    assert room is None or room >= training.max_completion_length + longest
 
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "sh"], ids=ids)
@@ -139,7 +150,7 @@ def test_a_command_in_the_text_is_one(here, monkeypatch, block):
         execute(words, monkeypatch, None)
 
 
-@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language not in ("python", "sh", "inline")], ids=ids)
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language not in ("python", "sh", "inline", "diff")], ids=ids)
 def test_every_other_block_says_why_it_is_not_run(block):
     skip_or_go_on(block)
     assert block.language == "json", f"{block}: a {block.language or 'plain'} block; say above it why it is not run"

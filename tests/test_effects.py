@@ -107,4 +107,4 @@ def test_evaluation_by_bucket_needs_questions_of_the_profile(there, tmp_path, ca
     assert "eval_difficulty_profile needs evaluation questions" in capsys.readouterr().err
     assert main(check) == 2
     said = capsys.readouterr().err
-    assert "is a profile of other questions: none of the 384 evaluation questions is in it" in said
+    assert "is a profile of other questions: none of the 480 evaluation questions is in it" in said

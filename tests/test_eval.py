@@ -154,7 +154,7 @@ def test_what_cannot_be_compared_is_refused(second, message):
         (["--tasks", "pico:hard", "--k", "two"], "not a list of integers"),
         (["--tasks", "pico:hard", "--top_p", "0"], "top_p=0.0 must be in (0, 1]"),
         (["--tasks", "pico:hard", "--verifier", "math"], "--verifier is for --dataset"),
-        (["--tasks", "pico:hard", "--max_completion_length", "100000"], "100000. Lower it to at most 2006."),
+        (["--tasks", "pico:hard", "--max_completion_length", "100000"], "100000. Lower it to at most 2005."),
         (["--tasks", "pico:hard", "--base_url", "http://me:secret@host/v1"], "contains a user name or a password"),
         (["--tasks", "pico:hard", "--base_url", "http://127.0.0.1:1/v1"], "MODEL='pico' is not a name"),
         (["--dataset", "nowhere.jsonl"], "The dataset file nowhere.jsonl does not exist"),

@@ -19,6 +19,7 @@ from p2o.cli.frozen_options import parse
 from p2o.cli.options import RunArguments, explicit
 from p2o.cli.words import normalized_option
 from p2o.pico import model_path, teacher, world
+from p2o.pico.instructions import HOW
 from p2o.templates import question_text
 
 COMMAND = [
@@ -115,7 +116,7 @@ def test_a_served_model_and_a_served_reflection(tmp_path):
     def policy(handler):
         asked = handler.body["messages"][-1]["content"]
         question = next(q for q in rows if asked.endswith(q))
-        told = "left to right" in asked[: -len(question)].lower() or "step" in asked[: -len(question)].lower()
+        told = any(how in asked[: -len(question)].lower() for how in HOW["left to right"])
         handler.send(200, completion(f"Answer: {rows[question] if told else 'unknown'}"))
 
     def reflect(handler):

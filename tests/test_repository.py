@@ -69,6 +69,6 @@ def test_a_page_links_to_files_that_exist(page):
 
 
 def test_the_script_that_is_type_checked_strictly_has_the_readmes_example():
-    (block,) = [block for block in blocks_of(ROOT / "README.md") if block.language == "python"]
-    assert textwrap.indent(block.text, "    ") in (ROOT / "tests" / "public_api.py").read_text()
+    (diff,) = [block for block in blocks_of(ROOT / "README.md") if block.language == "diff"]
+    assert textwrap.indent(diff.side("+").text, "    ") in (ROOT / "tests" / "public_api.py").read_text()
     assert "tests/public_api.py" in PROJECT["tool"]["mypy"]["files"]

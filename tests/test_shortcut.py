@@ -125,11 +125,12 @@ def bare_answer(completions, **columns):
 
 def trained(tmp_path, reward):
     """A run on one question, which asks for a worked solution."""
-    (row,) = [r for r in world.train_dataset(hard=8, easy=8) if "7 giraffes" in r["prompt"][0]["content"]]
-    row["prompt"] = apply_template(row["prompt"], "Multiply each count by its legs.")
-    data = world.train_dataset(hard=0, easy=4).from_list([row])
-    batch = {"num_generations": 16, "per_device_train_batch_size": 16, "max_completion_length": 32}
-    trainer = make(tmp_path, reward=reward, data=data, prompt_phase=False, max_steps=24, **batch)
+    easy = world.train_dataset(hard=0, easy=12)
+    row = next(r for r in easy if r["family"] == "complex_arithmetic")
+    row["prompt"] = apply_template(row["prompt"], "Form the four partial products.")
+    batch = {"num_generations": 16, "per_device_train_batch_size": 16, "max_completion_length": 48}
+    run = {"prompt_phase": False, "max_steps": 36, "learning_rate": 2e-4}
+    trainer = make(tmp_path, reward=reward, data=easy.from_list([row]), **run, **batch)
     trainer.train()
     return trainer
 
