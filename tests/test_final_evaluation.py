@@ -65,7 +65,7 @@ def test_a_run_says_what_prompts_add_and_how_far_it_went(tmp_path, config, capsy
     }
     path = config(**changes, dataset_test_split="test", dataset_name=str(tmp_path), save_strategy="no")
     out = tmp_path / "run"
-    options = ["--evaluate_with_prompts", "true", "--evaluate_kl", "true", "--evolution_budget", "80"]
+    options = ["--evaluate_with_prompts", "true", "--evaluate_kl", "true", "--evolution_budget", "200"]
     assert main(["train", "--config", path, "--output_dir", str(out), *options]) == 0
     summary = json.loads((out / "summary.json").read_text())
     assert summary["prompted_accuracy"].keys() == summary["bare_accuracy"].keys() == {"test"}
