@@ -39,6 +39,22 @@ def finished(tmp_path_factory):
     return directory, run(directory)
 
 
+def test_an_instruction_is_in_front_of_every_question(tmp_path, finished, capsys):
+    """As a template in training, and the questions stay the same ones, so that bare answers can be compared."""
+    directory, bare = finished
+    told = run(tmp_path / "told", "--instruction", " Go from left to right. Show every line to the end.\n", "--n", "3")
+    assert told["settings"]["instruction"] == "Go from left to right. Show every line to the end."
+    families = [row["family"] for row in list(world.eval_dataset()["hard"])[:6]]
+    assert set(families) == {"chain_sum"}
+    assert told["tasks"]["pico:hard"]["avg"] > 0.5 > bare["tasks"]["pico:hard"]["avg"]
+    assert told["prompt_tokens"] > bare["prompt_tokens"]
+    assert main(["eval", "--compare", str(directory), str(tmp_path / "told")]) == 0
+    assert "pico:hard" in capsys.readouterr().out
+    again = [*COMMAND, "--output_dir", str(tmp_path / "told")]
+    assert main(again) == 2, "bare answers are not added to these"
+    assert "instruction" in capsys.readouterr().err
+
+
 def test_an_evaluation_says_what_it_found(finished, capsys):
     directory, result = finished
     transcripts = lines(directory / "transcripts.jsonl")

@@ -23,6 +23,7 @@ from p2o.ledger import Ledger
 from p2o.options import check_ranges
 from p2o.ranks import Ranks
 from p2o.state import write_json
+from p2o.templates import POSITIONS
 
 RESULT = "eval.json"
 
@@ -40,6 +41,14 @@ class EvalArguments(AnswerArguments):
         default=None,
         metadata={"help": "For pass@k and maj@k, such as 1,4,8; powers of two up to n, and n, when not set."},
     )
+    instruction: str | None = field(
+        default=None,
+        metadata={"help": "An instruction that is put in front of every question, as a template is in training."},
+    )
+    template_position: str = field(
+        default="user",
+        metadata={"help": "Where it is put, see the option of `p2o train`: user or system.", "choices": POSITIONS},
+    )
 
 
 def _evaluate(argv: list[str], console: Console, ranks: Ranks) -> int:
@@ -50,7 +59,8 @@ def _evaluate(argv: list[str], console: Console, ranks: Ranks) -> int:
         description="Evaluates a model: n answers to every question. p2o eval --compare A B compares two evaluations.",
     )
     ks = _ks(arguments.k, arguments.n)
-    found = answer_all(arguments, console, ranks, "eval")
+    instruction = (arguments.instruction or "").strip()
+    found = answer_all(arguments, console, ranks, "eval", instruction, arguments.template_position)
     result = _result(found.settings, found.tasks, found.samples, ks)
     write_json(found.directory / RESULT, result)
     console.print(as_table(result, ks))

@@ -25,7 +25,6 @@ from p2o.engines.shared import load_together, serve, take_own_devices
 from p2o.evaluation.scorers import ScoringError
 from p2o.evaluation.types import QuestionSet, Sample
 from p2o.files import UNWRITABLE
-from p2o.images import question_prompt
 from p2o.ledger import Ledger, Purpose
 from p2o.ranks import Ranks
 from p2o.state import write_json
@@ -127,8 +126,8 @@ def refuse_long_questions(tasks: Sequence[QuestionSet], model: FrozenModel, samp
         InputError: questions that leave no room for an answer, or that the chat template refuses.
     """
     for task in tasks:
-        prompts = list(map(question_prompt, task.rows))
         try:
+            prompts = task.prompts(task.rows)
             refused = model.refused(prompts)
             long = {} if refused else model.too_long(prompts, sampling.max_completion_length)
         except ValueError as error:

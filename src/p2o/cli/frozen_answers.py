@@ -1,6 +1,6 @@
 """n scored answers to every question by a frozen model: what `p2o eval` and `p2o profile` have in common."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +52,20 @@ class Answers:
     samples: dict[str, list[list[Sample]]]
 
 
-def answer_all(arguments: AnswerArguments, console: Console, ranks: Ranks, kind: str) -> Answers:
+def answer_all(
+    arguments: AnswerArguments,
+    console: Console,
+    ranks: Ranks,
+    kind: str,
+    instruction: str = "",
+    position: str = "user",
+) -> Answers:
     """Samples and scores n answers to every question that the options name, or resumes.
 
     Args:
         kind: the command's name, also that of the folder of its directories.
+        instruction: of each question; "" for bare ones.
+        position: where it stands, see `apply_template`.
 
     Raises:
         InputError: a model, questions or a directory that cannot be used.
@@ -64,6 +73,9 @@ def answer_all(arguments: AnswerArguments, console: Console, ranks: Ranks, kind:
     """
     tasks = load_questions(arguments, console.print, takes_images=True)
     settings = answer_settings(arguments, tasks)
+    if instruction:
+        settings |= {"instruction": instruction, "template_position": position}
+        tasks = [replace(task, instruction=instruction, template_position=position) for task in tasks]
     directory = open_directory(arguments.output_dir, kind, arguments.model, settings)
     return answer_in(directory, settings, tasks, arguments, console, ranks)
 

@@ -14,7 +14,6 @@ from typing import Any
 from p2o.completions import Call, Completion, GenerationError, Sampling, decoded
 from p2o.engines.frozen import FrozenModel
 from p2o.evaluation.types import Judgement, QuestionSet, Sample
-from p2o.images import question_prompt
 from p2o.journal import JsonLines
 from p2o.seeding import derive_seed
 
@@ -98,7 +97,7 @@ class _Batch:
 
     def call(self, sampling: Sampling, seed: int) -> Call:
         stream = derive_seed(seed, "evaluation", self.task.name, self.first)
-        return Call(list(map(question_prompt, self.rows)), sampling, stream)
+        return Call(self.task.prompts(self.rows), sampling, stream)
 
     def scored(self, completions: Sequence[Completion]) -> list[Sample]:
         rows = self.rows

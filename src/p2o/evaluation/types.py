@@ -1,10 +1,12 @@
 """The data of an evaluation. Pure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from p2o.completions import Decoded
+from p2o.images import question_prompt
+from p2o.templates import Prompt, apply_template
 
 RIGHT = "right"
 UNSCORED = "unscored"
@@ -44,12 +46,24 @@ class QuestionSet:
     Args:
         rows: with the column `prompt` and what `score` needs.
         answer_format: the form of an answer that the scorer expects, for feedback; "" where unknown.
+        instruction: in front of every question, as a template in training; "" for none.
+        template_position: where it stands, see `apply_template`.
     """
 
     name: str
     rows: list[dict[str, Any]]
     score: ScoreFn
     answer_format: str = ""
+    instruction: str = ""
+    template_position: str = "user"
+
+    def prompts(self, rows: Sequence[Mapping[str, Any]]) -> list[Prompt]:
+        """What a model is asked in these rows of it, images and instruction included.
+
+        Raises:
+            ValueError: a text, which has no system message for the instruction.
+        """
+        return [apply_template(question_prompt(row), self.instruction, self.template_position) for row in rows]
 
 
 @dataclass(frozen=True)
