@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from p2o.holdout import is_held_out
-from p2o.pico import build, model_path, world
+from p2o.pico import build, ladder, model_path, world
 from p2o.pico.corpus import Source, documents
 from p2o.pico.methods import METHODS, RIGHT_METHODS, work
 from p2o.pico.premise import Premise, measure
@@ -203,3 +203,19 @@ def test_the_premise_holds_on_the_shipped_weights():
     for split in ("unseen_levels", "unseen_families"):
         assert result[split]["bare"]["all"] <= 0.03
         assert result[split]["right method, care"]["all"] >= 0.15, "the skill reaches beyond what is trained on"
+
+
+@pytest.mark.slow
+def test_each_tier_opens_the_next(monkeypatch):
+    """What `python -m p2o.pico.ladder` prints, in small."""
+    monkeypatch.setattr(ladder, "STEPS", 30)
+    found = ladder.measure(Premise(model_path(), samples=1, per_split=32))
+    assert list(found) == ["nothing", *(f"tier {tier} and below" for tier in range(3))]
+    families = ("chain_sum", "basic_arithmetic", "complex_arithmetic", "complex_sum")
+    for family, learnt in zip(families, found, strict=True):
+        below, above = found[learnt], found.get(f"tier {families.index(family)} and below")
+        assert below["bare"][family] <= 0.15, "nothing is learnt ahead"
+        assert above is None or above["bare"][family] >= 0.5, "what is learnt needs no instruction"
+    told = {learnt: conditions["right method, care"] for learnt, conditions in found.items()}
+    for family, opened in (("complex_arithmetic", "tier 1 and below"), ("complex_sum", "tier 2 and below")):
+        assert told["nothing"][family] <= 0.13 < 0.25 <= told[opened][family]
