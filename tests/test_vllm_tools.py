@@ -66,7 +66,13 @@ def test_both_phases_call_tools(tmp_path, engine):
     def reflect(prompts, *, seed):
         return [Reflection(f"```\n{TOLD}\n```")] * len(prompts)
 
-    evolving = {"max_steps": -1, "num_train_epochs": 2, "evolution_budget": 60, "min_hard_questions": 2, "max_dev_questions": 4}
+    evolving = {
+        "max_steps": -1,
+        "num_train_epochs": 2,
+        "evolution_budget": 60,
+        "min_hard_questions": 2,
+        "max_dev_questions": 4,
+    }
     run = {"reflect": reflect, "feedback_func": world.feedback, "save_strategy": "no"}
     trainer = tools_trainer(tmp_path, world.accuracy_reward, **run, **evolving, **engine)
     trainer.train()
