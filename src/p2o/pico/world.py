@@ -1,8 +1,7 @@
-"""The tasks of the embedded world: reasoning-gym's questions and scorers, and a worked method for each family.
+"""The tasks of the embedded world: reasoning-gym's questions and scorers, in families that build on each other.
 
-A *family* is one of reasoning-gym's. Its easy questions can be answered directly; its hard ones are out of reach unless
-worked through by the family's one right *method*, line by line. Every method can be applied to every family, as a
-model that follows any instruction would, and fails on all other families.
+A *family* is one of reasoning-gym's, or a sum of its complex numbers. Easy questions can be answered directly; hard
+ones are out of reach unless worked through by a right *method* of the family, line by line ([`p2o.pico.methods`]).
 """
 
 import json
