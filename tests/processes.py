@@ -86,7 +86,7 @@ trainer = P2OTrainer(
             "learning_rate": 1e-3,
             "max_completion_length": 16,
             "min_hard_questions": 2,
-            "evolution_budget": "60",
+            "evolution_budget": "110",
             "parents_per_iteration": 3,
             "prompt_phase_batch_size": 8,
             "reflection_prompt": world.REFLECTION_PROMPT,

@@ -124,8 +124,8 @@ def test_from_the_command_line_with_a_key_that_is_never_seen_again(tmp_path, con
         handler.send(200, completion(f"With {handler.key}:\n{known.text}\n{handler.key}"), X_Your_Key=handler.key)
 
     run = tmp_path / "run"
-    with serve(*[careless] * 3, status(401)) as server:
-        command = ["train", "--config", config(evolution_budget=90), "--output_dir", str(run)]
+    with serve(*[careless] * 9, status(401)) as server:
+        command = ["train", "--config", config(evolution_budget=240), "--output_dir", str(run)]
         command += ["--reflection_model", "openai/some-model", "--reflection_base_url", server.url]
         assert main(command) == 0
         assert server.keys == {KEY}

@@ -65,7 +65,7 @@ def test_no_hint_of_the_embedded_world_says_the_answer():
     for row, text in zip(rows, shown, strict=True):
         assert not leaks_answer(text, row["solution"]) and row["worked_solution"].startswith(text)
         assert not text or row["worked_solution"] not in question_text(row["prompt"])
-    assert sum(map(bool, shown)) > 0.8 * len(rows)
+    assert sum(map(bool, shown)) > 0.7 * len(rows)
 
 
 def test_a_group_that_fails_under_a_hint_gets_more_of_it():
