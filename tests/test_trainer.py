@@ -137,7 +137,7 @@ def test_every_token_is_counted_by_what_it_was_for(tmp_path, mask_truncated):
 
 
 def test_mask_statistics_reach_the_metrics(tmp_path):
-    trainer = make(tmp_path, context_ratio_min=0.6, context_ratio_max=1.01)
+    trainer = make(tmp_path, context_ratio_min=0.6, context_ratio_max=1.0001, **LONGER)
     output, watch = watched_batch(trainer)
     trainer.current_gradient_accumulation_steps = 1
     trainer._compute_loss(trainer.model, output)
@@ -149,7 +149,7 @@ def test_mask_statistics_reach_the_metrics(tmp_path):
         if watch.rollouts[row].template:
             bare = brute_force_logps(trainer.model, prompt, completion)
             ratio = (bare - brute_force_logps(trainer.model, contexts[row], completion)).exp()
-            below, above = below + int((ratio < 0.6).sum()), above + int((ratio > 1.01).sum())
+            below, above = below + int((ratio < 0.6).sum()), above + int((ratio > 1.0001).sum())
             tokens += len(completion)
             quarter = -(-len(completion) // 4)
             shifts["head"] += ratio[:quarter].log().tolist()
