@@ -3,11 +3,12 @@ longer than most small runs."""
 
 import multiprocessing
 import os
-import socket
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from p2o.ranks import free_port
 
 IMPORTED = ["p2o.trainer", "p2o.pico.world"]
 
@@ -29,11 +30,8 @@ def start(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     job = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
-    job |= {"MASTER_PORT": str(port)}
+    job |= {"MASTER_PORT": str(free_port())}
     started = []
     for rank in range(processes):
         own = {**job, "RANK": str(rank), "LOCAL_RANK": str(rank)} if launched else {}

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,10 +17,9 @@ def vllm_server(log: Path) -> Iterator[str]:
     """
     from p2o.engines.vllm import EXTENSION
     from p2o.pico import model_path
+    from p2o.ranks import free_port
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model_path()]
     command += ["--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1", "--dtype", "float32"]
     command += ["--worker-extension-cls", EXTENSION, "--no-enable-chunked-prefill"]

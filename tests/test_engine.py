@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -204,6 +205,8 @@ def test_runs_that_begin_at_once_meet_at_ports_of_their_own(monkeypatch):
         engine.choose_port(SimpleNamespace(use_vllm=True, vllm_mode="colocate"))
         chosen.add(os.environ["MASTER_PORT"])
     assert len(chosen) > 1 and "29500" not in chosen
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert all(int(port) < lowest for port in chosen), "none that an outgoing connection is given meanwhile"
     monkeypatch.setenv("MASTER_PORT", "23456")
     engine.choose_port(SimpleNamespace(use_vllm=True, vllm_mode="colocate"))
     assert os.environ["MASTER_PORT"] == "23456", "a launcher's"

@@ -7,6 +7,8 @@ reflection, as long as it takes.
 
 import os
 import pickle
+import random
+import socket
 import subprocess
 import time
 from contextlib import suppress
@@ -22,6 +24,21 @@ if TYPE_CHECKING:
 FOREVER = timedelta(days=365)
 LAST_WORDS = timedelta(seconds=60)
 FINISHED = ("finished",)
+LISTENING = range(20_000, 32_000)
+"""Ports for those who listen: systems give outgoing connections higher ones."""
+
+
+def free_port() -> int:
+    """A port at which nobody listens yet, for a process that will in some seconds.
+
+    What the system itself calls free may be an outgoing connection's by then. Drawn from the system's randomness, since
+    two runs with one seed may begin at once.
+    """
+    for port in random.SystemRandom().sample(LISTENING, len(LISTENING)):
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            return port
+    raise OSError(f"No port from {LISTENING.start} to {LISTENING.stop - 1} is free.")
 
 
 @dataclass

@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import secrets
-import socket
 import tempfile
 import time
 import urllib.error
@@ -33,6 +32,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import grpo_trainer
 
 from p2o.engines.vllm_worker import EXTENSION, forget_shared_memory, shared_memory_named_for, take_weights
+from p2o.ranks import free_port
 from p2o.seeding import random_stream
 
 logger = logging.getLogger(__name__)
@@ -334,9 +334,7 @@ def choose_port(args: Any) -> None:
     one machine, such as `p2o compare`'s, the second would fail.
     """
     if args.use_vllm and args.vllm_mode == "colocate" and not os.environ.get("MASTER_PORT"):
-        with socket.socket() as free:
-            free.bind(("", 0))
-            os.environ["MASTER_PORT"] = str(free.getsockname()[1])
+        os.environ["MASTER_PORT"] = str(free_port())
 
 
 def context_length(generation: VLLMGeneration | None) -> int | None:
