@@ -1,5 +1,6 @@
 """What holds of a colocated engine and of a server alike; a `mode` fixture gives the options of one of them."""
 
+import contextlib
 import copy
 from dataclasses import replace
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from transformers import AutoTokenizer
+from trl.generation import vllm_generation
 
 from p2o import P2OConfig, P2OTrainer
 from p2o.pico import model_path, world
@@ -32,6 +34,21 @@ from trainers import (
 
 OTHER = Template("Think twice.", 1.0, frozenset())
 SAMPLED = 96  # a token that the model would not repeat by itself
+
+
+@contextlib.contextmanager
+def engine_started_once():
+    """TRL's colocated engine in float32, for all who ask inside: each would take half a minute. Gives its options."""
+    started, llm = [], vllm_generation.LLM
+
+    def once(**settings):
+        if not started:
+            started.append(llm(**{**settings, "dtype": "float32", "max_num_seqs": 32}))
+        return started[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vllm_generation, "LLM", once)
+        yield {"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": 1536}
 
 
 def make_lora(tmp_path, modules_to_save=None, **changes):

@@ -7,10 +7,10 @@ import copy
 
 import pytest
 import torch
-from trl.generation import vllm_generation
 
 from either_engine import (  # noqa: F401 - tests that are run here, too
     disturb,
+    engine_started_once,
     in_evaluation,
     in_policy_phase,
     in_prompt_phase,
@@ -44,18 +44,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def colocated():
-    """TRL's engine, started once: half a minute each would be spent otherwise."""
-    started = []
-
-    def llm(**settings):
-        if not started:
-            started.append(vllm_generation_llm(**{**settings, "dtype": "float32", "max_num_seqs": 32}))
-        return started[0]
-
-    vllm_generation_llm = vllm_generation.LLM
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vllm_generation, "LLM", llm)
-        yield {"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": 1536}
+    with engine_started_once() as options:
+        yield options
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ Runs on a CPU. The engine computes in float32 here, so that its log-probabilitie
 
 import pytest
 import torch
-from trl.generation import vllm_generation
 
+from either_engine import engine_started_once
 from p2o.models import model_path
 from p2o.pico.tools import world
 from p2o.prompt_phase.types import Reflection
@@ -25,17 +25,8 @@ TOLD = "Call the calculator. Do not skip a step."
 
 @pytest.fixture(scope="module")
 def engine():
-    """TRL's engine, started once."""
-    started, llm = [], vllm_generation.LLM
-
-    def once(**settings):
-        if not started:
-            started.append(llm(**{**settings, "dtype": "float32", "max_num_seqs": 32}))
-        return started[0]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vllm_generation, "LLM", once)
-        yield {"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": 1536}
+    with engine_started_once() as options:
+        yield options
 
 
 def tools_trainer(tmp_path, reward, **changes):

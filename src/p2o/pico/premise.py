@@ -99,10 +99,11 @@ class Premise:
         rows = list(self.data["hard"])
         for row in rng.sample(rows, min(questions, len(rows))):
             family, question = row["family"], question_text(row["prompt"])
-            solution = work(family, json.loads(row["entry"]), RIGHT_METHODS[family][0])
-            right = Instruction(unqualified=RIGHT_METHODS[family][0], care=True).text(rng)
+            method = RIGHT_METHODS[family][0]
+            solution = work(family, json.loads(row["entry"]), method)
+            right = Instruction(unqualified=method, care=True).text(rng)
             for column, prompt in enumerate((question, f"{right}\n\n{question}")):
-                text = f"{WORK}{RIGHT_METHODS[family][0]}\n" + "\n".join(solution.lines) + f"\n{world.ANSWER}"
+                text = f"{WORK}{method}\n" + "\n".join(solution.lines) + f"\n{world.ANSWER}"
                 head = encode(self.tokenizer, [[{"role": "user", "content": prompt}]])[0]
                 body = self._encode(text)
                 logits = self.model(torch.tensor([head + body])).logits[0, len(head) - 1 : -1]

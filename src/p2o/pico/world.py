@@ -142,9 +142,13 @@ def _rows(cells: list[tuple[str, Level, int]], seed: int, held_out: bool, **extr
     return rows
 
 
-def _spread(count: int, families: Sequence[str], level: Level) -> list[tuple[str, Level, int]]:
+def _shares(count: int, families: Sequence[str]) -> dict[str, int]:
     """So many questions, divided evenly."""
-    return [(family, level, (count + number) // len(families)) for number, family in enumerate(families)]
+    return {family: (count + number) // len(families) for number, family in enumerate(families)}
+
+
+def _spread(count: int, families: Sequence[str], level: Level) -> list[tuple[str, Level, int]]:
+    return [(family, level, share) for family, share in _shares(count, families).items()]
 
 
 def train_dataset(seed: int = 0, hard: int = 72, easy: int = 24) -> Dataset:
@@ -189,7 +193,7 @@ def validation_dataset(per_split: int = 48) -> dict[str, Dataset]:
     validation = {}
     for split, families in (("easy", EASY_FAMILIES), ("hard", TRAINED_FAMILIES)):
         rows = [row for row in others[split] if row["prompt"][0]["content"] not in evaluated]
-        shares = ((family, share) for family, _, share in _spread(per_split, families, "hard"))
+        shares = _shares(per_split, families).items()
         by_family = [[row for row in rows if row["family"] == family][:share] for family, share in shares]
         validation[f"validation_{split}"] = Dataset.from_list([row for family in by_family for row in family])
     return validation
