@@ -49,10 +49,20 @@ def test_an_instruction_is_in_front_of_every_question(tmp_path, finished, capsys
     assert told["tasks"]["pico:hard"]["avg"] > 0.5 > bare["tasks"]["pico:hard"]["avg"]
     assert told["prompt_tokens"] > bare["prompt_tokens"]
     assert main(["eval", "--compare", str(directory), str(tmp_path / "told")]) == 0
-    assert "pico:hard" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "first: pico second: pico, told: Go from left to right. Show every line to the end." in said
     again = [*COMMAND, "--output_dir", str(tmp_path / "told")]
     assert main(again) == 2, "bare answers are not added to these"
     assert "instruction" in capsys.readouterr().err
+
+
+def test_an_instruction_in_the_system_message_needs_chats(tmp_path, capsys):
+    (tmp_path / "texts.jsonl").write_text(json.dumps({"prompt": "1+1?", "solution": "2"}) + "\n")
+    command = ["eval", "pico", "--dataset", str(tmp_path / "texts.jsonl"), "--n", "1", "--instruction", "Add."]
+    command += ["--template_position", "system", "--output_dir", str(tmp_path / "out")]
+    assert main([*command, "--prompts_as_chats", "false"]) == 2
+    assert "A text has no system message for a template" in " ".join(capsys.readouterr().err.split())
+    assert main([*command, "--prompts_as_chats", "true", "--max_completion_length", "8"]) == 0
 
 
 def test_an_evaluation_says_what_it_found(finished, capsys):

@@ -186,7 +186,8 @@ def option_types(*owners):
 def test_options_of_the_same_name_are_of_the_same_type_in_every_command():
     training = option_types(ModelConfig, P2OConfig, RunArguments)
     evaluation, evolution = option_types(EvalArguments), option_types(EvolveArguments)
-    assert evaluation.keys() - evolution.keys() == {"n", "k", "questions_per_batch"}
+    own = {"n", "k", "questions_per_batch", "instruction", "template_position"}
+    assert evaluation.keys() - evolution.keys() == own
     for command, least in ((evaluation, 25), (evolution, 45)):
         shared = command.keys() & training.keys()
         assert len(shared) >= least

@@ -90,6 +90,12 @@ def _result(
     }
 
 
+def _asked(settings: dict[str, Any]) -> str:
+    """The model, and what it was told in front of every question."""
+    told = " ".join(settings.get("instruction", "").split())
+    return f"{settings['model']}, told: {told}" if told else str(settings["model"])
+
+
 def _ks(listed: str | None, n: int) -> list[int]:
     if listed is None:
         return default_ks(n)
@@ -104,7 +110,7 @@ def _ks(listed: str | None, n: int) -> list[int]:
 
 def as_table(result: dict[str, Any], ks: list[int]) -> Table:
     n = result["settings"]["n"]
-    table = Table(title=f"{result['settings']['model']} (± standard error over questions)")
+    table = Table(title=Text(f"{_asked(result['settings'])} (± standard error over questions)"))
     # pass@1 is avg@n wherever rewards are 0 and 1.
     shown = [k for k in ks if k > 1]
     headings = ["task", "questions", f"avg@{n}", *(f"pass@{k}" for k in shown), *(f"maj@{k}" for k in shown)]
@@ -161,7 +167,7 @@ def _compare(argv: list[str], console: Console, ranks: Ranks) -> int:
         compared = compare(first, second, seed=arguments.seed, resamples=arguments.resamples)
     except ValueError as error:
         raise InputError(str(error)) from None
-    console.print(f"first:  {first['settings']['model']}\nsecond: {second['settings']['model']}", markup=False)
+    console.print(f"first:  {_asked(first['settings'])}\nsecond: {_asked(second['settings'])}", markup=False)
     console.print(_comparison_table(compared, arguments.seed))
     for name, task in compared.items():
         if task["questions"] and arguments.questions:

@@ -165,14 +165,15 @@ def open_directory(output_dir: str | None, kind: str, model: str, settings: dict
         path = Path("runs") / kind / f"{name}-{digest}"
     kept = path / "settings.json"
     try:
-        if kept.exists():
+        there = [*path.iterdir()] if path.exists() else []
+        if kept in there and there != [kept]:  # alone it is left by a command that was refused
             changed = differences(json.loads(kept.read_text()), settings)
             if changed:
                 raise InputError(
                     f"{path} holds results made with other settings: {changed}. Choose another --output_dir."
                 )
             return path
-        if path.exists() and any(path.iterdir()):
+        if there and kept not in there:
             raise InputError(f"{path} is not empty and has no results of `p2o {kind}`. Choose another --output_dir.")
         path.mkdir(parents=True, exist_ok=True)
         write_json(kept, settings)
